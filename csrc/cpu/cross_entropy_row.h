@@ -1,0 +1,333 @@
+// Cross-entropy on contiguous rows: the three phases of kernels.h, forward and backward. Included
+// inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+inline int64_t row_offset(const Shape& shape, const Strides& strides, int64_t row) {
+  if (shape.inner == 1) return row * strides.outer;
+  return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
+}
+
+// What softmax'(z) - target needs of a row: with r' the sum without its maximum, p' is
+// exp(alpha (z - maximum)) * inverse, and the maximum's own p' is 1 - complement.
+template <class Scalar>
+struct SoftmaxRow {
+  Scalar maximum;
+  Scalar pivot;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
+  Scalar inverse;
+  Scalar complement;
+  Scalar mass;
+
+  SoftmaxRow(Scalar row_maximum, Scalar alpha_rest, Scalar row_mass)
+      : maximum(row_maximum),
+        pivot(alpha_rest < 1 ? row_maximum : static_cast<Scalar>(NAN)),
+        inverse(1 / (1 + alpha_rest)),
+        complement(alpha_rest / (1 + alpha_rest)),
+        mass(row_mass) {}
+};
+
+// p' W - mass_j for one vector or scalar of a row. Where p' is close to 1, 1 - p' is known to full
+// precision and p' is not: (W - mass_j) - W (1 - p') then keeps what p' W - mass_j would cancel.
+template <class V>
+V near_one_minus_mass(V total, V complement, V mass) {
+  return (total - mass) - total * complement;
+}
+
+// gradient_j = scale (p'_j W - mass_j) over [0, count). powered(column, lanes, z) gives p' times
+// 1 + r', mass(column, lanes) gives mass_j.
+template <class Storage, class Powered, class Mass>
+void map_softmax_minus_mass(const Storage* z, int64_t count, const SoftmaxRow<AccumulateOf<Storage>>& row,
+                            const Powered& powered, const Mass& mass, AccumulateOf<Storage> scale,
+                            Storage* gradient) {
+  using V = VectorOf<Storage>;
+  const V inverse = V::broadcast(row.inverse);
+  const V complement = V::broadcast(row.complement);
+  const V pivot = V::broadcast(row.pivot);
+  const V total = V::broadcast(row.mass);
+  for_each_vector<V>(count, [&](int64_t column, int lanes) {
+    const V x = load_lanes<V>(z + column, lanes);
+    const V p = powered(column, lanes, x) * inverse;
+    const V mass_j = mass(column, lanes);
+    const V value = select(equal(x, pivot), near_one_minus_mass(total, complement, mass_j),
+                           p * total - mass_j);
+    store_lanes(value * V::broadcast(scale), gradient + column, lanes);
+  });
+}
+
+// The two sources of exp(alpha (z - maximum)): kept by the reduction, relative to the maximum of
+// its chunk, or computed again.
+template <class Scalar>
+struct KeptExponentials {
+  const Scalar* kept;
+  Vector<Scalar> factor;
+  Vector<Scalar> operator()(int64_t column, int lanes, Vector<Scalar>) const {
+    return load_lanes<Vector<Scalar>>(kept + column, lanes) * factor;
+  }
+};
+template <class Scalar>
+struct FreshExponentials {
+  Vector<Scalar> maximum;
+  Vector<Scalar> alpha_scale;
+  FreshExponentials(Scalar row_maximum, double alpha)
+      : maximum(Vector<Scalar>::broadcast(row_maximum)),
+        alpha_scale(Vector<Scalar>::broadcast(static_cast<Scalar>(alpha * kLog2E))) {}
+  Vector<Scalar> operator()(int64_t, int, Vector<Scalar> z) const {
+    return exp2((z - maximum) * alpha_scale);
+  }
+};
+
+// The part of mass_j that every class has: w_j (slope q_j + intercept). An index target adds its
+// own point mass at one class (see Target).
+template <class Storage>
+struct ClassMass {
+  using Scalar = AccumulateOf<Storage>;
+  using V = Vector<Scalar>;
+  const Storage* probabilities;  // at most one of these two is not null
+  const Scalar* wide_probabilities;
+  const Scalar* weight;  // or null
+  Scalar slope;
+  Scalar intercept;
+
+  ClassMass(const CrossEntropyParams& p, int64_t target_offset)
+      : probabilities(nullptr),
+        wide_probabilities(nullptr),
+        weight(static_cast<const Scalar*>(p.weight)),
+        slope(static_cast<Scalar>(1.0 - p.label_smoothing)),
+        intercept(static_cast<Scalar>(p.label_smoothing / static_cast<double>(p.shape.classes))) {
+    if (p.target_probabilities == nullptr) return;
+    if (p.target_is_accumulate_type) {
+      wide_probabilities = static_cast<const Scalar*>(p.target_probabilities) + target_offset;
+    } else {
+      probabilities = static_cast<const Storage*>(p.target_probabilities) + target_offset;
+    }
+  }
+
+  // Lanes at column * class_stride of the probabilities; `weights` are the weights of those lanes.
+  V at(int64_t offset, int lanes, V weights) const {
+    V q = V::broadcast(intercept);
+    if (probabilities != nullptr) {
+      q = multiply_add(load_lanes<V>(probabilities + offset, lanes), V::broadcast(slope), q);
+    } else if (wide_probabilities != nullptr) {
+      q = multiply_add(load_lanes<V>(wide_probabilities + offset, lanes), V::broadcast(slope), q);
+    }
+    return q * weights;
+  }
+  V operator()(int64_t column, int lanes) const {
+    return at(column, lanes,
+              weight != nullptr ? load_lanes<V>(weight + column, lanes) : V::broadcast(1));
+  }
+};
+
+// True when every class has mass: probabilities or label smoothing.
+inline bool has_class_mass(const CrossEntropyParams& p) {
+  return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
+}
+
+// The index target of one row.
+template <class Scalar>
+struct IndexTarget {
+  int64_t index = -1;  // none: the target is given as probabilities
+  bool ignored = false;
+  Scalar point_mass = 0;  // (1 - smoothing) w_index
+  Scalar mass = 0;        // with the index's share of label smoothing
+
+  IndexTarget(const CrossEntropyParams& p, int64_t row) {
+    if (p.target_index == nullptr) return;
+    index = p.target_index_is_int32 ? static_cast<const int32_t*>(p.target_index)[row]
+                                    : static_cast<const int64_t*>(p.target_index)[row];
+    ignored = index == p.ignore_index;
+    if (ignored) return;
+    const Scalar* weight = static_cast<const Scalar*>(p.weight);
+    const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
+    point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
+    mass = point_mass + static_cast<Scalar>(own * p.label_smoothing /
+                                            static_cast<double>(p.shape.classes));
+  }
+};
+
+template <class Scalar>
+Scalar upstream_of_row(const CrossEntropyParams& p, int64_t row) {
+  double value = 1.0;
+  if (p.upstream != nullptr) {
+    value = static_cast<const Scalar*>(p.upstream)[row * p.upstream_stride];
+  }
+  if (p.total_weight != nullptr) value /= *p.total_weight;
+  return static_cast<Scalar>(value);
+}
+
+template <class Storage>
+struct CrossEntropyRow {
+  using Scalar = AccumulateOf<Storage>;
+  using V = Vector<Scalar>;
+  using Params = CrossEntropyParams;
+
+  static const Storage* logits(const Params& p, int64_t row) {
+    return static_cast<const Storage*>(p.logits) + row_offset(p.shape, p.logits_strides, row);
+  }
+  static Storage* gradient(const Params& p, int64_t row) {
+    return static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row);
+  }
+  static ClassMass<Storage> class_mass(const Params& p, int64_t row) {
+    const bool probabilities = p.target_probabilities != nullptr;
+    return {p, probabilities ? row_offset(p.shape, p.target_strides, row) : 0};
+  }
+  static Scalar* statistic(const Params& p, Statistic which, int64_t row) {
+    return static_cast<Scalar*>(p.statistics) + which * p.shape.rows() + row;
+  }
+  // Where the reduction keeps its exponentials: in the gradient's own row if that is wide enough.
+  static Scalar* kept(const Params& p, int64_t row, Workspace& workspace) {
+    if (p.gradient == nullptr) return nullptr;
+    if constexpr (kIsAccumulate<Storage>) {
+      return gradient(p, row);
+    } else {
+      return static_cast<Scalar*>(workspace.exponentials);
+    }
+  }
+
+  template <class Kind>
+  static void reduce(const Params& p, int64_t row, int64_t begin, int64_t end,
+                     Workspace& workspace) {
+    const IndexTarget<Scalar> target(p, row);
+    if (target.ignored) return;
+    const ClassMass<Storage> mass_of = class_mass(p, row);
+    const Storage* z = logits(p, row);
+    Scalar* keep = kept(p, row, workspace);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = k * kChunk;
+      const int64_t count = std::min(kChunk, p.shape.classes - first);
+      ChunkState& state = workspace.chunks[k];
+      reduce_exponentials<Kind>(p.alpha, z + first, count,
+                                keep != nullptr ? keep + first : nullptr, state);
+      state.mass = state.distance = 0.0;
+      if (has_class_mass(p)) reduce_mass(mass_of, z, first, count, state);
+    }
+  }
+
+  static void reduce_mass(const ClassMass<Storage>& mass_of, const Storage* z, int64_t first,
+                          int64_t count, ChunkState& state) {
+    const V zero = V::broadcast(0);
+    const V reference = V::broadcast(static_cast<Scalar>(state.maximum));
+    V mass_sum = zero;
+    V distance_sum = zero;
+    for_each_vector<V>(count, [&](int64_t column, int lanes) {
+      const auto valid = V::first_lanes(lanes);
+      const V mass = mass_of(first + column, lanes);
+      const V distance = mass * (reference - load_lanes<V>(z + first + column, lanes));
+      mass_sum = mass_sum + select(valid, mass, zero);
+      distance_sum = distance_sum + select(valid, distance, zero);
+    });
+    state.mass = sum_of_lanes(mass_sum);
+    state.distance = sum_of_lanes(distance_sum);
+  }
+
+  static void merge(const Params& p, int64_t row, Workspace& workspace) {
+    Scalar& loss = static_cast<Scalar*>(p.losses)[row];
+    const IndexTarget<Scalar> target(p, row);
+    if (target.ignored) {
+      loss = 0;
+      write_statistics(p, row, 0, 0, 0);
+      return;
+    }
+    const int64_t count = chunk_count(p.shape);
+    ChunkState& state = workspace.row;
+    merge_exponentials(p.alpha, count, workspace.chunks, state);
+    if (has_class_mass(p)) {
+      state.mass = state.distance = 0.0;
+      for (int64_t k = 0; k < count; ++k) {
+        const ChunkState& chunk = workspace.chunks[k];
+        const double below = state.maximum - chunk.maximum;
+        state.mass += chunk.mass;
+        state.distance += chunk.distance + (below == 0.0 ? 0.0 : chunk.mass * below);
+      }
+    }
+    if (target.index >= 0) {
+      const double z = load_scalar(logits(p, row) + target.index);
+      state.mass += target.point_mass;
+      state.distance += target.point_mass * (state.maximum - z);
+    }
+    // Both terms are >= 0, so nothing cancels.
+    loss = static_cast<Scalar>(state.distance + state.mass * std::log1p(state.rest));
+    write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
+  }
+
+  static void write_statistics(const Params& p, int64_t row, double maximum, double alpha_rest,
+                               double mass) {
+    if (p.statistics == nullptr) return;
+    *statistic(p, kMaximum, row) = static_cast<Scalar>(maximum);
+    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(alpha_rest);
+    *statistic(p, kTargetMass, row) = static_cast<Scalar>(mass);
+  }
+
+  // With the exponentials that the reduction kept, or without them.
+  static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
+                          Workspace& workspace) {
+    if (p.gradient != nullptr) map(p, row, begin, end, kept(p, row, workspace), &workspace);
+  }
+  static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end, Workspace&) {
+    map(p, row, begin, end, nullptr, nullptr);
+  }
+
+  static void map(const Params& p, int64_t row, int64_t begin, int64_t end, const Scalar* keep,
+                  const Workspace* workspace) {
+    const Storage* z = logits(p, row);
+    Storage* out = gradient(p, row);
+    const IndexTarget<Scalar> target(p, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), *statistic(p, kAlphaRest, row),
+                                     *statistic(p, kTargetMass, row));
+    const ClassMass<Storage> mass_of = class_mass(p, row);
+    const Scalar scale = upstream_of_row<Scalar>(p, row);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = k * kChunk;
+      const int64_t count = std::min(kChunk, p.shape.classes - first);
+      if (target.ignored) {
+        std::memset(static_cast<void*>(out + first), 0, count * sizeof(Storage));
+        continue;
+      }
+      const bool here = first <= target.index && target.index < first + count;
+      const Scalar z_target = here ? load_scalar(z + target.index) : 0;  // before it is overwritten
+      const auto map_chunk = [&](const auto& powered) {
+        if (has_class_mass(p)) {
+          const auto mass = [&](int64_t column, int lanes) {
+            return mass_of(first + column, lanes);
+          };
+          map_softmax_minus_mass(z + first, count, softmax, powered, mass, scale, out + first);
+        } else {
+          map_softmax(z + first, count, powered, scale * softmax.mass * softmax.inverse,
+                      out + first);
+        }
+      };
+      if (keep != nullptr) {
+        const double factor = workspace->chunks[k].alpha_factor;
+        map_chunk(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
+      } else {
+        map_chunk(FreshExponentials<Scalar>(softmax.maximum, p.alpha));
+      }
+      if (here) {
+        store_scalar(scale * target_gradient(p.alpha, softmax, z_target, target.mass),
+                     out + target.index);
+      }
+    }
+  }
+
+  // Every class but the target when no class has mass.
+  template <class Powered>
+  static void map_softmax(const Storage* z, int64_t count, const Powered& powered, Scalar scale,
+                          Storage* out) {
+    for_each_vector<V>(count, [&](int64_t column, int lanes) {
+      const V x = load_lanes<V>(z + column, lanes);
+      store_lanes(powered(column, lanes, x) * V::broadcast(scale), out + column, lanes);
+    });
+  }
+
+  static Scalar target_gradient(double alpha, const SoftmaxRow<Scalar>& softmax, Scalar z,
+                                Scalar mass) {
+    if (z == softmax.pivot) return near_one_minus_mass(softmax.mass, softmax.complement, mass);
+    const Scalar powered = std::exp(static_cast<Scalar>(alpha) * (z - softmax.maximum));
+    return powered * softmax.inverse * softmax.mass - mass;
+  }
+};
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,50 @@
+// Which instruction sets this processor has.
+#include <cstring>
+#include <iterator>
+
+#include "cpu/kernels.h"
+
+namespace powergrad {
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// The builtins also ask the operating system whether it saves the wide registers.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+#if defined(POWERGRAD_SIMDE)
+  return has_avx2();  // the AVX-512 file was compiled to AVX2 by SIMDe
+#else
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+}
+#endif
+
+const InstructionSet kInstructionSets[] = {
+#if defined(__x86_64__)
+    {"avx512", has_avx512, avx512_kernels},
+    {"avx2", has_avx2, avx2_kernels},
+#endif
+    {"scalar", always, scalar_kernels},
+};
+
+}  // namespace
+
+InstructionSets instruction_sets() {
+  return {std::begin(kInstructionSets), std::end(kInstructionSets)};
+}
+
+const InstructionSet* find_instruction_set(const char* name) {
+  for (const InstructionSet& set : instruction_sets()) {
+    if (std::strcmp(set.name, name) == 0) return &set;
+  }
+  return nullptr;
+}
+
+}  // namespace powergrad

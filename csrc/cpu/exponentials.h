@@ -1,0 +1,144 @@
+// exp(t) and exp(alpha t) for t = z - max(z) <= 0, and log(1 + r). Included inside the target
+// region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+inline constexpr double kLog2E = 1.4426950408889634074;
+inline constexpr double kLn2 = 0.69314718055994530942;
+
+template <class V, std::size_t kTerms>
+V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
+  V result = V::broadcast(coefficients[kTerms - 1]);
+  for (std::size_t i = kTerms - 1; i-- > 0;) {
+    result = multiply_add(result, x, V::broadcast(coefficients[i]));
+  }
+  return result;
+}
+
+// 2^x for x <= 0; 0 for -infinity, NaN for NaN. x = n + f with integral n and |f| <= 1/2; the
+// polynomials are minimax in relative error on that interval.
+inline Vector<float> exp2(Vector<float> x) {
+  using V = Vector<float>;
+  static constexpr float kCoefficients[] = {1.0f,        0.693147f,   0.24022247f,
+                                            0.05550711f, 0.00967129f, 0.0013269515f};  // 9.3e-8
+  x = maximum(V::broadcast(-160.0f), x);  // in this order: keeps NaN
+  const V n = round(x);
+  return scale_by_power_of_two(polynomial(x - n, kCoefficients), n);
+}
+
+inline Vector<double> exp2(Vector<double> x) {
+  using V = Vector<double>;
+  static constexpr double kCoefficients[] = {  // 1.8e-17
+      1.0,
+      0.69314718055994569679,
+      0.24022650695910098007,
+      0.055504108664790389252,
+      0.0096181291076070019986,
+      0.0013333558153441334774,
+      0.00015403530441572599042,
+      0.000015252727383872462884,
+      1.3215442675115585098e-6,
+      1.0180648196555812362e-7,
+      7.0725704454692940706e-9,
+      4.0779938562463537778e-10};
+  x = maximum(V::broadcast(-1100.0), x);
+  const V n = round(x);
+  return scale_by_power_of_two(polynomial(x - n, kCoefficients), n);
+}
+
+// log(1 + r) for r >= 0. Below 1 the series runs on r itself, so that nothing of a tiny r is lost;
+// above, 1 + r = 2^k s with s in [1, 2). log(1 + f) = 2 atanh(f / (2 + f)).
+inline Vector<float> log1p(Vector<float> r) {
+  using V = Vector<float>;
+  static constexpr float kCoefficients[] = {2.0f,        2.0f / 3.0f,  2.0f / 5.0f,  2.0f / 7.0f,
+                                            2.0f / 9.0f, 2.0f / 11.0f, 2.0f / 13.0f, 2.0f / 15.0f};
+  const V one = V::broadcast(1.0f);
+  const V zero = V::broadcast(0.0f);
+  const V sum = one + r;
+  const auto small = less(r, one);
+  const V k = select(small, zero, exponent(sum));
+  const V f = select(small, r, scale_by_power_of_two(sum, zero - k) - one);
+  const V t = f / (V::broadcast(2.0f) + f);
+  const V series = t * polynomial(t * t, kCoefficients);
+  return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<float>(kLn2)), series), r);
+}
+
+inline Vector<double> log1p(Vector<double> r) {
+  double lanes[Vector<double>::kWidth];
+  r.store(lanes);
+  for (double& lane : lanes) lane = std::log1p(lane);
+  return Vector<double>::load(lanes);
+}
+
+// How the pair (exp(t), exp(alpha t)) is had. One exponential gives both when alpha = N/D with
+// small N and D: u = exp(t / D), exp(alpha t) = u^N, exp(t) = u^D.
+template <class V>
+struct Exponentials {
+  V plain;
+  V powered;
+};
+
+template <int kPower, class V>
+V power(V x) {
+  if constexpr (kPower == 1) {
+    return x;
+  } else if constexpr (kPower % 2 == 0) {
+    return power<kPower / 2>(x * x);
+  } else {
+    return x * power<kPower - 1>(x);
+  }
+}
+
+template <int kNumerator, int kDenominator>
+struct RationalAlpha {
+  template <class V>
+  struct Evaluator {
+    V scale;
+    explicit Evaluator(double) : scale(V::broadcast(kLog2E / kDenominator)) {}
+    Exponentials<V> operator()(V t) const {
+      const V u = exp2(t * scale);
+      return {power<kDenominator>(u), power<kNumerator>(u)};
+    }
+  };
+};
+
+struct AnyAlpha {
+  template <class V>
+  struct Evaluator {
+    V scale;
+    V alpha_scale;
+    explicit Evaluator(double alpha)
+        : scale(V::broadcast(kLog2E)), alpha_scale(V::broadcast(alpha * kLog2E)) {}
+    Exponentials<V> operator()(V t) const { return {exp2(t * scale), exp2(t * alpha_scale)}; }
+  };
+};
+
+// Forward without backward: the powered exponential is not wanted.
+struct NoAlpha {
+  template <class V>
+  struct Evaluator {
+    V scale;
+    explicit Evaluator(double) : scale(V::broadcast(kLog2E)) {}
+    Exponentials<V> operator()(V t) const { return {exp2(t * scale), V::broadcast(0)}; }
+  };
+};
+
+// Calls function(kind) with the cheapest kind that is exact for this alpha in Scalar arithmetic.
+template <class Scalar, class Function>
+void with_alpha_kind(double alpha, bool wanted, const Function& function) {
+  const auto is = [alpha](double numerator, double denominator) {
+    return static_cast<Scalar>(alpha) == static_cast<Scalar>(numerator / denominator);
+  };
+  if (!wanted) return function(NoAlpha{});
+  if (is(1, 1)) return function(RationalAlpha<1, 1>{});
+  if (is(1, 2)) return function(RationalAlpha<1, 2>{});
+  if (is(1, 3)) return function(RationalAlpha<1, 3>{});
+  if (is(1, 4)) return function(RationalAlpha<1, 4>{});
+  if (is(3, 10)) return function(RationalAlpha<3, 10>{});
+  return function(AnyAlpha{});
+}
+
+}  // namespace
+}  // namespace powergrad

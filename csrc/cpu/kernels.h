@@ -1,0 +1,78 @@
+// The CPU kernels as the binding sees them: one table per instruction set, one entry per dtype.
+//
+// A kernel takes a struct and a range of work and returns. Work on a row is three phases, so that
+// a single huge row can be spread over threads: every chunk of its columns is reduced on its own,
+// the chunks' states are merged, and every chunk is mapped to output. `rows` runs all three for
+// whole rows. Chunks have a fixed size, so the bits do not depend on how the work was split.
+#pragma once
+
+#include <cstdint>
+
+#include "powergrad.h"
+
+namespace powergrad {
+
+inline constexpr int64_t kChunk = 2048;  // columns; logits and exponentials stay in the L1 cache
+
+inline int64_t chunk_count(const Shape& shape) { return (shape.classes + kChunk - 1) / kChunk; }
+
+// Sums over one chunk, relative to the chunk's own maximum ("1 + rest", see powergrad.h).
+struct ChunkState {
+  double maximum;
+  double rest;          // sum of exp(z - maximum) without the maximum
+  double alpha_rest;    // sum of exp(alpha (z - maximum)) without the maximum
+  double mass;          // sum of mass_j
+  double distance;      // sum of mass_j (maximum - z_j)
+  double alpha_factor;  // set by merge: exp(alpha (maximum - row maximum))
+};
+
+// What threads share while they work on one row. Owned by the caller.
+struct Workspace {
+  ChunkState* chunks;   // (chunk_count)
+  ChunkState row;       // set by merge
+  void* exponentials;   // (classes) accumulate: keeps exp(alpha (z - maximum)) of half-precision
+                        // logits between the phases; null: computed again
+};
+
+template <class Params>
+struct Kernel {
+  // Any layout: rows [begin, end).
+  void (*rows)(const Params&, int64_t begin, int64_t end, Workspace&);
+  // Contiguous rows (strides.classes == 1): chunks [begin, end) of one row.
+  void (*reduce)(const Params&, int64_t row, int64_t begin, int64_t end, Workspace&);
+  void (*merge)(const Params&, int64_t row, Workspace&);
+  void (*map)(const Params&, int64_t row, int64_t begin, int64_t end, Workspace&);
+};
+
+struct KernelTable {
+  Kernel<CrossEntropyParams> cross_entropy_forward;  // and the gradient, where one is asked for
+  Kernel<CrossEntropyParams> cross_entropy_backward;
+  Kernel<LogSoftmaxParams> log_softmax_forward;
+  Kernel<LogSoftmaxParams> log_softmax_backward;
+};
+
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  const KernelTable* tables;  // (kDataTypes), indexed by DataType
+};
+
+extern const KernelTable scalar_kernels[kDataTypes];
+#if defined(__x86_64__)
+extern const KernelTable avx2_kernels[kDataTypes];
+extern const KernelTable avx512_kernels[kDataTypes];
+#endif
+
+// Best first. The last one is supported everywhere.
+struct InstructionSets {
+  const InstructionSet* begin_;
+  const InstructionSet* end_;
+  const InstructionSet* begin() const { return begin_; }
+  const InstructionSet* end() const { return end_; }
+};
+InstructionSets instruction_sets();
+
+// Null when there is none of that name.
+const InstructionSet* find_instruction_set(const char* name);
+
+}  // namespace powergrad

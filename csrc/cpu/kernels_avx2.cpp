@@ -1,0 +1,24 @@
+// The kernels for AVX2, FMA and F16C.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "cpu/standard.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "cpu/vector_avx2.h"
+#include "cpu/algorithm.h"
+
+POWERGRAD_DEFINE_KERNELS(avx2_kernels)
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,96 @@
+// What every vector type gets from its primitives: partial loads of half precision, horizontal
+// reductions, and the traits of a storage type. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+template <class Storage>
+struct StorageTraits;
+#define POWERGRAD_STORAGE_TRAITS(name, storage, accumulate) \
+  template <>                                               \
+  struct StorageTraits<storage> {                           \
+    using Accumulate = accumulate;                          \
+    static constexpr DataType dtype = DataType::name;       \
+  };
+POWERGRAD_FORALL_TYPES(POWERGRAD_STORAGE_TRAITS)
+#undef POWERGRAD_STORAGE_TRAITS
+
+template <class Storage>
+using AccumulateOf = typename StorageTraits<Storage>::Accumulate;
+
+template <class Storage>
+using VectorOf = Vector<AccumulateOf<Storage>>;
+
+template <class Storage>
+inline constexpr bool kIsAccumulate = std::is_same_v<Storage, AccumulateOf<Storage>>;
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// The first `count` lanes of p; the others are 0. Reads nothing past them.
+template <class V, class Storage>
+V load_lanes(const Storage* p, int count) {
+  if (count == V::kWidth) return V::load(p);
+  if constexpr (std::is_same_v<Storage, typename V::Scalar>) {
+    return V::load_first(p, count);
+  } else {
+    Storage buffer[V::kWidth] = {};
+    std::memcpy(buffer, p, count * sizeof(Storage));
+    return V::load(buffer);
+  }
+}
+
+template <class V, class Storage>
+void store_lanes(V x, Storage* p, int count) {
+  if (count == V::kWidth) {
+    x.store(p);
+  } else if constexpr (std::is_same_v<Storage, typename V::Scalar>) {
+    x.store_first(p, count);
+  } else {
+    Storage buffer[V::kWidth];
+    x.store(buffer);
+    std::memcpy(p, buffer, count * sizeof(Storage));
+  }
+}
+
+template <class V>
+double sum_of_lanes(V x) {
+  typename V::Scalar lanes[V::kWidth];
+  x.store(lanes);
+  double sum = 0.0;
+  for (int i = 0; i < V::kWidth; ++i) sum += lanes[i];
+  return sum;
+}
+
+template <class V>
+typename V::Scalar largest_of_lanes(V x) {
+  typename V::Scalar lanes[V::kWidth];
+  x.store(lanes);
+  typename V::Scalar largest = lanes[0];
+  for (int i = 1; i < V::kWidth; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+// One element as its accumulate type.
+template <class Storage>
+AccumulateOf<Storage> load_scalar(const Storage* p) {
+  if constexpr (kIsAccumulate<Storage>) {
+    return *p;
+  } else {
+    float lanes[VectorOf<Storage>::kWidth];
+    load_lanes<VectorOf<Storage>>(p, 1).store(lanes);
+    return lanes[0];
+  }
+}
+
+template <class Storage>
+void store_scalar(AccumulateOf<Storage> x, Storage* p) {
+  if constexpr (kIsAccumulate<Storage>) {
+    *p = x;
+  } else {
+    store_lanes(VectorOf<Storage>::broadcast(x), p, 1);
+  }
+}
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,96 @@
+// log-softmax on contiguous rows: the three phases of kernels.h, forward and backward. Included
+// inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+template <class Storage>
+struct LogSoftmaxRow {
+  using Scalar = AccumulateOf<Storage>;
+  using V = Vector<Scalar>;
+  using Params = LogSoftmaxParams;
+
+  static const Storage* logits(const Params& p, int64_t row) {
+    return static_cast<const Storage*>(p.logits) + row_offset(p.shape, p.logits_strides, row);
+  }
+  static const Storage* upstream(const Params& p, int64_t row) {
+    return static_cast<const Storage*>(p.upstream) + row_offset(p.shape, p.upstream_strides, row);
+  }
+  static Scalar* statistic(const Params& p, Statistic which, int64_t row) {
+    return static_cast<Scalar*>(p.statistics) + which * p.shape.rows() + row;
+  }
+
+  template <class Kind>
+  static void reduce(const Params& p, int64_t row, int64_t begin, int64_t end,
+                     Workspace& workspace) {
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = k * kChunk;
+      const int64_t count = std::min(kChunk, p.shape.classes - first);
+      reduce_exponentials<Kind>(p.alpha, logits(p, row) + first, count,
+                                static_cast<Scalar*>(nullptr), workspace.chunks[k]);
+    }
+  }
+
+  static void merge(const Params& p, int64_t row, Workspace& workspace) {
+    merge_exponentials(p.alpha, chunk_count(p.shape), workspace.chunks, workspace.row);
+    if (p.statistics == nullptr) return;
+    *statistic(p, kMaximum, row) = static_cast<Scalar>(workspace.row.maximum);
+    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(workspace.row.alpha_rest);
+  }
+
+  static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
+                          Workspace& workspace) {
+    const Storage* z = logits(p, row);
+    Storage* out = static_cast<Storage*>(p.output) + row_offset(p.shape, p.output_strides, row);
+    // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
+    const V maximum = V::broadcast(static_cast<Scalar>(workspace.row.maximum));
+    const V log_sum = V::broadcast(static_cast<Scalar>(std::log1p(workspace.row.rest)));
+    const int64_t last = std::min(end * kChunk, p.shape.classes);
+    const int64_t first = begin * kChunk;
+    for_each_vector<V>(last - first, [&](int64_t column, int lanes) {
+      const V x = load_lanes<V>(z + first + column, lanes);
+      store_lanes((x - maximum) - log_sum, out + first + column, lanes);
+    });
+  }
+
+  static void reduce_upstream(const Params& p, int64_t row, int64_t begin, int64_t end,
+                              Workspace& workspace) {
+    const Storage* g = upstream(p, row);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = k * kChunk;
+      V sum = V::broadcast(0);
+      for_each_vector<V>(std::min(kChunk, p.shape.classes - first),
+                         [&](int64_t column, int lanes) {
+                           sum = sum + load_lanes<V>(g + first + column, lanes);
+                         });
+      workspace.chunks[k].mass = sum_of_lanes(sum);
+    }
+  }
+
+  static void merge_upstream(const Params& p, int64_t, Workspace& workspace) {
+    workspace.row.mass = 0.0;
+    for (int64_t k = 0; k < chunk_count(p.shape); ++k) {
+      workspace.row.mass += workspace.chunks[k].mass;
+    }
+  }
+
+  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a scale.
+  static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end,
+                           Workspace& workspace) {
+    const int64_t first = begin * kChunk;
+    const Storage* z = logits(p, row) + first;
+    const Storage* g = upstream(p, row) + first;
+    Storage* out =
+        static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row) + first;
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), *statistic(p, kAlphaRest, row),
+                                     static_cast<Scalar>(workspace.row.mass));
+    const FreshExponentials<Scalar> powered(softmax.maximum, p.alpha);
+    const auto mass = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
+    map_softmax_minus_mass(z, std::min(end * kChunk, p.shape.classes) - first, softmax, powered,
+                           mass, Scalar(-1), out);
+  }
+};
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,180 @@
+// AVX2 with FMA and F16C: 8 floats or 4 doubles. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+template <class Scalar>
+struct Vector;
+
+// Lane i is all ones when i < count.
+inline __m256i first_lanes_32(int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+inline __m256i first_lanes_64(int count) {
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane);
+}
+
+template <>
+struct Vector<float> {
+  using Scalar = float;
+  struct Mask {
+    __m256 bits;
+  };
+  static constexpr int kWidth = 8;
+  __m256 v;
+
+  static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static Mask first_lanes(int count) { return {_mm256_castsi256_ps(first_lanes_32(count))}; }
+
+  static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vector load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static Vector load(const Float16* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static Vector load_first(const float* p, int count) {
+    return {_mm256_maskload_ps(p, first_lanes_32(count))};
+  }
+
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(BFloat16* p) const {
+    const __m256i bits = _mm256_castps_si256(v);
+    // Round to nearest even: add 0x7fff plus the lowest bit that is kept; NaN keeps its payload.
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_add_epi32(bits, bias);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i packed = _mm256_packus_epi32(wide, wide);  // within each 128-bit half
+    const __m256i ordered = _mm256_permute4x64_epi64(packed, 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+  }
+  void store(Float16* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store_first(float* p, int count) const {
+    _mm256_maskstore_ps(p, first_lanes_32(count), v);
+  }
+};
+
+inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+inline Vector<float> operator-(Vector<float> a, Vector<float> b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+inline Vector<float> operator*(Vector<float> a, Vector<float> b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+// b where either is NaN.
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+inline Vector<float> round(Vector<float> a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for integral n and a near 1; 0 where that is not a normal number.
+inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
+  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), 23);
+  const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), shift));
+  return {_mm256_and_ps(scaled, _mm256_cmp_ps(n.v, _mm256_set1_ps(-125.0f), _CMP_NLT_UQ))};
+}
+// floor(log2(a)) for positive a.
+inline Vector<float> exponent(Vector<float> a) {
+  const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(a.v), 23);
+  return {_mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)))};
+}
+inline Vector<float>::Mask equal(Vector<float> a, Vector<float> b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)};
+}
+inline Vector<float>::Mask less(Vector<float> a, Vector<float> b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
+}
+inline Vector<float> select(Vector<float>::Mask mask, Vector<float> yes, Vector<float> no) {
+  return {_mm256_blendv_ps(no.v, yes.v, mask.bits)};
+}
+inline int first_set(Vector<float>::Mask mask) {
+  const int bits = _mm256_movemask_ps(mask.bits);
+  return bits ? __builtin_ctz(bits) : -1;
+}
+
+template <>
+struct Vector<double> {
+  using Scalar = double;
+  struct Mask {
+    __m256d bits;
+  };
+  static constexpr int kWidth = 4;
+  __m256d v;
+
+  static Vector broadcast(double x) { return {_mm256_set1_pd(x)}; }
+  static Mask first_lanes(int count) { return {_mm256_castsi256_pd(first_lanes_64(count))}; }
+  static Vector load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static Vector load_first(const double* p, int count) {
+    return {_mm256_maskload_pd(p, first_lanes_64(count))};
+  }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void store_first(double* p, int count) const {
+    _mm256_maskstore_pd(p, first_lanes_64(count), v);
+  }
+};
+
+inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
+  return {_mm256_add_pd(a.v, b.v)};
+}
+inline Vector<double> operator-(Vector<double> a, Vector<double> b) {
+  return {_mm256_sub_pd(a.v, b.v)};
+}
+inline Vector<double> operator*(Vector<double> a, Vector<double> b) {
+  return {_mm256_mul_pd(a.v, b.v)};
+}
+inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
+  return {_mm256_div_pd(a.v, b.v)};
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
+  return {_mm256_max_pd(a.v, b.v)};
+}
+inline Vector<double> round(Vector<double> a) {
+  return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
+  // Adding 1.5 * 2^52 leaves the integer in the low bits of the mantissa.
+  const __m256d integer = _mm256_add_pd(n.v, _mm256_set1_pd(6755399441055744.0));
+  const __m256i shift = _mm256_slli_epi64(_mm256_castpd_si256(integer), 52);
+  const __m256d scaled = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a.v), shift));
+  const __m256d normal = _mm256_cmp_pd(n.v, _mm256_set1_pd(-1021.0), _CMP_GE_OQ);
+  const __m256d nan = _mm256_cmp_pd(n.v, n.v, _CMP_UNORD_Q);  // the shift may have moved a payload
+  return {_mm256_or_pd(_mm256_and_pd(scaled, normal), nan)};
+}
+inline Vector<double>::Mask equal(Vector<double> a, Vector<double> b) {
+  return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)};
+}
+inline Vector<double>::Mask less(Vector<double> a, Vector<double> b) {
+  return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)};
+}
+inline Vector<double> select(Vector<double>::Mask mask, Vector<double> yes, Vector<double> no) {
+  return {_mm256_blendv_pd(no.v, yes.v, mask.bits)};
+}
+inline int first_set(Vector<double>::Mask mask) {
+  const int bits = _mm256_movemask_pd(mask.bits);
+  return bits ? __builtin_ctz(bits) : -1;
+}
+
+}  // namespace
+}  // namespace powergrad

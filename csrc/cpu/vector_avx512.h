@@ -1,0 +1,147 @@
+// AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+template <class Scalar>
+struct Vector;
+
+template <>
+struct Vector<float> {
+  using Scalar = float;
+  using Mask = __mmask16;
+  static constexpr int kWidth = 16;
+  __m512 v;
+
+  static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static Mask first_lanes(int count) { return static_cast<Mask>((1u << count) - 1u); }
+
+  static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vector load(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static Vector load(const Float16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Vector load_first(const float* p, int count) {
+    return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+  }
+
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(BFloat16* p) const {
+    const __m512i bits = _mm512_castps_si512(v);
+    // Round to nearest even: add 0x7fff plus the lowest bit that is kept; NaN keeps its payload.
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_add_epi32(bits, bias);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+    const Mask nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i wide = _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(wide));
+  }
+  void store(Float16* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store_first(float* p, int count) const {
+    _mm512_mask_storeu_ps(p, first_lanes(count), v);
+  }
+};
+
+inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline Vector<float> operator-(Vector<float> a, Vector<float> b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline Vector<float> operator*(Vector<float> a, Vector<float> b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+// b where either is NaN.
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline Vector<float> round(Vector<float> a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for integral n.
+inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
+  return {_mm512_scalef_ps(a.v, n.v)};
+}
+// floor(log2(a)) for positive a.
+inline Vector<float> exponent(Vector<float> a) { return {_mm512_getexp_ps(a.v)}; }
+inline __mmask16 equal(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+inline __mmask16 less(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+}
+inline Vector<float> select(__mmask16 mask, Vector<float> yes, Vector<float> no) {
+  return {_mm512_mask_blend_ps(mask, no.v, yes.v)};
+}
+inline int first_set(__mmask16 mask) { return mask ? __builtin_ctz(mask) : -1; }
+
+template <>
+struct Vector<double> {
+  using Scalar = double;
+  using Mask = __mmask8;
+  static constexpr int kWidth = 8;
+  __m512d v;
+
+  static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }
+  static Mask first_lanes(int count) { return static_cast<Mask>((1u << count) - 1u); }
+  static Vector load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vector load_first(const double* p, int count) {
+    return {_mm512_maskz_loadu_pd(first_lanes(count), p)};
+  }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store_first(double* p, int count) const {
+    _mm512_mask_storeu_pd(p, first_lanes(count), v);
+  }
+};
+
+inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
+  return {_mm512_add_pd(a.v, b.v)};
+}
+inline Vector<double> operator-(Vector<double> a, Vector<double> b) {
+  return {_mm512_sub_pd(a.v, b.v)};
+}
+inline Vector<double> operator*(Vector<double> a, Vector<double> b) {
+  return {_mm512_mul_pd(a.v, b.v)};
+}
+inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
+  return {_mm512_div_pd(a.v, b.v)};
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
+  return {_mm512_max_pd(a.v, b.v)};
+}
+inline Vector<double> round(Vector<double> a) {
+  return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
+  return {_mm512_scalef_pd(a.v, n.v)};
+}
+inline __mmask8 equal(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+inline __mmask8 less(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ);
+}
+inline Vector<double> select(__mmask8 mask, Vector<double> yes, Vector<double> no) {
+  return {_mm512_mask_blend_pd(mask, no.v, yes.v)};
+}
+inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,123 @@
+// What every kernel of powergrad computes, and the structs in which it is asked to.
+//
+// For one row of logits z (C classes), a target distribution q, class weights w and an exponent
+// alpha > 0, with mass_j = w_j q_j and W = sum_j mass_j:
+//
+//     p    = softmax(z),   p' = p^alpha / sum_j p_j^alpha = softmax(alpha z)
+//     loss = -sum_j mass_j log p_j                          (ordinary cross-entropy)
+//     dz_j = p'_j W - mass_j                                (p' where cross-entropy has p)
+//
+// PowerGrad Transform: arXiv 2111.12495. alpha = 1 is ordinary cross-entropy.
+//
+// Sums are kept as "1 + r". With m = max z, sum_j exp(z_j - m) is exactly 1 (the maximum itself)
+// plus r, the sum over all the others. Keeping r instead of the sum loses nothing when a row is
+// confident and r is far below one rounding step of 1:
+//
+//     loss of the maximum     = log(1 + r)       = log1p(r)
+//     p'_max - 1              = -r' / (1 + r')
+//
+// are both accurate to the last few bits, in every precision. Two states merge as a monoid: for
+// m1 >= m2, (m1, r1) + (m2, r2) = (m1, r1 + (1 + r2) exp(m2 - m1)).
+//
+// Nothing here knows a framework, a thread or an allocator.
+#pragma once
+
+#include <cstdint>
+
+namespace powergrad {
+
+// The one list of element types: POWERGRAD_FORALL_TYPES(X) expands X(name, storage, accumulate).
+#define POWERGRAD_FORALL_TYPES(X)     \
+  X(float32, float, float)            \
+  X(bfloat16, BFloat16, float)        \
+  X(float16, Float16, float)          \
+  X(float64, double, double)
+
+// Bits of a half-precision number; kernels convert while loading and storing.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+enum class DataType : int32_t {
+#define POWERGRAD_ENUMERATOR(name, storage, accumulate) name,
+  POWERGRAD_FORALL_TYPES(POWERGRAD_ENUMERATOR)
+#undef POWERGRAD_ENUMERATOR
+};
+inline constexpr int kDataTypes = 4;
+
+// Every tensor of logits is seen as (outer, classes, inner): softmax runs over the middle. There
+// is one row for each (outer, inner), numbered outer * shape.inner + inner.
+struct Shape {
+  int64_t outer;
+  int64_t classes;
+  int64_t inner;
+  int64_t rows() const { return outer * inner; }
+};
+
+// Distances in elements. A kernel reads in place when classes == 1 (a row is contiguous) or
+// inner == 1 (neighbouring rows are contiguous); the caller copies anything else.
+struct Strides {
+  int64_t outer;
+  int64_t classes;
+  int64_t inner;
+};
+
+// Per-row values that backward needs, `accumulate` type, (kStatistics, rows), row-contiguous:
+// the maximum m, the sum r' of exp(alpha (z - m)) without its maximum, and the target mass W.
+enum Statistic { kMaximum, kAlphaRest, kTargetMass, kStatistics };
+
+// "storage" is the logits' own type; "accumulate" is float, or double for float64 logits.
+struct CrossEntropyParams {
+  DataType dtype;
+  Shape shape;
+  double alpha;
+
+  const void* logits;  // (outer, classes, inner) storage
+  Strides logits_strides;
+
+  // Exactly one kind of target.
+  const void* target_index;          // (rows) int64 or int32, or null
+  bool target_index_is_int32;
+  int64_t ignore_index;
+  const void* target_probabilities;  // (outer, classes, inner), or null
+  Strides target_strides;
+  bool target_is_accumulate_type;    // probabilities are `accumulate`, else storage
+
+  const void* weight;        // (classes) accumulate; null: all ones
+  double weight_sum;         // sum of weight, or classes
+  double label_smoothing;    // q becomes (1 - s) q + s / classes
+
+  // Forward.
+  void* losses;      // (rows) accumulate, unreduced; null in backward
+  void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
+                     // null: no backward will follow and the alpha sum is skipped
+
+  // Backward, and forward with gradient.
+  void* gradient;  // (outer, classes, inner) storage; may be the logits in backward; or null
+  Strides gradient_strides;
+  const void* upstream;        // accumulate, (rows) or a scalar; null: ones
+  int64_t upstream_stride;     // 1 or 0
+  const double* total_weight;  // scalar that divides every gradient (the mean); null: 1
+};
+
+struct LogSoftmaxParams {
+  DataType dtype;
+  Shape shape;
+  double alpha;
+
+  const void* logits;  // (outer, classes, inner) storage
+  Strides logits_strides;
+  void* output;  // forward: (outer, classes, inner) storage
+  Strides output_strides;
+  void* statistics;  // (kStatistics, rows) accumulate, as above; target mass unused; or null
+
+  const void* upstream;  // backward: (outer, classes, inner) storage
+  Strides upstream_strides;
+  void* gradient;  // backward: (outer, classes, inner) storage
+  Strides gradient_strides;
+};
+
+}  // namespace powergrad

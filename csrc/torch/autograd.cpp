@@ -1,0 +1,295 @@
+// Autograd for the public operators and for the backward operators (create_graph). Everything is
+// computed by the raw operators, reached through the dispatcher, so that tracing sees them.
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "torch/checks.h"
+#include "torch/operators.h"
+
+namespace powergrad {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// A raw operator by name, through the dispatcher.
+#define POWERGRAD_DISPATCHED(name)                                          \
+  ([]() -> const auto& {                                                    \
+    static const auto op = c10::Dispatcher::singleton()                     \
+                               .findSchemaOrThrow("powergrad::" #name, "")  \
+                               .typed<decltype(name)>();                    \
+    return op;                                                              \
+  }())
+
+// Dense memory that a kernel can be run on right away: no subclass, tracing or functorch level.
+bool is_plain_cpu(const at::Tensor& tensor) {
+  return tensor.is_cpu() && !tensor.key_set().has_any(c10::python_ks) &&
+         !tensor.key_set().has(c10::DispatchKey::Functionalize) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+// On a CPU the gradient is computed together with the loss, while the row is in cache: one pass
+// over memory less, and the exponentials once. That is worth it when
+//  - backward will most likely ask for it unscaled or scaled by one number (mean, sum); scaling in
+//    place is cheaper than computing again;
+//  - the type has float's exponent range: a float16 gradient divided by N underflows before a loss
+//    scale of 65536 can lift it;
+//  - the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading) expect
+//    to decide what is kept until backward.
+// Otherwise backward computes the gradient from the logits.
+bool computes_gradient_in_forward(const at::Tensor& input, std::string_view reduction,
+                                  bool inplace_backward) {
+  return input.requires_grad() && !inplace_backward && reduction != "none" &&
+         input.scalar_type() != at::kHalf && is_plain_cpu(input) &&
+         !at::SavedTensorDefaultHooks::get_hooks().has_value();
+}
+
+// The arguments that are not tensors, as backward finds them again.
+struct CrossEntropyOptions {
+  int64_t ignore_index;
+  std::string reduction;
+  double label_smoothing;
+
+  void save(AutogradContext* context) const {
+    context->saved_data["ignore_index"] = ignore_index;
+    context->saved_data["reduction"] = reduction;
+    context->saved_data["label_smoothing"] = label_smoothing;
+  }
+  static CrossEntropyOptions load(AutogradContext* context) {
+    return {context->saved_data["ignore_index"].toInt(),
+            context->saved_data["reduction"].toStringRef(),
+            context->saved_data["label_smoothing"].toDouble()};
+  }
+};
+
+OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The gradient of cross_entropy_backward, for create_graph.
+class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
+                            const at::Tensor& input, const at::Tensor& target,
+                            const OptionalTensor& weight, int64_t ignore_index,
+                            std::string_view reduction, double label_smoothing,
+                            const at::Tensor& alpha, const at::Tensor& statistics,
+                            const at::Tensor& total_weight) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({grad_output, input, target, weight.value_or(at::Tensor()), alpha,
+                                total_weight});
+    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing}.save(context);
+    return POWERGRAD_DISPATCHED(cross_entropy_backward)
+        .call(grad_output, input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+              statistics, total_weight);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(10);
+    if (!grads[0].defined()) return result;
+    const variable_list saved = context->get_saved_variables();
+    const auto options = CrossEntropyOptions::load(context);
+    std::tie(result[0], result[1]) = cross_entropy_double_backward(
+        grads[0], saved[0], saved[1], saved[2], optional(saved[3]), options.ignore_index,
+        options.reduction, options.label_smoothing, saved[4], saved[5]);
+    return result;
+  }
+};
+
+at::Tensor cross_entropy_backward_autograd(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& target,
+    const OptionalTensor& weight, int64_t ignore_index, std::string_view reduction,
+    double label_smoothing, const at::Tensor& alpha, const at::Tensor& statistics,
+    const at::Tensor& total_weight) {
+  return CrossEntropyBackwardFunction::apply(grad_output, input, target, weight, ignore_index,
+                                             reduction, label_smoothing, alpha, statistics,
+                                             total_weight);
+}
+
+class CrossEntropyFunction : public Function<CrossEntropyFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& target, const OptionalTensor& weight,
+                            int64_t ignore_index, std::string_view reduction,
+                            double label_smoothing, const at::Tensor& alpha,
+                            bool inplace_backward) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    at::Tensor loss, gradient, statistics, total_weight;
+    if (computes_gradient_in_forward(input, reduction, inplace_backward)) {
+      std::tie(loss, gradient, statistics, total_weight) =
+          POWERGRAD_DISPATCHED(cross_entropy_forward_gradient)
+              .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+      context->saved_data["gradient"] = gradient;
+    } else {
+      std::tie(loss, statistics, total_weight) =
+          POWERGRAD_DISPATCHED(cross_entropy_forward)
+              .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+                    /*needs_backward=*/true);
+    }
+    context->save_for_backward({input, target, weight.value_or(at::Tensor()), alpha, statistics,
+                                total_weight});
+    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing}.save(context);
+    context->saved_data["inplace_backward"] = inplace_backward;
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(8);
+    const at::Tensor& grad_output = grads[0];
+    if (!grad_output.defined()) return result;
+    const variable_list saved = context->get_saved_variables();
+    const auto options = CrossEntropyOptions::load(context);
+    // Probabilities first: they read the logits, which the gradient may overwrite.
+    if (context->needs_input_grad(1)) {
+      result[1] = cross_entropy_target_gradient(grad_output, saved[0], optional(saved[2]),
+                                                options.reduction, options.label_smoothing,
+                                                saved[5])
+                      .to(saved[1].scalar_type());
+    }
+    if (context->needs_input_grad(0)) {
+      result[0] = input_gradient(context, grad_output, saved, options);
+    }
+    return result;
+  }
+
+ private:
+  static at::Tensor input_gradient(AutogradContext* context, const at::Tensor& grad_output,
+                                   const variable_list& saved,
+                                   const CrossEntropyOptions& options) {
+    const at::Tensor& input = saved[0];
+    const bool differentiable = at::GradMode::is_enabled();
+    const bool plain = !differentiable && is_plain_cpu(input) && is_plain_cpu(grad_output);
+    auto kept = context->saved_data.find("gradient");
+    if (plain && kept != context->saved_data.end()) {
+      // Handed out once: a second backward through the same graph computes its own.
+      at::Tensor gradient = std::move(kept->second).toTensor();
+      context->saved_data.erase(kept);
+      if (grad_output.item<double>() != 1.0) gradient.mul_(grad_output);
+      return gradient;
+    }
+    const bool allowed = context->saved_data["inplace_backward"].toBool();
+    if (plain && allowed && is_writable_in_place(input)) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      at::Tensor gradient = input.detach();
+      POWERGRAD_DISPATCHED(cross_entropy_backward_)
+          .call(gradient, grad_output, saved[1], optional(saved[2]), options.ignore_index,
+                options.reduction, options.label_smoothing, saved[3], saved[4], saved[5]);
+      // Anything else that saved these logits for its own backward now raises instead of reading
+      // a gradient.
+      input.unsafeGetTensorImpl()->bump_version();
+      return gradient;
+    }
+    return POWERGRAD_DISPATCHED(cross_entropy_backward)
+        .call(grad_output, input, saved[1], optional(saved[2]), options.ignore_index,
+              options.reduction, options.label_smoothing, saved[3], saved[4], saved[5]);
+  }
+};
+
+at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const OptionalTensor& weight, int64_t ignore_index,
+                         std::string_view reduction, double label_smoothing,
+                         const at::Tensor& alpha, bool) {
+  return std::get<0>(POWERGRAD_DISPATCHED(cross_entropy_forward)
+                         .call(input, target, weight, ignore_index, reduction, label_smoothing,
+                               alpha, /*needs_backward=*/false));
+}
+
+at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
+                                  const OptionalTensor& weight, int64_t ignore_index,
+                                  std::string_view reduction, double label_smoothing,
+                                  const at::Tensor& alpha, bool inplace_backward) {
+  if (!at::GradMode::is_enabled() || !(input.requires_grad() || target.requires_grad())) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+                         inplace_backward);
+  }
+  return CrossEntropyFunction::apply(input, target, weight, ignore_index, reduction,
+                                     label_smoothing, alpha, inplace_backward);
+}
+
+// The gradient of log_softmax_backward, for create_graph.
+class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
+                            const at::Tensor& input, int64_t dim, const at::Tensor& alpha,
+                            const at::Tensor& statistics) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({grad_output, input, alpha});
+    context->saved_data["dim"] = dim;
+    return POWERGRAD_DISPATCHED(log_softmax_backward)
+        .call(grad_output, input, dim, alpha, statistics);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(5);
+    if (!grads[0].defined()) return result;
+    const variable_list saved = context->get_saved_variables();
+    std::tie(result[0], result[1]) =
+        log_softmax_double_backward(grads[0], saved[0], saved[1],
+                                    context->saved_data["dim"].toInt(), saved[2]);
+    return result;
+  }
+};
+
+at::Tensor log_softmax_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
+                                         int64_t dim, const at::Tensor& alpha,
+                                         const at::Tensor& statistics) {
+  return LogSoftmaxBackwardFunction::apply(grad_output, input, dim, alpha, statistics);
+}
+
+class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
+                            const at::Tensor& alpha) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [output, statistics] = POWERGRAD_DISPATCHED(log_softmax_forward)
+                                    .call(input, dim, alpha, /*needs_backward=*/true);
+    context->save_for_backward({input, alpha, statistics});
+    context->saved_data["dim"] = dim;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(3);
+    if (!grads[0].defined()) return result;
+    const variable_list saved = context->get_saved_variables();
+    result[0] = POWERGRAD_DISPATCHED(log_softmax_backward)
+                    .call(grads[0], saved[0], context->saved_data["dim"].toInt(), saved[1],
+                          saved[2]);
+    return result;
+  }
+};
+
+at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  return std::get<0>(POWERGRAD_DISPATCHED(log_softmax_forward)
+                         .call(input, dim, alpha, /*needs_backward=*/false));
+}
+
+at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return log_softmax(input, dim, alpha);
+  }
+  return LogSoftmaxFunction::apply(input, dim, alpha);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
+  m.impl("cross_entropy", cross_entropy_autograd);
+  m.impl("cross_entropy_backward", cross_entropy_backward_autograd);
+  m.impl("log_softmax", log_softmax_autograd);
+  m.impl("log_softmax_backward", log_softmax_backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {
+  m.impl("cross_entropy", cross_entropy);
+  m.impl("log_softmax", log_softmax);
+}
+
+}  // namespace powergrad

@@ -1,0 +1,160 @@
+#include "torch/checks.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+
+namespace powergrad {
+namespace {
+
+void check_dense(const at::Tensor& tensor, const char* op, const char* name) {
+  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_nested(), op,
+              "(): argument '", name, "' must be a dense (strided) tensor, got ",
+              tensor.is_quantized() ? "a quantized tensor"
+                                    : tensor.is_nested() ? "a nested tensor" : "layout ",
+              tensor.is_quantized() || tensor.is_nested() ? "" : c10::str(tensor.layout()));
+}
+
+void check_floating_logits(const at::Tensor& input, const char* op) {
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+                       dtype == at::kHalf,
+                   op, "(): argument 'input' must be float32, float64, bfloat16 or float16, got ",
+                   dtype);
+}
+
+void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
+                       const char* name) {
+  TORCH_CHECK(input.device() == other.device(),
+              "Expected all tensors to be on the same device, but found at least two devices, ",
+              input.device(), " and ", other.device(), "! (", op, "(): argument 'input' and '",
+              name, "')");
+}
+
+void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op) {
+  TORCH_CHECK_VALUE(alpha.dim() == 0 && at::isFloatingType(alpha.scalar_type()), op,
+                    "(): argument 'alpha' must be a float or a 0-d floating point tensor, got a ",
+                    alpha.dim(), "-d tensor of type ", alpha.scalar_type());
+  TORCH_CHECK(alpha.device().is_cpu() || alpha.device() == input.device(), op,
+              "(): argument 'alpha' must be on the CPU or on the device of 'input' (",
+              input.device(), "), got ", alpha.device());
+  TORCH_CHECK(!alpha.requires_grad(), op,
+              "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
+}
+
+void check_index_target(const at::Tensor& input, const at::Tensor& target) {
+  const auto dtype = target.scalar_type();
+  TORCH_CHECK(dtype == at::kLong || dtype == at::kInt, "expected scalar type Long but found ",
+              dtype, " (cross_entropy(): argument 'target' must hold int64 or int32 class indices",
+              " of the shape of 'input' without its class dimension, or probabilities of the",
+              " shape of 'input': ", input.sym_sizes(), ")");
+  if (input.dim() == 1) {
+    TORCH_CHECK(target.dim() == 0, "size mismatch (got input: ", input.sym_sizes(),
+                ", target: ", target.sym_sizes(), ")");
+    return;
+  }
+  TORCH_CHECK(input.dim() > 2 || target.dim() == 1,
+              "0D or 1D target tensor expected, multi-target not supported (cross_entropy():",
+              " argument 'target' has shape ", target.sym_sizes(), " for 'input' of shape ",
+              input.sym_sizes(), ")");
+  TORCH_CHECK_VALUE(target.dim() == 0 || input.sym_size(0) == target.sym_size(0),
+                    "Expected input batch_size (", input.sym_size(0),
+                    ") to match target batch_size (", target.sym_size(0), ").");
+  auto expected = input.sym_sizes().vec();
+  expected.erase(expected.begin() + 1);
+  TORCH_CHECK(target.sym_sizes() == c10::SymIntArrayRef(expected), "Expected target size ",
+              c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
+}
+
+// Half logits come with weights and probabilities in their own type or in float32.
+bool is_companion_type(const at::Tensor& input, const at::Tensor& other) {
+  return other.scalar_type() == input.scalar_type() ||
+         other.scalar_type() == accumulate_type(input);
+}
+
+}  // namespace
+
+Reduction parse_reduction(std::string_view name) {
+  if (name == "none") return Reduction::none;
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  TORCH_CHECK_VALUE(false, name, " is not a valid value for reduction",
+                    " (expected 'none', 'mean' or 'sum')");
+}
+
+bool is_probabilities(const at::Tensor& input, const at::Tensor& target) {
+  return input.dim() == target.dim() && input.sym_sizes() == target.sym_sizes();
+}
+
+at::ScalarType accumulate_type(const at::Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                         std::string_view reduction, double label_smoothing,
+                         const at::Tensor& alpha) {
+  static constexpr const char* op = "cross_entropy";
+  parse_reduction(reduction);
+  check_dense(input, op, "input");
+  check_dense(target, op, "target");
+  check_floating_logits(input, op);
+  check_alpha(input, alpha, op);
+  TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
+              "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
+  TORCH_CHECK(input.dim() >= 1,
+              "cross_entropy(): argument 'input' must have a class dimension, (C), (N, C) or",
+              " (N, C, d1, ..., dK), got a 0-d tensor");
+  check_same_device(input, target, op, "target");
+  if (is_probabilities(input, target)) {
+    TORCH_CHECK(at::isFloatingType(target.scalar_type()),
+                "Expected floating point type for target with class probabilities, got ",
+                target.scalar_type());
+    TORCH_CHECK(ignore_index < 0, "ignore_index is not supported for floating point target");
+    TORCH_CHECK(is_companion_type(input, target), "cross_entropy(): argument 'target' must be ",
+                accumulate_type(input), " or the type of 'input' (", input.scalar_type(),
+                "), got ", target.scalar_type());
+  } else {
+    check_index_target(input, target);
+  }
+  const c10::SymInt classes = input.sym_size(class_dim_of(input));
+  TORCH_CHECK(classes > 0 || input.sym_size(0) == 0,
+              "cross_entropy(): argument 'input' must have at least one class, got shape ",
+              input.sym_sizes());
+  if (!weight.has_value() || !weight->defined()) return;
+  check_dense(*weight, op, "weight");
+  check_same_device(input, *weight, op, "weight");
+  TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == classes,
+              "weight tensor should be defined either for all ", classes,
+              " classes or no classes but got weight tensor of shape: ", weight->sym_sizes());
+  TORCH_CHECK(is_companion_type(input, *weight), "cross_entropy(): argument 'weight' must be ",
+              accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
+              weight->scalar_type());
+  TORCH_CHECK(!weight->requires_grad(),
+              "cross_entropy(): the derivative for 'weight' is not implemented");
+}
+
+void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  static constexpr const char* op = "log_softmax";
+  check_dense(input, op, "input");
+  check_floating_logits(input, op);
+  check_alpha(input, alpha, op);
+  const int64_t dims = std::max<int64_t>(input.dim(), 1);
+  TORCH_CHECK_INDEX(-dims <= dim && dim < dims, "Dimension out of range (expected to be in range",
+                    " of [", -dims, ", ", dims - 1, "], but got ", dim, ")");
+}
+
+double alpha_value(const at::Tensor& alpha) {
+  const double value = alpha.item<double>();
+  TORCH_CHECK_VALUE(std::isfinite(value) && value > 0.0,
+                    "alpha must be finite and greater than 0, got ", value);
+  return value;
+}
+
+void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index) {
+  TORCH_CHECK_INDEX(false, "Target ", target, " is out of bounds: cross_entropy() expects class",
+                    " indices in [0, ", classes, ") for C = ", classes,
+                    " classes, or ignore_index (", ignore_index, ").");
+}
+
+}  // namespace powergrad

@@ -1,0 +1,39 @@
+// Every check of an argument, once, for all devices, in torch's words where torch has some. Sizes
+// are read symbolically, so that the same checks serve FakeTensor and torch.compile.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+namespace powergrad {
+
+enum class Reduction { none, mean, sum };
+
+// ValueError for an unknown name.
+Reduction parse_reduction(std::string_view name);
+
+// The class dimension of logits: 0 for (C), else 1.
+inline int64_t class_dim_of(const at::Tensor& input) { return input.dim() == 1 ? 0 : 1; }
+
+// Targets are probabilities when they have the logits' shape.
+bool is_probabilities(const at::Tensor& input, const at::Tensor& target);
+
+// float for half precision and float32, double for float64.
+at::ScalarType accumulate_type(const at::Tensor& input);
+
+// What can be known without reading a tensor's values.
+void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                         std::string_view reduction, double label_smoothing,
+                         const at::Tensor& alpha);
+void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
+
+// The exponent, finite and > 0, else ValueError. `alpha` is on the CPU.
+double alpha_value(const at::Tensor& alpha);
+
+// IndexError naming the first target outside [0, classes) that is not ignore_index.
+[[noreturn]] void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index);
+
+}  // namespace powergrad

@@ -1,0 +1,119 @@
+// Derivatives of the backward operators, in ATen's differentiable operators: for create_graph,
+// any order. With p' = softmax(alpha z), dz = g (p' W - mass) and an incoming gradient h:
+//
+//     d/dg = sum_j h_j (p'_j W - mass_j)
+//     d/dz = g W alpha p' (h - sum_j p'_j h_j)
+//
+// These paths build (N, C) temporaries; the first-order ones do not.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "torch/checks.h"
+#include "torch/operators.h"
+
+namespace powergrad {
+namespace {
+
+// The weights of the classes, in the shape that broadcasts against the logits.
+at::Tensor class_weights(const at::Tensor& logits, const OptionalTensor& weight) {
+  std::vector<c10::SymInt> shape(logits.dim(), 1);
+  const int64_t class_dim = class_dim_of(logits);
+  shape[class_dim] = logits.sym_size(class_dim);
+  const auto weights = weight.has_value() && weight->defined()
+                           ? weight->to(logits.scalar_type())
+                           : at::ones_symint({shape[class_dim]}, logits.options());
+  return weights.reshape_symint(shape);
+}
+
+// mass_j = w_j q_j for every class, and which rows count.
+struct TargetMass {
+  at::Tensor mass;
+  at::Tensor counts;
+
+  TargetMass(const at::Tensor& logits, const at::Tensor& target, const OptionalTensor& weight,
+             int64_t ignore_index, double label_smoothing) {
+    const int64_t class_dim = class_dim_of(logits);
+    const c10::SymInt classes = logits.sym_size(class_dim);
+    at::Tensor q;
+    if (is_probabilities(logits, target)) {
+      q = target.to(logits.scalar_type());
+    } else {
+      const at::Tensor index = target.to(at::kLong).unsqueeze(class_dim);
+      counts = index.ne(ignore_index);
+      const at::Tensor safe_index = at::where(counts, index, 0);
+      q = at::zeros_like(logits).scatter(class_dim, safe_index, 1.0);
+    }
+    const at::Scalar share = c10::SymFloat(label_smoothing) / c10::SymFloat(classes);
+    mass = (q * (1.0 - label_smoothing) + share) * class_weights(logits, weight);
+    if (counts.defined()) mass = mass * counts;
+  }
+
+  at::Tensor zero_where_ignored(const at::Tensor& tensor) const {
+    return counts.defined() ? at::where(counts, tensor, 0.0) : tensor;
+  }
+};
+
+// The upstream gradient of each row, broadcasting over classes.
+at::Tensor upstream_of_rows(const at::Tensor& grad_output, const at::Tensor& logits,
+                            Reduction reduction, const at::Tensor& total_weight) {
+  if (reduction == Reduction::none) return grad_output.unsqueeze(class_dim_of(logits));
+  if (reduction == Reduction::sum) return grad_output;
+  return grad_output / total_weight.to(grad_output.scalar_type());
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
+    const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
+    const at::Tensor& target, const OptionalTensor& weight, int64_t ignore_index,
+    std::string_view reduction, double label_smoothing, const at::Tensor& alpha,
+    const at::Tensor& total_weight) {
+  const int64_t class_dim = class_dim_of(input);
+  const Reduction kind = parse_reduction(reduction);
+  const at::Tensor logits = input.to(accumulate_type(input));
+  const TargetMass target_mass(logits, target, weight, ignore_index, label_smoothing);
+  const at::Tensor& mass = target_mass.mass;
+  const at::Tensor total_mass = mass.sum(class_dim, /*keepdim=*/true);
+  const at::Tensor exponent = alpha.to(logits.scalar_type());
+  const at::Tensor p = target_mass.zero_where_ignored(at::softmax(logits * exponent, class_dim));
+  const at::Tensor h = grad.to(logits.scalar_type());
+  const at::Tensor g = upstream_of_rows(grad_output, logits, kind, total_weight);
+
+  at::Tensor per_row = (h * (p * total_mass - mass)).sum(class_dim);
+  if (kind != Reduction::none) per_row = per_row.sum();
+  if (kind == Reduction::mean) per_row = per_row / total_weight.to(per_row.scalar_type());
+  const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
+  const at::Tensor grad_input = g * total_mass * exponent * p * (h - mean_h);
+  return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
+}
+
+std::tuple<at::Tensor, at::Tensor> log_softmax_double_backward(const at::Tensor& grad,
+                                                               const at::Tensor& grad_output,
+                                                               const at::Tensor& input, int64_t dim,
+                                                               const at::Tensor& alpha) {
+  // dz = g - p' sum(g).
+  const auto type = accumulate_type(input);
+  const at::Tensor exponent = alpha.to(type);
+  const at::Tensor p = at::softmax(input.to(type) * exponent, dim);
+  const at::Tensor h = grad.to(type);
+  const at::Tensor mean_h = (p * h).sum(dim, /*keepdim=*/true);
+  const at::Tensor total = grad_output.to(type).sum(dim, /*keepdim=*/true);
+  const at::Tensor grad_input = (mean_h - h) * p * exponent * total;
+  return {(h - mean_h).to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
+}
+
+at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at::Tensor& input,
+                                         const OptionalTensor& weight, std::string_view reduction,
+                                         double label_smoothing, const at::Tensor& total_weight) {
+  const at::Tensor logits = input.to(accumulate_type(input));
+  const at::Tensor g =
+      upstream_of_rows(grad_output, logits, parse_reduction(reduction), total_weight);
+  return -g * (1.0 - label_smoothing) * class_weights(logits, weight) *
+         at::log_softmax(logits, class_dim_of(logits));
+}
+
+}  // namespace powergrad

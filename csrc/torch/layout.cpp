@@ -1,0 +1,152 @@
+#include "torch/layout.h"
+
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace powergrad {
+namespace {
+
+struct Dimension {
+  int64_t size;
+  int64_t stride;
+};
+
+// The dimensions that rows are made of, [first, last) in the order of the tensor without its class
+// dimension.
+std::vector<Dimension> row_dimensions(const at::Tensor& tensor, int64_t class_dim) {
+  std::vector<Dimension> dimensions;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (d != class_dim) dimensions.push_back({tensor.size(d), tensor.stride(d)});
+  }
+  return dimensions;
+}
+
+// One size and stride for a run of dimensions, if one stride walks them all.
+std::optional<Dimension> collapse(const Dimension* begin, const Dimension* end) {
+  Dimension result{1, 1};
+  bool found = false;
+  for (const Dimension* d = end; d-- != begin;) {
+    if (d->size == 1) continue;
+    if (found && d->stride != result.stride * result.size) return std::nullopt;
+    if (!found) result.stride = d->stride;
+    result.size *= d->size;
+    found = true;
+  }
+  return result;
+}
+
+// First touch of fresh memory costs one fault per page: on Linux, ask for 2 MiB pages on the part
+// of the allocation that can have them (128 MiB: 32768 faults become a few hundred).
+void advise_huge_pages(const at::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+  if (!tensor.is_cpu() || tensor.nbytes() < 2 * kHugePage) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t last = (begin + tensor.nbytes()) & ~(kHugePage - 1);
+  // Advice: a kernel without huge pages refuses it and nothing is lost.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)tensor;
+#endif
+}
+
+// A dense tensor in this layout.
+at::Tensor empty_in(const Layout& layout, at::IntArrayRef sizes, const at::TensorOptions& options) {
+  std::vector<int64_t> order;  // dimensions from the slowest to the fastest
+  for (int64_t d = 0; d < static_cast<int64_t>(sizes.size()); ++d) {
+    if (d != layout.class_dim) order.push_back(d);
+  }
+  const int64_t position = layout.contiguous_rows ? order.size() : layout.outer_dims;
+  order.insert(order.begin() + position, layout.class_dim);
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    strides[*d] = stride;
+    stride *= std::max<int64_t>(sizes[*d], 1);
+  }
+  return at::empty_strided(sizes, strides, options);
+}
+
+}  // namespace
+
+std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
+  const std::vector<Dimension> dimensions = row_dimensions(tensor, class_dim);
+  const Dimension* begin = dimensions.data();
+  const Dimension* end = begin + dimensions.size();
+  const int64_t classes = tensor.size(class_dim);
+  const bool contiguous_rows = classes <= 1 || tensor.stride(class_dim) == 1;
+  // The longest outer group first for contiguous rows (usually all of them), the longest inner
+  // group first otherwise.
+  for (int64_t i = 0; i <= end - begin; ++i) {
+    const int64_t outer_dims = contiguous_rows ? (end - begin) - i : i;
+    const auto outer = collapse(begin, begin + outer_dims);
+    const auto inner = collapse(begin + outer_dims, end);
+    if (!outer || !inner) continue;
+    if (!contiguous_rows && (inner->size == 1 || inner->stride != 1)) continue;
+    return Layout{{outer->size, classes, inner->size}, class_dim, outer_dims, contiguous_rows};
+  }
+  return std::nullopt;
+}
+
+std::optional<Strides> strides_in(const Layout& layout, const at::Tensor& tensor) {
+  const std::vector<Dimension> dimensions = row_dimensions(tensor, layout.class_dim);
+  const Dimension* begin = dimensions.data();
+  const auto outer = collapse(begin, begin + layout.outer_dims);
+  const auto inner = collapse(begin + layout.outer_dims, begin + dimensions.size());
+  if (!outer || !inner) return std::nullopt;
+  const int64_t class_stride = layout.shape.classes <= 1 ? 1 : tensor.stride(layout.class_dim);
+  if (layout.contiguous_rows ? class_stride != 1 : inner->stride != 1) return std::nullopt;
+  // A class stride of 1 would tell the kernels that rows are contiguous.
+  if (!layout.contiguous_rows && class_stride == 1) return std::nullopt;
+  return Strides{outer->stride, class_stride, inner->stride};
+}
+
+at::Tensor readable_in(const Layout& layout, const at::Tensor& tensor) {
+  if (strides_in(layout, tensor)) return tensor;
+  return empty_in(layout, tensor.sizes(), tensor.options()).copy_(tensor);
+}
+
+Destination::Destination(const Layout& layout, const at::Tensor& input)
+    : layout_(layout), result_(at::empty_like(input)) {
+  buffer_ = strides_in(layout, result_) ? result_
+                                        : empty_in(layout, result_.sizes(), result_.options());
+  advise_huge_pages(buffer_);
+}
+
+Strides Destination::strides() const { return *strides_in(layout_, buffer_); }
+
+at::Tensor Destination::finish() const {
+  if (!buffer_.is_same(result_)) result_.copy_(buffer_);
+  return result_;
+}
+
+bool is_non_overlapping(const at::Tensor& tensor) {
+  std::vector<Dimension> dimensions;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1) dimensions.push_back({tensor.size(d), tensor.stride(d)});
+  }
+  std::sort(dimensions.begin(), dimensions.end(),
+            [](const Dimension& a, const Dimension& b) { return a.stride < b.stride; });
+  int64_t reach = 0;  // the furthest element of the faster dimensions
+  for (const Dimension& d : dimensions) {
+    if (d.stride <= reach) return false;
+    reach += d.stride * (d.size - 1);
+  }
+  return true;
+}
+
+std::vector<int64_t> row_sizes(const at::Tensor& tensor, int64_t class_dim) {
+  std::vector<int64_t> sizes = tensor.sizes().vec();
+  sizes.erase(sizes.begin() + class_dim);
+  return sizes;
+}
+
+}  // namespace powergrad

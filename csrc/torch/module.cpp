@@ -1,0 +1,67 @@
+// The pybind11 module: the eager entry points, which skip the cost of Python's operator packets,
+// and what the package reports about itself. Loading it registers torch.ops.powergrad.*.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <variant>
+
+#include "torch/checks.h"
+#include "torch/instruction_set.h"
+#include "torch/operators.h"
+
+namespace py = pybind11;
+
+namespace powergrad {
+namespace {
+
+using Alpha = std::variant<double, at::Tensor>;
+
+at::Tensor as_tensor(const Alpha& alpha) {
+  if (const double* value = std::get_if<double>(&alpha)) {
+    return at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
+  }
+  return std::get<at::Tensor>(alpha);
+}
+
+at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const OptionalTensor& weight, int64_t ignore_index,
+                         std::string_view reduction, double label_smoothing, const Alpha& alpha,
+                         bool inplace_backward) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("powergrad::cross_entropy", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
+                            std::string_view, double, const at::Tensor&, bool)>();
+  py::gil_scoped_release no_gil;
+  return op.call(input, target, weight, ignore_index, reduction, label_smoothing,
+                 as_tensor(alpha), inplace_backward);
+}
+
+at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("powergrad::log_softmax", "")
+          .typed<at::Tensor(const at::Tensor&, int64_t, const at::Tensor&)>();
+  py::gil_scoped_release no_gil;
+  return op.call(input, dim, as_tensor(alpha));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  active_instruction_set();  // a bad POWERGRAD_ISA is an error of the import
+
+  m.def("cross_entropy", &cross_entropy);
+  m.def("log_softmax", &log_softmax);
+  m.def("check_cross_entropy", &check_cross_entropy);
+  m.def("check_log_softmax", &check_log_softmax);
+
+  m.def("isa", [] { return active_instruction_set().name; });
+  m.def("set_isa", &set_instruction_set);
+  m.def("available_isas", &supported_instruction_sets);
+  m.def("cuda_architectures", [] { return std::vector<std::string>(); });
+}
+
+}  // namespace powergrad

@@ -1,0 +1,71 @@
+// The schemas, and which function serves which dispatch key. Autograd keys are in autograd.cpp,
+// fake and vmap rules in the Python package.
+#include "torch/operators.h"
+
+#include <torch/library.h>
+
+namespace powergrad {
+
+TORCH_LIBRARY(powergrad, m) {
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, "
+      "str reduction=\"mean\", float label_smoothing=0.0, *, Tensor alpha, "
+      "bool inplace_backward=False) -> Tensor");
+  m.def("log_softmax(Tensor input, int dim=-1, *, Tensor alpha) -> Tensor");
+
+  m.def(
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
+      "str reduction, float label_smoothing, Tensor alpha, bool needs_backward) "
+      "-> (Tensor loss, Tensor statistics, Tensor total_weight)");
+  m.def(
+      "cross_entropy_forward_gradient(Tensor input, Tensor target, Tensor? weight, "
+      "int ignore_index, str reduction, float label_smoothing, Tensor alpha) "
+      "-> (Tensor loss, Tensor gradient, Tensor statistics, Tensor total_weight)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
+      "int ignore_index, str reduction, float label_smoothing, Tensor alpha, Tensor statistics, "
+      "Tensor total_weight) -> Tensor");
+  m.def(
+      "cross_entropy_backward_(Tensor(a!) input, Tensor grad_output, Tensor target, "
+      "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, "
+      "Tensor statistics, Tensor total_weight) -> Tensor(a!)");
+  m.def(
+      "log_softmax_forward(Tensor input, int dim, Tensor alpha, bool needs_backward) "
+      "-> (Tensor output, Tensor statistics)");
+  m.def(
+      "log_softmax_backward(Tensor grad_output, Tensor input, int dim, Tensor alpha, "
+      "Tensor statistics) -> Tensor");
+
+  m.def(
+      "cross_entropy_double_backward(Tensor grad, Tensor grad_output, Tensor input, "
+      "Tensor target, Tensor? weight, int ignore_index, str reduction, float label_smoothing, "
+      "Tensor alpha, Tensor total_weight) -> (Tensor grad_grad_output, Tensor grad_input)",
+      cross_entropy_double_backward);
+  m.def(
+      "log_softmax_double_backward(Tensor grad, Tensor grad_output, Tensor input, int dim, "
+      "Tensor alpha) -> (Tensor grad_grad_output, Tensor grad_input)",
+      log_softmax_double_backward);
+  m.def(
+      "cross_entropy_target_gradient(Tensor grad_output, Tensor input, Tensor? weight, "
+      "str reduction, float label_smoothing, Tensor total_weight) -> Tensor",
+      cross_entropy_target_gradient);
+}
+
+namespace {
+
+void register_device_operators(torch::Library& m) {
+  m.impl("cross_entropy_forward", cross_entropy_forward);
+  m.impl("cross_entropy_forward_gradient", cross_entropy_forward_gradient);
+  m.impl("cross_entropy_backward", cross_entropy_backward);
+  m.impl("cross_entropy_backward_", cross_entropy_backward_);
+  m.impl("log_softmax_forward", log_softmax_forward);
+  m.impl("log_softmax_backward", log_softmax_backward);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(powergrad, CPU, m) { register_device_operators(m); }
+// Without CUDA kernels the operators raise NotImplementedError (check_device_has_kernels).
+TORCH_LIBRARY_IMPL(powergrad, CUDA, m) { register_device_operators(m); }
+
+}  // namespace powergrad

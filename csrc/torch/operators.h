@@ -1,0 +1,70 @@
+// The raw operators (torch.ops.powergrad.*): the semantics live here, once for all devices.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace powergrad {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// loss; statistics (kStatistics, rows), empty without needs_backward; total_weight, a float64
+// scalar: what reduction="mean" divides by.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha, bool needs_backward);
+
+// The same, and the gradient for an upstream gradient of 1.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_gradient(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha);
+
+at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                  const at::Tensor& target, const OptionalTensor& weight,
+                                  int64_t ignore_index, std::string_view reduction,
+                                  double label_smoothing, const at::Tensor& alpha,
+                                  const at::Tensor& statistics, const at::Tensor& total_weight);
+
+// Writes the gradient over the logits.
+at::Tensor& cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
+                                    const at::Tensor& target, const OptionalTensor& weight,
+                                    int64_t ignore_index, std::string_view reduction,
+                                    double label_smoothing, const at::Tensor& alpha,
+                                    const at::Tensor& statistics, const at::Tensor& total_weight);
+
+// Whether cross_entropy_backward_ can write over this tensor.
+bool is_writable_in_place(const at::Tensor& input);
+
+// output; statistics (kStatistics, rows), empty without needs_backward.
+std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, int64_t dim,
+                                                       const at::Tensor& alpha,
+                                                       bool needs_backward);
+
+at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor& input, int64_t dim,
+                                const at::Tensor& alpha, const at::Tensor& statistics);
+
+// Derivatives of the two backward operators, in differentiable operators of ATen.
+// `grad` is the gradient of what the backward operator returned; the results are those of its
+// grad_output and its input.
+std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
+    const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
+    const at::Tensor& target, const OptionalTensor& weight, int64_t ignore_index,
+    std::string_view reduction, double label_smoothing, const at::Tensor& alpha,
+    const at::Tensor& total_weight);
+
+std::tuple<at::Tensor, at::Tensor> log_softmax_double_backward(const at::Tensor& grad,
+                                                               const at::Tensor& grad_output,
+                                                               const at::Tensor& input, int64_t dim,
+                                                               const at::Tensor& alpha);
+
+// The loss's own derivative with respect to target probabilities: -w log p, untouched by alpha.
+at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at::Tensor& input,
+                                         const OptionalTensor& weight, std::string_view reduction,
+                                         double label_smoothing, const at::Tensor& total_weight);
+
+}  // namespace powergrad

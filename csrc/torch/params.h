@@ -1,0 +1,60 @@
+// What filling a struct from tensors has in common between operators.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <vector>
+
+#include "powergrad.h"
+#include "torch/checks.h"
+#include "torch/layout.h"
+
+namespace powergrad {
+
+inline DataType data_type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DataType::float32;
+    case at::kBFloat16:
+      return DataType::bfloat16;
+    case at::kHalf:
+      return DataType::float16;
+    case at::kDouble:
+      return DataType::float64;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "unchecked type ", tensor.scalar_type());
+  }
+}
+
+// Logits in a layout that the kernels read in place; a copy where theirs is not one.
+struct ReadableLogits {
+  at::Tensor tensor;
+  Layout layout;
+
+  ReadableLogits(const at::Tensor& input, int64_t class_dim) : tensor(input) {
+    auto found = find_layout(tensor, class_dim);
+    if (!found) {
+      tensor = input.contiguous();
+      found = find_layout(tensor, class_dim);
+    }
+    layout = *found;
+  }
+  Strides strides() const { return *strides_in(layout, tensor); }
+  at::TensorOptions accumulate_options() const {
+    return tensor.options().dtype(accumulate_type(tensor));
+  }
+};
+
+inline void check_statistics(const at::Tensor& statistics, const at::Tensor& input,
+                             const Shape& shape) {
+  const std::vector<int64_t> expected{kStatistics, shape.rows()};
+  TORCH_CHECK(statistics.sizes() == at::IntArrayRef(expected) &&
+                  statistics.scalar_type() == accumulate_type(input) &&
+                  statistics.device() == input.device() && statistics.is_contiguous(),
+              "statistics must be what the forward operator returned for this input (contiguous ",
+              accumulate_type(input), " of shape ", at::IntArrayRef(expected), "), got ",
+              statistics.scalar_type(), " of shape ", statistics.sizes());
+}
+
+}  // namespace powergrad

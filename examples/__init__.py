@@ -1,0 +1,1 @@
+"""Training scripts on real data."""

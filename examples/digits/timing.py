@@ -1,0 +1,67 @@
+"""How long the loss alone takes, forward and backward, against F.cross_entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.benchmark import Timer
+
+from .methods import Criterion
+from .training import BATCH_SIZE
+
+
+@dataclass(frozen=True)
+class Size:
+    """Logits of (rows, classes), timed in alternating rounds of so many calls each."""
+
+    rows: int
+    classes: int
+    rounds: int
+    calls: int
+
+
+SIZES = (
+    Size(BATCH_SIZE, 10, rounds=31, calls=200),
+    Size(1024, 32000, rounds=9, calls=1),
+)
+
+
+@dataclass(frozen=True)
+class LossTime:
+    """Medians over the rounds; the speedup is the median of the rounds' own ratios."""
+
+    size: Size
+    cross_entropy_seconds: float
+    power_gradient_seconds: float
+    speedup: float
+
+
+def time_loss(power_gradient: Criterion, size: Size) -> LossTime:
+    """Time both losses on the same float32 logits.
+
+    Rounds alternate between the two, so a machine that slows down for a moment slows both.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(size.rows, size.classes, generator=generator).requires_grad_()
+    labels = torch.randint(size.classes, (size.rows,), generator=generator)
+    timers = [
+        Timer(
+            "torch.autograd.grad(criterion(logits, labels), logits)",
+            globals={"criterion": criterion, "logits": logits, "labels": labels},
+            num_threads=torch.get_num_threads(),
+        )
+        for criterion in (F.cross_entropy, power_gradient)
+    ]
+    rounds = np.array(
+        [[timer.timeit(size.calls).mean for timer in timers] for _ in range(size.rounds)]
+    )
+    baseline, ours = rounds.T
+    return LossTime(
+        size,
+        float(np.median(baseline)),
+        float(np.median(ours)),
+        float(np.median(baseline / ours)),
+    )

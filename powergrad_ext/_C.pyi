@@ -1,0 +1,29 @@
+from torch import Tensor
+
+__file__: str
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: float | Tensor,
+    inplace_backward: bool,
+) -> Tensor: ...
+def log_softmax(input: Tensor, dim: int, alpha: float | Tensor) -> Tensor: ...
+def check_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: Tensor,
+) -> None: ...
+def check_log_softmax(input: Tensor, dim: int, alpha: Tensor) -> None: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def available_isas() -> list[str]: ...
+def cuda_architectures() -> list[str]: ...

@@ -1,0 +1,20 @@
+"""Softmax cross-entropy with the PowerGrad Transform (arXiv 2111.12495), compiled.
+
+The value is ordinary cross-entropy; in backward the predicted probabilities are raised to the power
+alpha and renormalised before the target is subtracted: ``dz = softmax(alpha * z) - y``.
+"""
+
+from powergrad_ext import operators as operators  # registers fake and vmap rules
+from powergrad_ext import reference
+from powergrad_ext.functional import cross_entropy, log_softmax
+from powergrad_ext.modules import PowerGradCrossEntropyLoss, PowerGradLogSoftmax
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PowerGradCrossEntropyLoss",
+    "PowerGradLogSoftmax",
+    "cross_entropy",
+    "log_softmax",
+    "reference",
+]

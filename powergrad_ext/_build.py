@@ -1,0 +1,147 @@
+"""What to compile and how: one answer for setup.py and for the build on first import.
+
+setup.py loads this file by its path, since importing the package needs the module that setup.py is
+about to build. So nothing here imports the package, and torch is imported only where it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+# No instruction set is named: each kernel file opens its own target region, so one set of flags
+# gives a module for any CPU. No C++ standard either: torch passes the one its headers need.
+CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-DNDEBUG"]
+
+SOURCE_GROUPS = ("cpu", "cuda", "torch", "torch_cuda")
+DEFAULT_CUDA_FOLDER = "/usr/local/cuda"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
+class Recipe(NamedTuple):
+    """Everything a compiler has to be told."""
+
+    sources: list[Path]
+    include_folder: Path
+    cxx_flags: list[str]
+    nvcc_flags: list[str]
+    with_cuda: bool
+
+
+def source_folder() -> Path:
+    """The folder csrc: inside the package when it is installed, beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    installed = package / "csrc"
+    return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def read_sources(csrc: Path) -> dict[str, list[Path]]:
+    """The files of each group in csrc/sources.txt, whose lines are `group path` or `# comment`.
+
+    Raises:
+        ValueError: a line that is neither, or two files of one name (the build on first import
+            puts all object files into one folder).
+    """
+    groups: dict[str, list[Path]] = {group: [] for group in SOURCE_GROUPS}
+    names: set[str] = set()
+    for line in (csrc / "sources.txt").read_text(encoding="utf-8").splitlines():
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or words[0] not in groups:
+            raise ValueError(
+                f"sources.txt: expected one of {SOURCE_GROUPS} and a path, got {line!r}"
+            )
+        group, path = words
+        if Path(path).name in names:
+            raise ValueError(f"sources.txt: {Path(path).name} is listed twice")
+        names.add(Path(path).name)
+        groups[group].append(csrc / path)
+    return groups
+
+
+def recipe(csrc: Path) -> Recipe:
+    """How to build the sources in csrc for the torch that is installed."""
+    groups = read_sources(csrc)
+    with_cuda = bool(groups["cuda"]) and _cuda_is_buildable()
+    sources = groups["cpu"] + groups["torch"]
+    macros = []
+    if with_cuda:
+        sources += groups["cuda"] + groups["torch_cuda"]
+        macros = ["-DPOWERGRAD_WITH_CUDA"]
+    return Recipe(sources, csrc, CXX_FLAGS + macros, NVCC_FLAGS + macros, with_cuda)
+
+
+def compiler() -> list[str]:
+    """The C++ compiler that torch will call, as the words of a command."""
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def openmp_flags() -> list[str]:
+    """What makes at::parallel_for parallel: it is a template, and serial unless OpenMP is on.
+
+    The flag is for compiling only. The symbols it asks for are found at run time in the GNU OpenMP
+    library that torch has loaded, so threads are torch's own. Clang calls another library, whose
+    threads torch's would not recognise: there the kernels stay on one thread.
+    """
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True)
+    if "Free Software Foundation" in version.stdout:
+        return ["-fopenmp"]
+    print(
+        f"powergrad_ext: {' '.join(compiler())} is not GCC: the CPU kernels will use one thread",
+        file=sys.stderr,
+    )
+    return []
+
+
+def missing_tool() -> str | None:
+    """What is needed to compile and is not here, and how to get it; None if all is here."""
+    program = compiler()[0]
+    if shutil.which(program) is None:
+        return (
+            f"a C++ compiler, and {program} is not found: install g++ (on Debian and Ubuntu: "
+            "apt-get install g++) or set CXX"
+        )
+    if not _find_ninja():
+        return "ninja, which is not found: pip install ninja"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return (
+            "Python's headers, which are not found: install them (on Debian and Ubuntu: "
+            "apt-get install python3-dev)"
+        )
+    return None
+
+
+def _find_ninja() -> bool:
+    """Whether ninja can be run; puts it on PATH from an environment that was not activated."""
+    if shutil.which("ninja") is None:
+        scripts = sysconfig.get_path("scripts")
+        if shutil.which("ninja", path=scripts) is None:
+            return False
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+    return True
+
+
+def _cuda_is_buildable() -> bool:
+    """Whether torch is a CUDA build and a toolkit is here; then settles what torch would guess.
+
+    Must run before torch.utils.cpp_extension is imported: torch takes the folder of the first nvcc
+    on PATH for the toolkit, which a wrapper script misleads, and without an architecture list it
+    fails on a machine that has no GPU.
+    """
+    import torch
+
+    if torch.version.cuda is None:
+        return False
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if not named and Path(DEFAULT_CUDA_FOLDER).is_dir():
+        named = os.environ["CUDA_HOME"] = DEFAULT_CUDA_FOLDER
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    return bool(named) or shutil.which("nvcc") is not None

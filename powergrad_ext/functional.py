@@ -1,0 +1,148 @@
+"""The public functions: arguments as torch's own, the work in torch.ops.powergrad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import maybe_current_level
+from torch.overrides import handle_torch_function, has_torch_function
+
+from powergrad_ext import functorch
+from powergrad_ext._native import _C
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    alpha: float | Tensor = 0.3,
+    inplace_backward: bool = False,
+) -> Tensor:
+    r"""Cross-entropy whose gradient is that of the PowerGrad Transform (arXiv 2111.12495).
+
+    With ``p = softmax(z)``, target distribution ``q`` and class weights ``w``, per row::
+
+        loss = -sum_j w_j q_j log p_j                          (torch's value, untouched by alpha)
+        dz_j = p'_j sum_c w_c q_c - w_j q_j,    p' = p**alpha / sum(p**alpha) = softmax(alpha z)
+
+    which is the ordinary gradient of ``F.cross_entropy(alpha * z, ...) / alpha``. ``alpha=1`` is
+    ordinary cross-entropy. Training with ``alpha < 1`` calibrates ``softmax(alpha * z)``, so report
+    probabilities and validation losses at that temperature.
+
+    Semantics are those of :func:`torch.nn.functional.cross_entropy` except that int32 targets are
+    accepted, and that for float16 and bfloat16 logits the loss is computed and returned in float32
+    (also under autocast, which leaves the logits as they are).
+
+    Args:
+        input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
+            (N, C, d1, ..., dK), any strides.
+        target: class indices, int64 or int32, of shape (), (N) or (N, d1, ..., dK), each in [0, C)
+            or ignore_index; or class probabilities of the shape of input, in its dtype or (for
+            half-precision logits) float32. Probabilities may require grad.
+        weight: (C), in input's dtype or (for half-precision logits) float32.
+        ignore_index: rows with this index count for nothing and get a zero gradient.
+        reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
+        label_smoothing: in [0, 1].
+        alpha: a float, or a 0-d floating point tensor on the CPU or on input's device, which can be
+            changed under torch.compile without compiling again. Finite and > 0.
+        inplace_backward: let backward write the gradient over input; the caller promises not to use
+            the logits again. Another backward that needs them raises. A permission: under
+            torch.compile and torch.func, or where a layout forbids it, nothing is overwritten.
+
+    Returns:
+        The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
+        target's index shape.
+
+    Raises:
+        ValueError: alpha, reduction, or batch sizes that differ.
+        IndexError: a target outside [0, C) that is not ignore_index.
+        TypeError: logits that are not floating point.
+        RuntimeError: label_smoothing outside [0, 1]; target, weight or devices that do not fit.
+        NotImplementedError: a CUDA tensor in a build without CUDA kernels.
+    """
+    if has_torch_function((input, target, weight)):
+        return handle_torch_function(
+            cross_entropy,
+            tuple(tensor for tensor in (input, target, weight) if tensor is not None),
+            input,
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            alpha=alpha,
+            inplace_backward=inplace_backward,
+        )
+    if maybe_current_level() is not None:
+        return functorch.cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha)
+        )
+    if torch.compiler.is_compiling():
+        return torch.ops.powergrad.cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            alpha=as_tensor(alpha),
+            inplace_backward=inplace_backward,
+        )
+    return _C.cross_entropy(
+        input, target, weight, ignore_index, reduction, label_smoothing, alpha, inplace_backward
+    )
+
+
+def log_softmax(
+    input: Tensor,
+    dim: int = -1,
+    *,
+    alpha: float | Tensor = 0.3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""Log-softmax whose backward is that of the PowerGrad Transform (arXiv 2111.12495).
+
+    The value is ``log_softmax(z)``; for an upstream gradient ``g`` the gradient is
+    ``g - softmax(alpha z) * sum(g)``. Every loss built on log-probabilities (NLL, soft targets, KL
+    distillation, CTC) gets the transform from it; :func:`cross_entropy` is its fused form.
+
+    Args:
+        input: float32, float64, bfloat16 or float16, any shape and strides.
+        dim: the dimension of the classes.
+        alpha: as for :func:`cross_entropy`.
+        dtype: input is converted to it first. Under autocast half-precision input is converted to
+            float32, as torch.log_softmax does.
+
+    Returns:
+        A tensor of input's shape, in dtype or input's dtype.
+
+    Raises:
+        ValueError: alpha is not finite or not > 0.
+        IndexError: dim is out of range.
+        TypeError: input is not floating point.
+    """
+    if has_torch_function((input,)):
+        return handle_torch_function(
+            log_softmax, (input,), input, dim=dim, alpha=alpha, dtype=dtype
+        )
+    if dtype is None and torch.is_autocast_enabled(input.device.type):
+        if input.dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+    if dtype is not None:
+        input = input.to(dtype)
+    if maybe_current_level() is not None:
+        return functorch.log_softmax(input, dim, as_tensor(alpha))
+    if torch.compiler.is_compiling():
+        return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
+    return _C.log_softmax(input, dim, alpha)
+
+
+def as_tensor(alpha: float | Tensor) -> Tensor:
+    """Alpha as the operators take it: a 0-d tensor."""
+    if isinstance(alpha, Tensor):
+        return alpha
+    return torch.tensor(float(alpha), dtype=torch.float64)

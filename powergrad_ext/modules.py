@@ -1,0 +1,76 @@
+"""The losses as modules, in place of torch.nn.CrossEntropyLoss and torch.nn.LogSoftmax."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from powergrad_ext.functional import cross_entropy, log_softmax
+
+
+class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
+    """:func:`powergrad_ext.cross_entropy` as a module; arguments as torch.nn.CrossEntropyLoss's.
+
+    Args:
+        alpha: the exponent, a float or a 0-d tensor. A tensor can be changed in place between
+            steps without compiling again. It is not part of the state dict.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        alpha: float | Tensor = 0.3,
+    ) -> None:
+        super().__init__(
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+        self.alpha = alpha
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`."""
+        return cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            alpha=self.alpha,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"alpha={_number(self.alpha)}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+        )
+
+
+class PowerGradLogSoftmax(nn.Module):
+    """:func:`powergrad_ext.log_softmax` as a module.
+
+    Args:
+        dim: the dimension of the classes.
+        alpha: the exponent, a float or a 0-d tensor.
+    """
+
+    def __init__(self, dim: int = -1, *, alpha: float | Tensor = 0.3) -> None:
+        super().__init__()
+        self.dim = dim
+        self.alpha = alpha
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Log-probabilities of ``input``; see :func:`powergrad_ext.log_softmax`."""
+        return log_softmax(input, self.dim, alpha=self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, alpha={_number(self.alpha)}"
+
+
+def _number(alpha: float | Tensor) -> str:
+    return f"{alpha.item():g}" if isinstance(alpha, Tensor) else f"{alpha:g}"

@@ -1,0 +1,198 @@
+r"""The specification: what powergrad_ext computes, in plain PyTorch.
+
+For one row of logits z, a target distribution q (one-hot, smoothed or given), class weights w and
+an exponent alpha > 0, PowerGrad Transform (arXiv 2111.12495) keeps the value of cross-entropy and
+replaces p by p' in its gradient:
+
+    p    = softmax(z)
+    p'   = p^alpha / sum_j p_j^alpha = softmax(alpha z)
+    L    = -sum_j w_j q_j log p_j
+    dz_j = p'_j (sum_c w_c q_c) - w_j q_j
+    dq_j = -w_j log p_j
+
+Ordinary cross-entropy of the logits alpha z, divided by alpha, has exactly this dz as its ordinary
+gradient, whatever the weights, ignored rows, smoothing or reduction: the gradient of
+f(alpha z) / alpha is f'(alpha z). So each function here takes its value from one expression and its
+gradient from another. Second derivatives are the true derivatives of these gradients.
+
+Slow and short on purpose. The kernels are tested against it; it runs wherever PyTorch does.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    alpha: float | Tensor = 0.3,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy` with the gradient of PowerGrad Transform.
+
+    Args:
+        input: logits, (C), (N, C) or (N, C, d1, ..., dK); float32, float64, bfloat16 or float16.
+        target: int64 or int32 class indices, (), (N) or (N, d1, ..., dK); or probabilities in the
+            shape of `input`.
+        weight: (C), or None for ones.
+        ignore_index: rows with this index have loss 0 and gradient exactly 0, whatever their
+            logits.
+        reduction: "none", "mean" (over the weights of the rows that count) or "sum".
+        label_smoothing: in [0, 1].
+        alpha: the exponent, a number or a 0-d tensor, finite and > 0.
+        inplace_backward: accepted and ignored. It promises that the logits are not used again, so
+            that a kernel may write the gradient over them; the gradient is the same either way.
+
+    Returns:
+        The loss, (), (N) or (N, d1, ..., dK); float32 for half-precision logits, else the logits'
+        type.
+
+    Raises:
+        ValueError: alpha, or what torch raises it for.
+        RuntimeError: `weight` or `alpha` require a gradient, or what torch raises it for.
+        IndexError: a target out of range.
+    """
+    _refuse_gradient(weight=weight, alpha=alpha)
+    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        _widened(input),
+        target.long() if target.dtype == torch.int32 else _widened(target),
+        None if weight is None else _widened(weight),
+        _checked(alpha),
+        {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing},
+    )
+    return loss
+
+
+def log_softmax(
+    input: Tensor,
+    dim: int = -1,
+    *,
+    alpha: float | Tensor = 0.3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`torch.nn.functional.log_softmax` whose gradient is g - softmax(alpha z) sum(g).
+
+    Every loss built on log-probabilities gets PowerGrad Transform from it.
+
+    Args:
+        input: logits of any shape.
+        dim: the dimension of the classes.
+        alpha: the exponent, a number or a 0-d tensor, finite and > 0.
+        dtype: the type to which `input` is converted first.
+
+    Returns:
+        Log-probabilities, in the shape of `input` and its type or `dtype`.
+
+    Raises:
+        ValueError: alpha.
+        RuntimeError: `alpha` requires a gradient, or what torch raises it for.
+        IndexError: `dim` out of range.
+    """
+    _refuse_gradient(alpha=alpha)
+    logits = input if dtype is None else input.to(dtype)
+    wide: Tensor = _LogSoftmax.apply(  # type: ignore[no-untyped-call]
+        _widened(logits), dim, _checked(alpha)
+    )
+    return wide.to(logits.dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        alpha: float | Tensor,
+        options: dict[str, Any],
+    ) -> Tensor:
+        return F.cross_entropy(logits, target, weight, **options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, target, weight, ctx.alpha, ctx.options = inputs
+        ctx.save_for_backward(logits, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        alpha: float | Tensor = ctx.alpha
+
+        def of_logits(z: Tensor) -> Tensor:
+            if not target.is_floating_point():  # else NaN logits of an ignored row would spread
+                ignored = target == ctx.options["ignore_index"]
+                z = z.masked_fill(ignored.unsqueeze(min(1, z.dim() - 1)), 0.0)
+            return F.cross_entropy(alpha * z, target, weight, **ctx.options) / alpha
+
+        def of_target(q: Tensor) -> Tensor:
+            return F.cross_entropy(logits, q, weight, **ctx.options)
+
+        d_logits = _pull_back(of_logits, logits, upstream)
+        d_target = _pull_back(of_target, target, upstream) if ctx.needs_input_grad[1] else None
+        return d_logits, d_target, None, None, None
+
+
+class _LogSoftmax(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, dim: int, alpha: float | Tensor) -> Tensor:
+        return torch.log_softmax(logits, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, ctx.dim, ctx.alpha = inputs
+        ctx.save_for_backward(logits)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        alpha: float | Tensor = ctx.alpha
+
+        def of_logits(z: Tensor) -> Tensor:
+            return torch.log_softmax(alpha * z, ctx.dim) / alpha
+
+        return _pull_back(of_logits, logits, upstream), None, None
+
+
+def _pull_back(function: Any, at: Tensor, upstream: Tensor) -> Tensor:
+    """The ordinary gradient of `function`; itself differentiable, as often as one likes."""
+    gradient: Tensor = torch.func.vjp(function, at)[1](upstream)[0]
+    return gradient
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF_PRECISION else tensor
+
+
+def _checked(alpha: float | Tensor) -> float | Tensor:
+    if isinstance(alpha, Tensor):
+        # On another device the value is not waited for.
+        good = alpha.dim() == 0 and (alpha.device.type != "cpu" or 0.0 < float(alpha) < math.inf)
+    else:
+        good = isinstance(alpha, Real) and 0.0 < float(alpha) < math.inf
+    if not good:
+        raise ValueError(f"alpha must be a finite number > 0 or a 0-d tensor of one, got {alpha!r}")
+    # A copy: a schedule may overwrite its tensor before backward runs.
+    return alpha.clone() if isinstance(alpha, Tensor) else float(alpha)
+
+
+def _refuse_gradient(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            raise RuntimeError(f"{name} must not require a gradient: none is defined for it")

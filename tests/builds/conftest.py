@@ -1,0 +1,80 @@
+"""What the tests of the builds share: copies of the sources, and each expensive build made once."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, run
+from tiny_package import TinyPackage
+
+
+@pytest.fixture
+def tiny_package(tmp_path: Path) -> TinyPackage:
+    return TinyPackage(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked source distribution: what is built from it shows that it is complete."""
+    folder = tmp_path_factory.mktemp("sources")
+    copy = folder / "repository"
+    shutil.copytree(REPOSITORY, copy, ignore=_all_but_sources)
+    run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=copy)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def _all_but_sources(folder: str, names: list[str]) -> list[str]:
+    of_the_repository = {".git", ".venv", "build", "dist", "demo"}
+    return [
+        name
+        for name in names
+        if name.endswith((".so", ".egg-info", "cache", "cache__"))
+        or (Path(folder) == REPOSITORY and name in of_the_repository)
+    ]
+
+
+@pytest.fixture(scope="session")
+def wheel(source_tree: Path) -> Path:
+    """The wheel; its object files are left in build/objects of the source tree."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", "dist"]
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=source_tree)
+    (wheel,) = (source_tree / "dist").glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment where the wheel is installed and this one's torch is seen."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "parent.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--no-deps", "--no-index", "--ignore-installed", wheel, cwd=folder)
+    return python
+
+
+@pytest.fixture(scope="session")
+def extension_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of modules compiled on first import, empty at first."""
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.fixture(scope="session")
+def cmake_build(source_tree: Path) -> Path:
+    """The folder with the operator library and the C++ example."""
+    folder = source_tree / "build" / "cmake"
+    python = f"-DPython3_EXECUTABLE={sys.executable}"
+    run("cmake", "-S", ".", "-B", folder, "-G", "Ninja", python, cwd=source_tree)
+    run("cmake", "--build", folder, "--target", "powergrad_example", cwd=source_tree)
+    return folder

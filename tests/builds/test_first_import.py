@@ -1,0 +1,154 @@
+"""Compiling on first import: the cache, several processes at once, and what is said when it fails.
+
+A tiny module stands in for the extension; test_builds.py compiles the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from commands import run
+from tiny_package import TinyPackage
+
+NO_NINJA = """
+import shutil
+which = shutil.which
+shutil.which = lambda name, *rest, **options: (
+    None if name == "ninja" else which(name, *rest, **options)
+)
+"""
+NO_HEADERS = """
+import sysconfig
+sysconfig.get_path = lambda *_: "nowhere"
+"""
+NAMESPACE_TAKEN = """
+import torch
+library = torch.library.Library("powergrad", "DEF")
+library.define("cross_entropy(Tensor input) -> Tensor")
+"""
+
+
+def test_says_once_that_it_compiles_and_is_silent_from_the_cache(tiny_package: TinyPackage) -> None:
+    first = tiny_package.import_it()
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.startswith("powergrad_ext: compiling its C++ sources")
+    assert str(tiny_package.cache) in first.stderr
+    assert len(first.stderr.splitlines()) == 1
+
+    second = tiny_package.import_it()
+    assert second.returncode == 0, second.stderr
+    assert second.stderr == ""
+    assert second.stdout == first.stdout
+
+
+def test_the_cache_needs_no_compiler(tiny_package: TinyPackage) -> None:
+    assert tiny_package.import_it().returncode == 0
+    assert tiny_package.import_it(CXX="no-such-compiler").returncode == 0
+
+
+def test_a_changed_source_is_compiled_again(tiny_package: TinyPackage) -> None:
+    first = tiny_package.import_it()
+    with tiny_package.source.open("a") as source:
+        source.write("// changed\n")
+    second = tiny_package.import_it()
+    assert "compiling" in second.stderr
+    assert second.stdout != first.stdout
+
+
+def test_two_processes_compile_once(tiny_package: TinyPackage) -> None:
+    with ThreadPoolExecutor() as threads:
+        both = [threads.submit(tiny_package.import_it) for _ in range(2)]
+        results = [one.result() for one in both]
+    assert [result.returncode for result in results] == [0, 0], results
+    assert results[0].stdout == results[1].stdout
+    assert sum("compiling its" in result.stderr for result in results) == 1
+
+
+def test_a_killed_build_is_no_obstacle(tiny_package: TinyPackage) -> None:
+    slow_compiler = tiny_package.folder / "slow"
+    slow_compiler.write_text('#!/bin/sh\ncase "$*" in *.so*) sleep 600 ;; esac\nexec c++ "$@"\n')
+    slow_compiler.chmod(0o755)
+    building = subprocess.Popen(
+        [sys.executable, "-c", "import powergrad_ext._native"],
+        cwd=tiny_package.folder,
+        env=os.environ | {"CXX": str(slow_compiler), "TORCH_EXTENSIONS_DIR": tiny_package.cache},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(tiny_package.cache.rglob("module.o")):
+        assert building.poll() is None
+        time.sleep(0.05)
+    os.killpg(building.pid, signal.SIGKILL)
+    building.wait()
+    assert list(tiny_package.cache.rglob("lock"))
+
+    after = tiny_package.import_it()
+    assert after.returncode == 0, after.stderr
+
+
+def test_ninja_is_found_beside_a_python_that_was_not_activated(tiny_package: TinyPackage) -> None:
+    result = tiny_package.import_it(PATH="/usr/bin:/bin")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "variables", "sentence"),
+    [
+        ("", {"CXX": "no-such-compiler"}, "a C++ compiler, and no-such-compiler is not found"),
+        (NO_NINJA, {}, "ninja, which is not found: pip install ninja"),
+        (NO_HEADERS, {}, "Python's headers, which are not found"),
+        (
+            "import sys; sys.modules['torch'] = None",
+            {},
+            "PyTorch 2.11 or later, which is not",
+        ),
+        ("import torch; torch.__version__ = '2.10.1+cpu'", {}, "2.11 or later, this is 2.10.1+cpu"),
+        (NAMESPACE_TAKEN, {}, "another library in this process has already registered"),
+        ("", {"TORCH_EXTENSIONS_DIR": os.devnull}, "set TORCH_EXTENSIONS_DIR to a folder that can"),
+    ],
+    ids=["compiler", "ninja", "headers", "torch", "old torch", "namespace", "cache"],
+)
+def test_what_is_missing_is_one_sentence(
+    tiny_package: TinyPackage, before: str, variables: dict[str, str], sentence: str
+) -> None:
+    result = tiny_package.import_it(before, **variables)
+    assert result.returncode == 1
+    last_line = result.stderr.splitlines()[-1]
+    assert last_line.startswith("ImportError: ")
+    assert sentence in last_line
+    assert result.stderr.count("Traceback") == 1, "the sentence stands alone, without a cause"
+
+
+def test_what_the_compiler_says_is_passed_on(tiny_package: TinyPackage) -> None:
+    tiny_package.source.write_text("#error this is the reason\n")
+    result = tiny_package.import_it()
+    assert result.returncode == 1
+    assert "ImportError: powergrad_ext could not be compiled" in result.stderr
+    assert "#error this is the reason" in result.stderr.splitlines()[-1]
+    assert result.stderr.count("Traceback") == 1
+
+
+def test_an_installed_module_goes_before_the_cache(tiny_package: TinyPackage) -> None:
+    compiled = tiny_package.import_it().stdout.strip()
+    installed = os.path.join(tiny_package.package, os.path.basename(compiled))
+    os.rename(compiled, installed)
+    assert tiny_package.import_it(CXX="no-such-compiler").stdout.strip() == installed
+
+
+def test_a_module_built_for_another_torch_is_explained(tiny_package: TinyPackage) -> None:
+    tiny_package.source.write_text(
+        'void gone();\nextern "C" __attribute__((visibility("default"))) void* PyInit__C() {\n'
+        "  gone();\n  return nullptr;\n}\n"
+    )
+    library = tiny_package.package / "_C.so"
+    source = tiny_package.source
+    run("c++", "-shared", "-fPIC", source, "-o", library, cwd=tiny_package.folder)
+    result = tiny_package.import_it()
+    assert "was built for another PyTorch" in result.stderr.splitlines()[-1]
+    assert "install powergrad_ext again" in result.stderr.splitlines()[-1]

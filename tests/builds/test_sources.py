@@ -1,0 +1,74 @@
+"""The source list and the flags, which every build takes from one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY
+
+from powergrad_ext import _build
+
+
+def test_every_listed_file_exists_and_every_file_is_listed() -> None:
+    csrc = REPOSITORY / "csrc"
+    listed = {path for group in _build.read_sources(csrc).values() for path in group}
+    assert listed == {path for path in csrc.rglob("*") if path.suffix in {".cpp", ".cu"}}
+
+
+def test_groups_and_comments(tmp_path: Path) -> None:
+    (tmp_path / "sources.txt").write_text("# kernels\ncpu cpu/a.cpp # one\n\ntorch torch/b.cpp\n")
+    assert _build.read_sources(tmp_path) == {
+        "cpu": [tmp_path / "cpu/a.cpp"],
+        "cuda": [],
+        "torch": [tmp_path / "torch/b.cpp"],
+        "torch_cuda": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("gpu a.cu", "gpu a.cu"),
+        ("cpu", "cpu"),
+        ("cpu a.cpp b.cpp", "a.cpp b.cpp"),
+        ("cpu cpu/a.cpp\ntorch torch/a.cpp", "a.cpp is listed twice"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+    (tmp_path / "sources.txt").write_text(line)
+    with pytest.raises(ValueError, match=complaint):
+        _build.read_sources(tmp_path)
+
+
+def test_flags_name_no_instruction_set_and_no_standard() -> None:
+    recipe = _build.recipe(REPOSITORY / "csrc")
+    for flag in recipe.cxx_flags + recipe.nvcc_flags:
+        assert not flag.startswith(("-m", "-std"))
+
+
+def test_the_parallel_loop_is_compiled_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++")
+    assert _build.openmp_flags() == ["-fopenmp"]
+
+
+def test_cuda_is_left_out_without_cuda_sources_or_without_cuda_in_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert _build.recipe(tmp_path).sources == [tmp_path / "a.cpp"]
+
+
+def test_cuda_is_built_where_torch_has_it_and_a_toolkit_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    recipe = _build.recipe(tmp_path)
+    assert recipe.with_cuda
+    assert [path.name for path in recipe.sources] == ["a.cpp", "b.cu", "c.cpp"]
+    assert "-DPOWERGRAD_WITH_CUDA" in recipe.cxx_flags
+    assert "-DPOWERGRAD_WITH_CUDA" in recipe.nvcc_flags

@@ -1,0 +1,41 @@
+"""The loader of powergrad_ext over a module that is compiled in a second."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from commands import REPOSITORY, run
+
+MODULE = """
+#include <Python.h>
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr};
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
+"""
+
+
+class TinyPackage:
+    """A source tree with the package's loader and one source file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tree"
+        self.package = self.folder / "powergrad_ext"
+        self.source = self.folder / "csrc" / "module.cpp"
+        self.cache = folder / "cache"
+        self.package.mkdir(parents=True)
+        self.source.parent.mkdir()
+        for name in ("_build.py", "_native.py"):
+            shutil.copy(REPOSITORY / "powergrad_ext" / name, self.package)
+        (self.package / "__init__.py").touch()
+        self.source.write_text(MODULE)
+        (self.source.parent / "sources.txt").write_text("torch module.cpp\n")
+
+    def import_it(
+        self, before: str = "", **variables: str | Path
+    ) -> subprocess.CompletedProcess[str]:
+        """Imports the package in a new process, after some other statements; prints the module."""
+        code = f"{before}\nfrom powergrad_ext import _native\nprint(_native._C.__file__)"
+        variables = {"TORCH_EXTENSIONS_DIR": self.cache} | variables
+        return run(sys.executable, "-c", code, cwd=self.folder, check=False, **variables)

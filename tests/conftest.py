@@ -1,0 +1,62 @@
+"""Fixtures that every test shares: where to run, and with which instructions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from powergrad_ext._native import _C
+
+FLOAT32_ACCUMULATED = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [*FLOAT32_ACCUMULATED, torch.float64]
+
+# Found once, examples are replayed everywhere: a failure in CI is a failure on a desk.
+hypothesis.settings.register_profile("ci", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def devices() -> list[str]:
+    """The CPU, and a GPU where there is one and the module has kernels for it."""
+    has_cuda = torch.cuda.is_available() and bool(_C.cuda_architectures())
+    return ["cpu", "cuda"] if has_cuda else ["cpu"]
+
+
+@pytest.fixture(params=devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once with each instruction set that this CPU has."""
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Every supported type of logits."""
+    return request.param
+
+
+@pytest.fixture(
+    params=FLOAT32_ACCUMULATED, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+def float32_accumulated(request: pytest.FixtureRequest) -> torch.dtype:
+    """The types of logits whose sums are float32."""
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
