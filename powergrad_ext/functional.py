@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
@@ -77,6 +79,8 @@ def cross_entropy(
             alpha=alpha,
             inplace_backward=inplace_backward,
         )
+    require_tensors("cross_entropy", input=input, target=target)
+    alpha = as_alpha(alpha)
     if maybe_current_level() is not None:
         return functorch.cross_entropy(
             input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha)
@@ -129,6 +133,8 @@ def log_softmax(
         return handle_torch_function(
             log_softmax, (input,), input, dim=dim, alpha=alpha, dtype=dtype
         )
+    require_tensors("log_softmax", input=input)
+    alpha = as_alpha(alpha)
     if dtype is None and torch.is_autocast_enabled(input.device.type):
         if input.dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
@@ -141,8 +147,29 @@ def log_softmax(
     return _C.log_softmax(input, dim, alpha)
 
 
+def require_tensors(function: str, **arguments: object) -> None:
+    """TypeError, in torch's words, for an argument that is not a tensor."""
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise TypeError(
+                f"{function}(): argument '{name}' must be Tensor, not {type(argument).__name__}"
+            )
+
+
+def as_alpha(alpha: object) -> float | Tensor:
+    """Alpha as a float or tensor, ValueError if it is neither; the operators check its value."""
+    if isinstance(alpha, (float, Tensor)):
+        return alpha
+    if isinstance(alpha, Real):
+        return float(alpha)
+    raise ValueError(
+        "alpha must be a float or a 0-d floating point tensor, finite and greater than 0, "
+        f"got {alpha!r}"
+    )
+
+
 def as_tensor(alpha: float | Tensor) -> Tensor:
     """Alpha as the operators take it: a 0-d tensor."""
     if isinstance(alpha, Tensor):
         return alpha
-    return torch.tensor(float(alpha), dtype=torch.float64)
+    return torch.tensor(alpha, dtype=torch.float64)

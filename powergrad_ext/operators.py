@@ -37,6 +37,15 @@ def _new_statistics(input: Tensor, class_dim: int, needs_backward: bool) -> Tens
     return input.new_empty(shape, dtype=_accumulate_dtype(input))
 
 
+def _check_devices(input: Tensor, **others: Tensor) -> None:
+    for name, tensor in others.items():
+        if tensor.device != input.device:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{input.device} and {tensor.device}! (argument '{name}')"
+            )
+
+
 @torch.library.register_fake("powergrad::cross_entropy_forward")
 def _(
     input: Tensor,
@@ -87,11 +96,16 @@ def _(
     statistics: Tensor,
     total_weight: Tensor,
 ) -> Tensor:
+    _C.check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha)
+    _check_devices(
+        input, grad_output=grad_output, statistics=statistics, total_weight=total_weight
+    )
     return torch.empty_like(input)
 
 
 @torch.library.register_fake("powergrad::cross_entropy_backward_")
-def _(input: Tensor, *arguments: Any) -> Tensor:
+def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> Tensor:
+    ops.cross_entropy_backward(grad_output, input, *arguments)  # for its checks
     return input
 
 
@@ -106,6 +120,8 @@ def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> tuple[Ten
 def _(
     grad_output: Tensor, input: Tensor, dim: int, alpha: Tensor, statistics: Tensor
 ) -> Tensor:
+    _C.check_log_softmax(input, dim, alpha)
+    _check_devices(input, grad_output=grad_output, statistics=statistics)
     return torch.empty_like(input)
 
 

@@ -1,5 +1,5 @@
-// What every vector type gets from its primitives: partial loads of half precision, horizontal
-// reductions, and the traits of a storage type. Included inside the target region.
+// What every vector type gets from its primitives: partial loads of half precision,
+// single elements, and the traits of a storage type. Included inside the target region.
 #pragma once
 
 namespace powergrad {
@@ -51,24 +51,6 @@ void store_lanes(V x, Storage* p, int count) {
     x.store(buffer);
     std::memcpy(p, buffer, count * sizeof(Storage));
   }
-}
-
-template <class V>
-double sum_of_lanes(V x) {
-  typename V::Scalar lanes[V::kWidth];
-  x.store(lanes);
-  double sum = 0.0;
-  for (int i = 0; i < V::kWidth; ++i) sum += lanes[i];
-  return sum;
-}
-
-template <class V>
-typename V::Scalar largest_of_lanes(V x) {
-  typename V::Scalar lanes[V::kWidth];
-  x.store(lanes);
-  typename V::Scalar largest = lanes[0];
-  for (int i = 1; i < V::kWidth; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-  return largest;
 }
 
 // One element as its accumulate type.

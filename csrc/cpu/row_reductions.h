@@ -13,10 +13,9 @@ void for_each_vector(int64_t count, const Step& step) {
   if (column < count) step(column, static_cast<int>(count - column));
 }
 
-// The largest element; NaN may be passed over (the sums catch it).
-template <class Storage>
-AccumulateOf<Storage> row_maximum(const Storage* z, int64_t count) {
-  using V = VectorOf<Storage>;
+// The largest element, lane by lane; NaN may be passed over (the sums catch it).
+template <class V, class Storage>
+V lane_maxima(const Storage* z, int64_t count) {
   constexpr int kUnroll = 4;  // hides the latency of a chain of maxima
   const V lowest = V::broadcast(-kInfinity);
   V best[kUnroll] = {lowest, lowest, lowest, lowest};
@@ -30,75 +29,113 @@ AccumulateOf<Storage> row_maximum(const Storage* z, int64_t count) {
     const V x = load_lanes<V>(z + column + offset, lanes);
     best[0] = maximum(best[0], select(V::first_lanes(lanes), x, lowest));
   });
-  return largest_of_lanes(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
+  return maximum(maximum(best[0], best[1]), maximum(best[2], best[3]));
 }
 
-// The first column that equals x, or count.
+// The first column of [begin, end) that equals x, or end.
 template <class Storage>
-int64_t find_in_row(const Storage* z, int64_t count, AccumulateOf<Storage> x) {
+int64_t find_in_row(const Storage* z, int64_t begin, int64_t end, AccumulateOf<Storage> x) {
   using V = VectorOf<Storage>;
   const V wanted = V::broadcast(x);
-  for (int64_t column = 0; column < count; column += V::kWidth) {
-    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, count - column));
+  for (int64_t column = begin; column < end; column += V::kWidth) {
+    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, end - column));
     const int lane = first_set(equal(load_lanes<V>(z + column, lanes), wanted));
     if (lane >= 0 && lane < lanes) return column + lane;
   }
-  return count;
+  return end;
 }
 
-// Adds exp(z - maximum) and exp(alpha (z - maximum)) over [0, count) to state.rest and
-// state.alpha_rest; keeps the latter in `kept` (accumulate type) unless that is null.
-template <class Evaluator, class Storage>
-void add_exponentials(const Evaluator& evaluate, const Storage* z, int64_t count,
-                      AccumulateOf<Storage> reference, AccumulateOf<Storage>* kept,
-                      ChunkState& state) {
+template <class Scalar>
+struct Largest {
+  Scalar value;
+  int64_t column;  // `count` if it was not found, which takes a NaN in the row
+};
+
+// Blocks keep the search for the column short: each lane remembers in which block it rose last.
+template <class Storage>
+Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
   using V = VectorOf<Storage>;
-  const V origin = V::broadcast(reference);
-  const V zero = V::broadcast(0);
-  V plain_sum = zero;
-  V powered_sum = zero;
-  for_each_vector<V>(count, [&](int64_t column, int lanes) {
+  constexpr int64_t kBlock = 16 * V::kWidth;
+  V best = V::broadcast(-kInfinity);
+  V best_block = V::broadcast(0);
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const V maxima = lane_maxima<V>(z + begin, std::min(kBlock, count - begin));
+    best_block = select(less(best, maxima), V::broadcast(begin / kBlock), best_block);
+    best = maximum(best, maxima);
+  }
+  const auto value = largest_of_lanes(best);
+  const int lane = first_set(equal(best, V::broadcast(value)));
+  if (lane < 0) return {value, count};
+  typename V::Scalar blocks[V::kWidth];
+  best_block.store(blocks);
+  const int64_t begin = static_cast<int64_t>(blocks[lane]) * kBlock;
+  const int64_t end = std::min(begin + kBlock, count);
+  const int64_t column = find_in_row(z, begin, end, value);
+  return {value, column < end ? column : count};  // a NaN before it may have hidden the block
+}
+
+// Running sums of exp(z - reference) and exp(alpha (z - reference)) over one chunk.
+template <class Evaluator, class Storage>
+struct ExponentialSums {
+  using Scalar = AccumulateOf<Storage>;
+  using V = Vector<Scalar>;
+  const Evaluator& evaluate;
+  V reference;
+  Scalar* kept;  // exp(alpha (z - reference)) goes here, unless null
+  V plain = V::broadcast(0);
+  V powered = V::broadcast(0);
+
+  Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
     // What follows this chunk in memory is needed next: fetch it while this one computes.
     __builtin_prefetch(z + column + kChunk);
-    const auto e = evaluate(load_lanes<V>(z + column, lanes) - origin);
+    const auto e = evaluate(load_lanes<V>(z + column, lanes) - reference);
     if (kept != nullptr) store_lanes(e.powered, kept + column, lanes);
-    if (lanes == V::kWidth) {
-      plain_sum = plain_sum + e.plain;
-      powered_sum = powered_sum + e.powered;
-    } else {
-      plain_sum = plain_sum + select(V::first_lanes(lanes), e.plain, zero);
-      powered_sum = powered_sum + select(V::first_lanes(lanes), e.powered, zero);
-    }
-  });
-  state.rest += sum_of_lanes(plain_sum);
-  state.alpha_rest += sum_of_lanes(powered_sum);
-}
+    return e;
+  }
+  void add(const Exponentials<V>& e) {
+    plain = plain + e.plain;
+    powered = powered + e.powered;
+  }
+  void add_only(typename V::Mask mask, const Exponentials<V>& e) {
+    const V zero = V::broadcast(0);
+    add({select(mask, e.plain, zero), select(mask, e.powered, zero)});
+  }
+  void add_columns(const Storage* z, int64_t begin, int64_t end) {
+    int64_t column = begin;
+    for (; column + V::kWidth <= end; column += V::kWidth) add(at(z, column, V::kWidth));
+    if (column == end) return;
+    const int lanes = static_cast<int>(end - column);
+    add_only(V::first_lanes(lanes), at(z, column, lanes));
+  }
+};
 
-// The state of one chunk, apart from its target mass. Its maximum is left out of the sums, being
-// exactly 1: found by value and stepped over.
+// The state of one chunk, apart from its target mass. Its maximum, found by value, is left out of
+// the sums: it is exactly 1.
 template <class Kind, class Storage>
 void reduce_exponentials(double alpha, const Storage* z, int64_t count,
                          AccumulateOf<Storage>* kept, ChunkState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  const typename Kind::template Evaluator<V> evaluate(alpha);
-  const Scalar largest = row_maximum(z, count);
-  state.maximum = largest;
-  if (largest == -static_cast<Scalar>(kInfinity)) {
-    // Masked out as a whole, or NaN among -infinity: sums of zeros, or NaN.
-    state.rest = state.alpha_rest = 0.0;
-    add_exponentials(evaluate, z, count, Scalar(0), kept, state);
-    return;
+  using Evaluator = typename Kind::template Evaluator<V>;
+  const Evaluator evaluate(alpha);
+  const Largest<Scalar> largest = find_largest(z, count);
+  const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
+  // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
+  const Scalar reference = masked_out ? Scalar(0) : largest.value;
+  ExponentialSums<Evaluator, Storage> sums{evaluate, V::broadcast(reference), kept};
+  const int64_t at = masked_out ? count : largest.column;
+  const int64_t before = at == count ? count : at - at % V::kWidth;
+  sums.add_columns(z, 0, before);
+  if (before < count) {
+    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, count - before));
+    sums.add_only(V::other_lanes(lanes, static_cast<int>(at - before)), sums.at(z, before, lanes));
+    sums.add_columns(z, before + lanes, count);
   }
-  // 0 for a finite maximum; otherwise the row is NaN, as it is in torch.
-  state.rest = state.alpha_rest = static_cast<double>(largest - largest);
-  const int64_t at = find_in_row(z, count, largest);
-  add_exponentials(evaluate, z, at, largest, kept, state);
-  if (at < count) {
-    if (kept != nullptr) kept[at] = 1;
-    Scalar* after = kept != nullptr ? kept + at + 1 : nullptr;
-    add_exponentials(evaluate, z + at + 1, count - at - 1, largest, after, state);
-  }
+  state.maximum = largest.value;
+  // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
+  const Scalar poison = reference - reference;
+  state.rest = sum_of_lanes(sums.plain) + poison;
+  state.alpha_rest = sum_of_lanes(sums.powered) + poison;
 }
 
 // Merges the chunks' states (see powergrad.h) and leaves in each what its exponentials are to be

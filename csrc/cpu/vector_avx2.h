@@ -12,9 +12,17 @@ inline __m256i first_lanes_32(int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
 }
+inline __m256i lane_32(int number) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpeq_epi32(_mm256_set1_epi32(number), lane);
+}
 inline __m256i first_lanes_64(int count) {
   const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane);
+}
+inline __m256i lane_64(int number) {
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  return _mm256_cmpeq_epi64(_mm256_set1_epi64x(number), lane);
 }
 
 template <>
@@ -28,6 +36,10 @@ struct Vector<float> {
 
   static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static Mask first_lanes(int count) { return {_mm256_castsi256_ps(first_lanes_32(count))}; }
+  // The first lanes without one of them.
+  static Mask other_lanes(int count, int without) {
+    return {_mm256_castsi256_ps(_mm256_andnot_si256(lane_32(without), first_lanes_32(count)))};
+  }
 
   static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vector load(const BFloat16* p) {
@@ -122,6 +134,9 @@ struct Vector<double> {
 
   static Vector broadcast(double x) { return {_mm256_set1_pd(x)}; }
   static Mask first_lanes(int count) { return {_mm256_castsi256_pd(first_lanes_64(count))}; }
+  static Mask other_lanes(int count, int without) {
+    return {_mm256_castsi256_pd(_mm256_andnot_si256(lane_64(without), first_lanes_64(count)))};
+  }
   static Vector load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static Vector load_first(const double* p, int count) {
     return {_mm256_maskload_pd(p, first_lanes_64(count))};
@@ -170,6 +185,24 @@ inline Vector<double>::Mask less(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> select(Vector<double>::Mask mask, Vector<double> yes, Vector<double> no) {
   return {_mm256_blendv_pd(no.v, yes.v, mask.bits)};
+}
+inline double sum_of_lanes(Vector<double> a) {
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline double largest_of_lanes(Vector<double> a) {
+  const __m128d two = _mm_max_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline double sum_of_lanes(Vector<float> a) {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a.v));
+  const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1));
+  return sum_of_lanes(Vector<double>{_mm256_add_pd(low, high)});
+}
+inline float largest_of_lanes(Vector<float> a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);

@@ -16,6 +16,10 @@ struct Vector<float> {
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Mask first_lanes(int count) { return static_cast<Mask>((1u << count) - 1u); }
+  // The first lanes without one of them.
+  static Mask other_lanes(int count, int without) {
+    return static_cast<Mask>(first_lanes(count) & ~(1u << without));
+  }
 
   static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vector load(const BFloat16* p) {
@@ -98,6 +102,10 @@ struct Vector<double> {
 
   static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static Mask first_lanes(int count) { return static_cast<Mask>((1u << count) - 1u); }
+  // The first lanes without one of them.
+  static Mask other_lanes(int count, int without) {
+    return static_cast<Mask>(first_lanes(count) & ~(1u << without));
+  }
   static Vector load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static Vector load_first(const double* p, int count) {
     return {_mm512_maskz_loadu_pd(first_lanes(count), p)};
@@ -140,6 +148,28 @@ inline __mmask8 less(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> select(__mmask8 mask, Vector<double> yes, Vector<double> no) {
   return {_mm512_mask_blend_pd(mask, no.v, yes.v)};
+}
+inline double sum_of_lanes(Vector<double> a) {
+  const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline double largest_of_lanes(Vector<double> a) {
+  const __m256d half = _mm256_max_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+  const __m128d two = _mm_max_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+  return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline double sum_of_lanes(Vector<float> a) {
+  const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  return sum_of_lanes(Vector<double>{_mm512_add_pd(low, _mm512_cvtps_pd(upper))});
+}
+inline float largest_of_lanes(Vector<float> a) {
+  const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), upper);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
 

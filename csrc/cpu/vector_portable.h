@@ -80,6 +80,12 @@ struct PortableVector {
     for (int i = 0; i < kWidth; ++i) mask[i] = i < count ? -1 : 0;
     return mask;
   }
+  // The first lanes without one of them.
+  static Mask other_lanes(int count, int without) {
+    Mask mask = first_lanes(count);
+    mask[without] = 0;
+    return mask;
+  }
 };
 
 template <>
@@ -169,8 +175,20 @@ inline Vector<float> exponent(Vector<float> a) {
   using Mask = Vector<float>::Mask;
   return {{__builtin_convertvector(((Mask)a.v >> 23) - 127, Vector<float>::Lanes)}};
 }
+template <class Scalar>
+double sum_of_lanes(Vector<Scalar> a) {
+  double sum = 0.0;
+  for (int i = 0; i < a.kWidth; ++i) sum += a.v[i];
+  return sum;
+}
+template <class Scalar>
+Scalar largest_of_lanes(Vector<Scalar> a) {
+  Scalar largest = a.v[0];
+  for (int i = 1; i < a.kWidth; ++i) largest = largest > a.v[i] ? largest : a.v[i];
+  return largest;
+}
 template <class Mask>
-inline int first_set(Mask mask) {
+int first_set(Mask mask) {
   for (int i = 0; i < static_cast<int>(sizeof(mask) / sizeof(mask[0])); ++i) {
     if (mask[i]) return i;
   }

@@ -82,6 +82,11 @@ std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
   const Dimension* begin = dimensions.data();
   const Dimension* end = begin + dimensions.size();
   const int64_t classes = tensor.size(class_dim);
+  if (tensor.numel() == 0) {  // nothing to read: any strides will do
+    int64_t rows = 1;
+    for (const Dimension& d : dimensions) rows *= d.size;
+    return Layout{{rows, classes, 1}, class_dim, end - begin, /*contiguous_rows=*/true};
+  }
   const bool contiguous_rows = classes <= 1 || tensor.stride(class_dim) == 1;
   // The longest outer group first for contiguous rows (usually all of them), the longest inner
   // group first otherwise.
@@ -97,6 +102,7 @@ std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
 }
 
 std::optional<Strides> strides_in(const Layout& layout, const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return Strides{0, 1, 0};
   const std::vector<Dimension> dimensions = row_dimensions(tensor, layout.class_dim);
   const Dimension* begin = dimensions.data();
   const auto outer = collapse(begin, begin + layout.outer_dims);

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .report import format_estimate, machine
 from .results import Results
-from .training import Run
+from .training import THREADS, Run
 
 BASELINE_COLOUR = "#51637a"
 OUR_COLOUR = "#e0542f"
@@ -91,11 +91,12 @@ def stretch_towards_all(axes: Axes) -> None:
     """Space an accuracy axis by the logarithm of the errors left: 90, 99 and 99.9 % stay apart."""
 
     def forward(accuracy: ArrayLike) -> NDArray[np.float64]:
-        errors: NDArray[np.float64] = NEARLY_ALL - np.minimum(accuracy, 100)
-        return -np.log(errors)
+        position: NDArray[np.float64] = -np.log(NEARLY_ALL - np.minimum(accuracy, 100))
+        return position
 
     def inverse(position: ArrayLike) -> NDArray[np.float64]:
-        return NEARLY_ALL - np.exp(-np.asarray(position))
+        accuracy: NDArray[np.float64] = NEARLY_ALL - np.exp(np.negative(position))
+        return accuracy
 
     lowest, _ = axes.get_ylim()
     axes.set_yscale("function", functions=(forward, inverse))
@@ -146,7 +147,7 @@ def headline(figure: Figure, results: Results) -> None:
         0.015,
         0.012,
         "ResNet-8 with BatchNorm, scikit-learn digits. Lines: mean over seeds; bands: worst to "
-        f"best seed. α = 1 for cross-entropy. {machine()}",
+        f"best seed. α = 1 for cross-entropy. {machine(THREADS)}",
         fontsize=8.5,
         color=FINE_PRINT,
     )

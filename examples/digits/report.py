@@ -14,16 +14,15 @@ from rich.table import Table
 from .comparison import Comparison, Estimate
 from .results import Results
 from .timing import LossTime
+from .training import THREADS
 
 
-def machine() -> str:
-    """Return processor, PyTorch version and thread count in one line."""
+def machine(threads: int) -> str:
+    """Return the processor, the number of threads used and PyTorch's version in one line."""
     processor = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     instructions = torch.backends.cpu.get_cpu_capability()
-    return (
-        f"{processor} ({instructions}), {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
+    used = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{processor} ({instructions}), {used}, torch {torch.__version__}"
 
 
 def training_table(results: Results) -> Table:
@@ -33,6 +32,7 @@ def training_table(results: Results) -> Table:
     table = report_table(
         f"After {epochs} epochs: mean ± standard error over {seeds} paired seeds",
         ("", results.cross_entropy.name, results.power_gradient.name, "difference", "better in"),
+        machine(THREADS),
     )
     for name, comparison, digits in (
         ("train accuracy, %", results.train_accuracy, 2),
@@ -45,11 +45,11 @@ def training_table(results: Results) -> Table:
     return table
 
 
-def report_table(title: str, headings: Sequence[str]) -> Table:
+def report_table(title: str, headings: Sequence[str], caption: str) -> Table:
     """Return an empty table, names on the left and figures on the right, 80 columns at most."""
     table = Table(
         title=title,
-        caption=machine(),
+        caption=caption,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -78,8 +78,9 @@ def format_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
 def timing_table(results: Results) -> Table:
     """Return the loss's own time at each size."""
     table = report_table(
-        "The loss alone, forward + backward: median of alternating rounds",
+        "The loss alone, forward + backward: medians of rounds",
         ("rows x classes", "F.cross_entropy", results.power_gradient.name, "times as fast"),
+        machine(results.loss_times[0].threads),
     )
     for loss_time in results.loss_times:
         table.add_row(*timing_cells(loss_time))
@@ -102,10 +103,9 @@ def conclusions(results: Results) -> RenderableType:
     return Group(
         "[bold]What this shows[/bold]",
         *bullets(
-            f"PGT changed test accuracy by {format_estimate(accuracy.difference, 2, '+')} points, "
-            f"{abs(accuracy.difference.mean / accuracy.difference.error):.1f} standard errors "
-            f"from nothing; it was better in {accuracy.better} of {accuracy.seeds} seeds and "
-            f"equal in {accuracy.ties}.",
+            f"PGT changed test accuracy by {format_estimate(accuracy.difference, 2, '+')} points; "
+            f"it was better in {accuracy.better} of {accuracy.seeds} seeds and equal in "
+            f"{accuracy.ties}. A change of less than two standard errors may well be chance.",
             "Only the loss and its learning rate differ between the two: a seed fixes data split, "
             "initial weights and batch order for both.",
             "PGT trains softmax(αz), so take probabilities and NLL from there: "

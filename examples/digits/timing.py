@@ -24,7 +24,7 @@ class Size:
 
 
 SIZES = (
-    Size(BATCH_SIZE, 10, rounds=31, calls=200),
+    Size(BATCH_SIZE, 10, rounds=21, calls=100),
     Size(1024, 32000, rounds=9, calls=1),
 )
 
@@ -37,6 +37,7 @@ class LossTime:
     cross_entropy_seconds: float
     power_gradient_seconds: float
     speedup: float
+    threads: int
 
 
 def time_loss(power_gradient: Criterion, size: Size) -> LossTime:
@@ -47,11 +48,12 @@ def time_loss(power_gradient: Criterion, size: Size) -> LossTime:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(size.rows, size.classes, generator=generator).requires_grad_()
     labels = torch.randint(size.classes, (size.rows,), generator=generator)
+    threads = torch.get_num_threads()
     timers = [
         Timer(
             "torch.autograd.grad(criterion(logits, labels), logits)",
             globals={"criterion": criterion, "logits": logits, "labels": labels},
-            num_threads=torch.get_num_threads(),
+            num_threads=threads,
         )
         for criterion in (F.cross_entropy, power_gradient)
     ]
@@ -64,4 +66,5 @@ def time_loss(power_gradient: Criterion, size: Size) -> LossTime:
         float(np.median(baseline)),
         float(np.median(ours)),
         float(np.median(baseline / ours)),
+        threads,
     )

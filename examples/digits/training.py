@@ -19,6 +19,8 @@ from .network import residual_network
 BATCH_SIZE = 64
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+THREADS = 1
+"""Sharing tensors this small gains little, and costs a lot where something else is running too."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import LAYOUTS, make_logits, solve_rows
-from oracle import assert_gradient, assert_loss, identity
+from oracle import assert_gradient, assert_loss, definition
 
 INF = math.inf
 IGNORED = -100
@@ -27,7 +27,7 @@ def target(device):
 
 def assert_as_torch(losses, gradients, rows, target, **options):
     upstream = torch.ones(len(rows), device=rows.device)
-    expected = identity(rows, target, upstream, alpha=0.3, reduction="none", **options)
+    expected = definition(rows, target, upstream, alpha=0.3, reduction="none", **options)
     assert_loss(losses, expected.loss)
     assert_gradient(gradients, expected.gradient, 1)
 

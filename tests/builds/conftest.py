@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import sysconfig
 import tarfile
 import venv
 from pathlib import Path
@@ -58,7 +57,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "parent.pth").write_text(sysconfig.get_path("purelib"))
+    parents = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "parent.pth").write_text("\n".join(parents))
     pip = [sys.executable, "-m", "pip", "--python", python]
     run(*pip, "install", "--no-deps", "--no-index", "--ignore-installed", wheel, cwd=folder)
     return python

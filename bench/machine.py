@@ -1,0 +1,86 @@
+"""Where the figures were taken: without that, they say nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import powergrad_ext
+from powergrad_ext._native import _C
+
+PACKAGES = ("numpy", "jax", "jaxlib", "optax")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, settings, versions and commit, as one record."""
+    return {
+        **processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "huge_pages": huge_pages(),
+        "threads": torch.get_num_threads(),
+        "isa": _C.isa(),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def processor() -> dict[str, Any]:
+    """The processor's name and its number of cores, as Linux knows them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    blocks = [
+        {
+            key.strip(): value.strip()
+            for key, _, value in (line.partition(":") for line in block.splitlines())
+        }
+        for block in text.strip().split("\n\n")
+    ]
+    cores = {(block.get("physical id"), block.get("core id")) for block in blocks}
+    return {"cpu": blocks[0].get("model name", platform.machine()), "cores": len(cores)}
+
+
+def huge_pages() -> str:
+    """Whether the kernel gives huge pages: never, always, or where they are asked for (madvise)."""
+    try:
+        return HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part and is installed."""
+    found = {
+        "powergrad_ext": powergrad_ext.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the source tree, with a plus where it has been changed since."""
+    command = ("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+    try:
+        described = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,223 @@
+// A cross-entropy or log-softmax problem: all of its inputs, as the kernels take them and as the
+// reference reads them.
+#pragma once
+
+#include <string>
+
+#include "buffers.h"
+#include "reference.h"
+
+namespace powergrad::test {
+
+enum class TargetKind { index64, index32, probabilities, wide_probabilities };
+enum class Upstream { none, scalar, per_row };
+
+struct Options {
+  Shape shape;
+  Arrangement arrangement = Arrangement::packed;
+  double alpha = 1.0;
+  TargetKind target = TargetKind::index64;
+  bool weighted = false;
+  double smoothing = 0.0;
+  Upstream upstream = Upstream::none;
+  double total_weight = 0.0;  // 0: not divided
+
+  bool by_index() const {
+    return target == TargetKind::index64 || target == TargetKind::index32;
+  }
+  bool has_class_mass() const { return !by_index() || smoothing > 0.0; }
+
+  std::string describe() const {
+    static const char* const kTargets[] = {"int64", "int32", "probabilities",
+                                           "wide probabilities"};
+    static const char* const kUpstreams[] = {"no", "one", "row"};
+    char text[256];
+    std::snprintf(text, sizeof(text),
+                  "(%lld, %lld, %lld) %s, alpha %g, %s, %s, smoothing %g, %s upstream, total %g",
+                  static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
+                  static_cast<long long>(shape.inner), name_of(arrangement), alpha,
+                  kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted",
+                  smoothing, kUpstreams[static_cast<int>(upstream)], total_weight);
+    return text;
+  }
+};
+
+template <class Storage>
+struct Problem {
+  using Accumulate = AccumulateOf<Storage>;
+  static constexpr int64_t kIgnored = -7;
+
+  Options options;
+  Tensor<Storage> logits;
+  Block<int64_t> index64;
+  Block<int32_t> index32;
+  Tensor<Storage> probabilities;
+  Tensor<Accumulate> wide_probabilities;
+  Block<Accumulate> weight;
+  Block<Accumulate> row_upstream;
+  Tensor<Storage> upstream;  // of log-softmax
+
+  // Random everything; logits are origin + spread * normal.
+  Problem(const Options& its_options, Random& random, double origin, double spread)
+      : options(its_options),
+        logits(shape(), strides(5)),
+        index64(options.target == TargetKind::index64 ? rows() : 0),
+        index32(options.target == TargetKind::index32 ? rows() : 0),
+        weight(options.weighted ? classes() : 0),
+        row_upstream(options.upstream == Upstream::none     ? 0
+                     : options.upstream == Upstream::scalar ? 1
+                                                            : rows()),
+        upstream(shape(), strides(3)) {
+    const bool ties = random.one_in(4);
+    for (int64_t row = 0; row < rows(); ++row) {
+      for (int64_t column = 0; column < classes(); ++column) {
+        const double z = origin + spread * random.normal();
+        logits.at(row, column) = narrow<Storage>(ties ? std::round(z) : z);
+        upstream.at(row, column) = narrow<Storage>(random.normal());
+      }
+      if (options.by_index()) set_target(row, random.one_in(6) ? kIgnored : random.below(classes()));
+    }
+    if (options.target == TargetKind::probabilities) fill(probabilities, random);
+    if (options.target == TargetKind::wide_probabilities) fill(wide_probabilities, random);
+    for (int64_t j = 0; j < weight.count(); ++j) {
+      weight[j] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : 0.25 + random.uniform());
+    }
+    for (int64_t row = 0; row < row_upstream.count(); ++row) {
+      row_upstream[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
+    }
+  }
+
+  const Shape& shape() const { return options.shape; }
+  int64_t rows() const { return shape().rows(); }
+  int64_t classes() const { return shape().classes; }
+  Strides strides(int64_t padding) const {
+    return strides_of(shape(), options.arrangement, padding);
+  }
+  std::string describe() const { return std::string(Traits<Storage>::name) + ' ' + options.describe(); }
+
+  void set_target(int64_t row, int64_t index) {
+    if (options.target == TargetKind::index64) index64[row] = index;
+    if (options.target == TargetKind::index32) index32[row] = static_cast<int32_t>(index);
+  }
+  // -1 where the target is not an index.
+  int64_t target(int64_t row) const {
+    if (options.target == TargetKind::index64) return index64[row];
+    return options.target == TargetKind::index32 ? index32[row] : -1;
+  }
+  bool ignored(int64_t row) const { return options.by_index() && target(row) == kIgnored; }
+
+  void set_probability(int64_t row, int64_t column, double q) {
+    if (options.target == TargetKind::probabilities) {
+      probabilities.at(row, column) = narrow<Storage>(q);
+    } else if (options.target == TargetKind::wide_probabilities) {
+      wide_probabilities.at(row, column) = static_cast<Accumulate>(q);
+    }
+  }
+  void set_one_hot(int64_t row, int64_t index) {
+    set_target(row, index);
+    for (int64_t j = 0; j < classes(); ++j) set_probability(row, j, j == index ? 1.0 : 0.0);
+  }
+
+  Row logits_row(int64_t row) const { return read(logits, row); }
+  Row upstream_row(int64_t row) const { return read(upstream, row); }
+
+  // w_j ((1 - s) q_j + s / C)
+  Row mass_row(int64_t row) const {
+    Row q(classes(), 0.0L);
+    if (options.by_index()) {
+      q[target(row)] = 1;
+    } else {
+      q = options.target == TargetKind::probabilities ? read(probabilities, row)
+                                                      : read(wide_probabilities, row);
+    }
+    const long double s = options.smoothing;
+    for (int64_t j = 0; j < classes(); ++j) {
+      q[j] = weight_of(j) * ((1 - s) * q[j] + s / static_cast<long double>(classes()));
+    }
+    return q;
+  }
+
+  // What the gradient of a row is multiplied by.
+  long double scale(int64_t row) const {
+    long double result = 1;
+    if (options.upstream != Upstream::none) {
+      result = row_upstream[options.upstream == Upstream::scalar ? 0 : row];
+    }
+    return options.total_weight != 0.0 ? result / options.total_weight : result;
+  }
+
+  CrossEntropyParams cross_entropy() const {
+    CrossEntropyParams p{};
+    p.dtype = Traits<Storage>::dtype;
+    p.shape = shape();
+    p.alpha = options.alpha;
+    p.logits = logits.block.data();
+    p.logits_strides = logits.strides;
+    p.ignore_index = kIgnored;
+    p.label_smoothing = options.smoothing;
+    p.weight_sum = static_cast<double>(classes());
+    switch (options.target) {
+      case TargetKind::index64:
+        p.target_index = index64.data();
+        break;
+      case TargetKind::index32:
+        p.target_index = index32.data();
+        p.target_index_is_int32 = true;
+        break;
+      case TargetKind::probabilities:
+        p.target_probabilities = probabilities.block.data();
+        p.target_strides = probabilities.strides;
+        break;
+      case TargetKind::wide_probabilities:
+        p.target_probabilities = wide_probabilities.block.data();
+        p.target_strides = wide_probabilities.strides;
+        p.target_is_accumulate_type = true;
+        break;
+    }
+    if (options.weighted) {
+      p.weight = weight.data();
+      p.weight_sum = 0.0;
+      for (int64_t j = 0; j < classes(); ++j) p.weight_sum += weight[j];
+    }
+    if (options.upstream != Upstream::none) p.upstream = row_upstream.data();
+    p.upstream_stride = options.upstream == Upstream::per_row ? 1 : 0;
+    if (options.total_weight != 0.0) p.total_weight = &options.total_weight;
+    return p;
+  }
+
+  LogSoftmaxParams log_softmax() const {
+    LogSoftmaxParams p{};
+    p.dtype = Traits<Storage>::dtype;
+    p.shape = shape();
+    p.alpha = options.alpha;
+    p.logits = logits.block.data();
+    p.logits_strides = logits.strides;
+    p.upstream = upstream.block.data();
+    p.upstream_strides = upstream.strides;
+    return p;
+  }
+
+ private:
+  long double weight_of(int64_t j) const { return options.weighted ? weight[j] : 1.0L; }
+
+  template <class T>
+  Row read(const Tensor<T>& tensor, int64_t row) const {
+    Row result(classes());
+    for (int64_t j = 0; j < classes(); ++j) result[j] = widen(tensor.at(row, j));
+    return result;
+  }
+
+  // Sums to about 1; a third of the classes have none.
+  template <class T>
+  void fill(Tensor<T>& tensor, Random& random) {
+    tensor = Tensor<T>(shape(), strides(1));
+    for (int64_t row = 0; row < rows(); ++row) {
+      for (int64_t j = 0; j < classes(); ++j) {
+        const double q = 3.0 * random.uniform() / static_cast<double>(classes());
+        tensor.at(row, j) = narrow<T>(random.one_in(3) ? 0.0 : q);
+      }
+    }
+  }
+};
+
+}  // namespace powergrad::test

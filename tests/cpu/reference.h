@@ -1,0 +1,92 @@
+// The equations of powergrad.h, one row at a time, in long double.
+#pragma once
+
+#include <vector>
+
+#include "numbers.h"
+
+namespace powergrad::test {
+
+using Row = std::vector<long double>;
+
+struct SoftmaxReference {
+  long double maximum;
+  int64_t highest;  // where it is, first
+  long double rest = 0;
+  long double alpha_rest = 0;
+  Row powered;  // exp(alpha (z - maximum))
+  bool is_nan;  // NaN, +infinity or nothing but -infinity
+
+  SoftmaxReference(const Row& z, double alpha) : maximum(z[0]), highest(0), powered(z.size()) {
+    bool has_nan = false;
+    for (std::size_t j = 0; j < z.size(); ++j) {
+      has_nan = has_nan || std::isnan(z[j]);
+      if (z[j] > maximum) {
+        maximum = z[j];
+        highest = static_cast<int64_t>(j);
+      }
+    }
+    is_nan = has_nan || std::isinf(maximum);
+    if (is_nan) {
+      rest = alpha_rest = kNaN;
+      return;
+    }
+    for (std::size_t j = 0; j < z.size(); ++j) {
+      const long double e = std::exp(z[j] - maximum);
+      powered[j] = alpha == 1.0 ? e : std::exp(alpha * (z[j] - maximum));
+      if (static_cast<int64_t>(j) == highest) continue;
+      rest += e;
+      alpha_rest += powered[j];
+    }
+  }
+
+  long double log_probability(long double z) const { return (z - maximum) - std::log1p(rest); }
+
+  // p'_j W - mass_j with S = sum of powered, rearranged so that nothing cancels when p'_j or
+  // mass_j / W is close to 1: (powered_j (W - mass_j) - mass_j (S - powered_j)) / S.
+  Row gradient(const Row& mass) const {
+    Row result(mass.size(), kNaN);
+    if (is_nan) return result;
+    long double total = 0;
+    for (const long double m : mass) total += m;
+    const long double sum = 1 + alpha_rest;
+    for (std::size_t j = 0; j < mass.size(); ++j) {
+      const bool is_highest = static_cast<int64_t>(j) == highest;
+      const long double others = is_highest ? alpha_rest : sum - powered[j];
+      result[j] = (powered[j] * (total - mass[j]) - mass[j] * others) / sum;
+    }
+    return result;
+  }
+};
+
+inline long double largest_magnitude(const Row& row) {
+  long double largest = 0;
+  for (const long double x : row) largest = std::fmax(largest, std::fabs(x));
+  return largest;
+}
+
+// What kernels may be off by. Two rounding steps of the storage type: one for the store itself, one
+// for what is rounded before it. Exponentials are worked out in the accumulate type, where the
+// rounding of the exponent t = alpha (z - maximum) alone costs |t| units of relative error, and
+// every class shares the errors of the row's sums: hence a share of the row's largest gradient. It
+// is about 34 units of float. 45 units of double leave room for the tenth power that alpha = 0.3
+// is built from. A loss is a sum of terms >= 0, so its error is relative.
+template <class Storage>
+struct Bounds {
+  static constexpr bool kDouble = std::is_same_v<AccumulateOf<Storage>, double>;
+  static constexpr long double kRelative = kDouble ? 1e-13L : 4e-6L;
+  static constexpr long double kShareOfLargest = kDouble ? 1e-14L : 4e-6L;
+
+  static long double gradient(long double want, long double largest) {
+    return 2 * ulp<Storage>(want) + kShareOfLargest * largest;
+  }
+  // A sum below the least normal number may be flushed to zero.
+  static long double sum(long double want) {
+    return kRelative * std::fabs(want) + std::numeric_limits<AccumulateOf<Storage>>::min();
+  }
+  static long double log_probability(long double want) {
+    return 2 * ulp<Storage>(want) + kRelative * std::fabs(want);
+  }
+};
+
+}  // namespace powergrad::test

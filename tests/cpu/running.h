@@ -1,0 +1,98 @@
+// Ways to run a kernel over all rows of a problem. Each must leave the same bits.
+#pragma once
+
+#include <vector>
+
+#include "buffers.h"
+#include "cpu/kernels.h"
+
+namespace powergrad::test {
+
+using Cuts = std::vector<int64_t>;  // where [0, end) is cut into pieces; increasing
+
+inline std::vector<std::pair<int64_t, int64_t>> pieces(const Cuts& cuts, int64_t end) {
+  std::vector<std::pair<int64_t, int64_t>> result;
+  int64_t begin = 0;
+  for (const int64_t cut : cuts) {
+    result.emplace_back(begin, cut);
+    begin = cut;
+  }
+  result.emplace_back(begin, end);
+  return result;
+}
+
+// A workspace of exactly the needed size, full of NaN.
+template <class Accumulate>
+class OwnedWorkspace : public Workspace {
+ public:
+  OwnedWorkspace(const Shape& shape, bool keeps_exponentials)
+      : Workspace{}, chunks_(chunk_count(shape)), kept_(keeps_exponentials ? shape.classes : 0) {
+    chunks = chunks_.data();
+    if (keeps_exponentials) exponentials = kept_.data();
+  }
+  bool band_untouched() const { return chunks_.band_untouched() && kept_.band_untouched(); }
+
+ private:
+  Block<ChunkState> chunks_;
+  Block<Accumulate> kept_;
+};
+
+template <class Params>
+void run_rows(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
+              Workspace& workspace) {
+  for (const auto& [begin, end] : pieces(cuts, p.shape.rows())) {
+    kernel.rows(p, begin, end, workspace);
+  }
+}
+
+// The three phases as threads would share them: pieces in an order of their own.
+template <class Params>
+void run_chunks(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
+                Workspace& workspace) {
+  auto backwards = pieces(cuts, chunk_count(p.shape));
+  std::reverse(backwards.begin(), backwards.end());
+  for (int64_t row = 0; row < p.shape.rows(); ++row) {
+    for (const auto& [begin, end] : backwards) kernel.reduce(p, row, begin, end, workspace);
+    kernel.merge(p, row, workspace);
+    for (const auto& [begin, end] : backwards) kernel.map(p, row, begin, end, workspace);
+  }
+}
+
+struct Execution {
+  const char* name;
+  bool by_chunks;
+  Cuts cuts;
+
+  template <class Accumulate, class Params>
+  bool run(const Kernel<Params>& kernel, const Params& p, bool keeps_exponentials) const {
+    OwnedWorkspace<Accumulate> workspace(p.shape, keeps_exponentials);
+    (by_chunks ? run_chunks<Params> : run_rows<Params>)(kernel, p, cuts, workspace);
+    return workspace.band_untouched();
+  }
+};
+
+inline Execution whole() { return {"whole", false, {}}; }
+
+// Rows cut at two places and one by one; where rows are contiguous, chunks cut in every way.
+inline std::vector<Execution> splits(const Shape& shape, const Strides& strides) {
+  std::vector<Execution> result;
+  const int64_t rows = shape.rows();
+  if (rows > 1) {
+    result.push_back({"rows cut in the middle", false, {rows / 2}});
+    Cuts every;
+    for (int64_t row = 1; row < rows; ++row) every.push_back(row);
+    result.push_back({"rows one by one", false, every});
+  }
+  if (strides.classes != 1) return result;
+  const int64_t places = chunk_count(shape) - 1;
+  for (int64_t chosen = 0; chosen < int64_t{1} << places; ++chosen) {
+    Cuts cuts;
+    for (int64_t place = 0; place < places; ++place) {
+      if ((chosen >> place & 1) != 0) cuts.push_back(place + 1);
+    }
+    result.push_back({"phases over pieces of chunks", true, cuts});
+  }
+  return result;
+}
+
+}  // namespace powergrad::test

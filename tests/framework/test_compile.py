@@ -1,0 +1,95 @@
+"""torch.compile(fullgraph=True) under Inductor: few graphs, since each takes seconds to compile."""
+
+import pytest
+import torch
+from cases import check, make_problem
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import powergrad_ext as pg
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """No graph of another test, and none left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check_compiled(problem, compiled):
+    """The whole check of an eager call, with the compiled function in its place."""
+    problem.loss = lambda logits, target: compiled(
+        logits, target, problem.weight, alpha=problem.alpha, **problem.options
+    )
+    check(problem)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((6, 50), torch.float32, {"weighted": True, "label_smoothing": 0.1}),
+        ((2, 5, 37), torch.bfloat16, {"reduction": "none", "targets": "int32"}),
+        ((6, 50), torch.float64, {"targets": "probabilities", "reduction": "sum"}),
+    ],
+    ids=["rows, all options", "segmentation in bfloat16", "probabilities in float64"],
+)
+def test_forward_and_backward(shape, dtype, options, device):
+    compiled = torch.compile(pg.cross_entropy, fullgraph=True)
+    check_compiled(make_problem(shape, dtype, device, **options), compiled)
+
+
+def test_dynamic_batch(device):
+    """One graph for every batch size from two on."""
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(pg.cross_entropy, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (4, 7, 64):
+        check_compiled(make_problem((batch, 10), torch.float32, device, seed=batch), compiled)
+    assert counter.frame_count == 1
+
+
+def test_alpha_schedule(device):
+    """Ten values of a 0-d tensor, one compilation."""
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(pg.cross_entropy, fullgraph=True, backend=counter)
+    for step in range(10):
+        alpha = torch.tensor(1.0 - 0.07 * step)
+        check_compiled(make_problem((6, 10), torch.float32, device, alpha=alpha), compiled)
+    assert counter.frame_count == 1
+
+
+def test_model_and_both_modules(device):
+    """Fused into a graph with what comes before and after, and differentiated through it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 10).to(device)
+    loss_of = pg.PowerGradCrossEntropyLoss(label_smoothing=0.1, alpha=0.5)
+    log_probabilities_of = pg.PowerGradLogSoftmax(alpha=0.25)
+
+    def step(x, target):
+        logits = torch.relu(model(x))
+        distilled = -(log_probabilities_of(logits) * logits.detach().softmax(-1)).sum(-1).mean()
+        return 2.0 * loss_of(logits, target) + distilled
+
+    x, target = torch.randn(6, 8, device=device), torch.arange(6, device=device)
+    eager = torch.autograd.grad(step(x, target), list(model.parameters()))
+    compiled = torch.compile(step, fullgraph=True)(x, target)
+    torch.testing.assert_close(torch.autograd.grad(compiled, list(model.parameters())), eager)
+
+
+def test_inplace_backward_is_only_a_permission(device):
+    """A graph decides about memory itself: the gradient is right and the logits may stay."""
+    problem = make_problem((6, 50), torch.float32, device)
+    problem.options["inplace_backward"] = True
+    compiled = torch.compile(pg.cross_entropy, fullgraph=True)
+    options = dict(problem.options)
+    logits = problem.logits.clone().requires_grad_()
+    loss = compiled(logits, problem.target, **options)
+    loss.backward()
+    eager = problem.logits.clone().requires_grad_()
+    pg.cross_entropy(eager, problem.target).backward()
+    torch.testing.assert_close(logits.grad, eager.grad)
+
+
+def test_errors_are_those_of_eager_code(device):
+    compiled = torch.compile(pg.cross_entropy, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="average is not a valid value for reduction"):
+        compiled(torch.randn(3, 5), torch.tensor([0, 1, 2]), reduction="average")

@@ -1,0 +1,167 @@
+"""torch.func: grad, vmap and their compositions, against the same calls of the specification."""
+
+import pytest
+import torch
+from cases import generator, make_logits, make_problem
+from torch.func import grad, grad_and_value, jacrev, vjp, vmap
+
+import powergrad_ext as pg
+from powergrad_ext import reference
+
+SAMPLES = 4
+CASES = {
+    "mean": {},
+    "sum, weights, smoothing": {"reduction": "sum", "weighted": True, "label_smoothing": 0.1},
+    "mean, a class ignored": {"ignore_index": 2, "weighted": True},
+    "none": {"reduction": "none"},
+    "probabilities": {"targets": "probabilities"},
+}
+SHAPES = {"one row each": (7,), "rows": (5, 7), "inner": (2, 7, 3)}
+calls = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+
+
+def samples(shape, **options):
+    """A batch of problems of one kind; the options of the first serve all."""
+    problems = [make_problem(shape, torch.float64, seed=seed, **options) for seed in range(SAMPLES)]
+    logits = torch.stack([problem.logits for problem in problems])
+    target = torch.stack([problem.target for problem in problems])
+    return logits, target, problems[0]
+
+
+def loss_of(module, problem, scalar=True):
+    def loss(logits, target):
+        value = module.cross_entropy(
+            logits, target, problem.weight, alpha=0.3, **problem.options
+        )
+        return value.square().sum() if scalar and value.dim() else value
+
+    return loss
+
+
+def assert_same(transform, logits, target, problem, **how):
+    """The transformed kernels and the transformed specification are the same function."""
+    ours = transform(loss_of(pg, problem, **how))(logits, target)
+    specified = transform(loss_of(reference, problem, **how))(logits, target)
+    torch.testing.assert_close(ours, specified, rtol=1e-11, atol=1e-13, equal_nan=True)
+
+
+@calls
+@shapes
+def test_grad(shape, options):
+    logits, target, problem = samples(shape, **options)
+    assert_same(grad, logits[0], target[0], problem)
+    assert_same(grad_and_value, logits[0], target[0], problem)
+
+
+@calls
+@shapes
+def test_vmap(shape, options):
+    logits, target, problem = samples(shape, **options)
+    assert_same(vmap, logits, target, problem, scalar=False)
+
+
+@calls
+@shapes
+def test_vmap_of_grad(shape, options):
+    """Per-sample gradients."""
+    logits, target, problem = samples(shape, **options)
+    assert_same(lambda loss: vmap(grad(loss)), logits, target, problem)
+
+
+@shapes
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (-1, 0), (1, -1)], ids=str)
+def test_vmap_over_other_dimensions(in_dims, shape):
+    logits, target, problem = samples(shape)
+    placed = [
+        tensor[0] if dim is None else tensor.movedim(0, dim)
+        for tensor, dim in zip((logits, target), in_dims, strict=True)
+    ]
+    assert_same(lambda loss: vmap(loss, in_dims), *placed, problem)
+    assert_same(lambda loss: vmap(grad(loss), in_dims), *placed, problem)
+
+
+@calls
+def test_grad_of_vmap(options):
+    logits, target, problem = samples((5, 7), **options)
+    assert_same(
+        lambda loss: grad(lambda z, t: vmap(loss)(z, t).sum()), logits, target, problem
+    )
+
+
+@calls
+def test_grad_of_grad(options):
+    logits, target, problem = samples((5, 7), **options)
+    assert_same(
+        lambda loss: grad(lambda z, t: grad(loss)(z, t).square().sum()),
+        logits[0],
+        target[0],
+        problem,
+    )
+
+
+def test_vmap_of_vmap():
+    logits, target, problem = samples((5, 7))
+    deeper = logits.reshape(2, 2, 5, 7), target.reshape(2, 2, 5)
+    assert_same(lambda loss: vmap(vmap(loss)), *deeper, problem)
+    assert_same(lambda loss: vmap(vmap(grad(loss))), *deeper, problem)
+
+
+def test_jacobian_of_unreduced_losses():
+    logits, target, problem = samples((5, 7), reduction="none")
+    assert_same(jacrev, logits[0], target[0], problem, scalar=False)
+
+
+def test_gradient_of_probabilities():
+    logits, target, problem = samples((5, 7), targets="probabilities")
+    assert_same(lambda loss: grad(loss, argnums=(0, 1)), logits[0], target[0], problem)
+    assert_same(lambda loss: vmap(grad(loss, argnums=(0, 1))), logits, target, problem)
+
+
+def test_ensemble_over_alpha_and_weights():
+    """One sample, several exponents or class weights."""
+    logits, target, _ = samples((5, 7))
+    alphas = torch.tensor([0.25, 0.3, 1.0, 2.0], dtype=torch.float64)
+    weights = torch.rand(SAMPLES, 7, generator=generator(1), dtype=torch.float64)
+
+    def gradient(module, weight, alpha):
+        return grad(lambda z: module.cross_entropy(z, target[0], weight, alpha=alpha))(logits[0])
+
+    for_alpha = vmap(lambda alpha: gradient(pg, None, alpha))(alphas)
+    for_weight = vmap(lambda weight: gradient(pg, weight, 0.3))(weights)
+    for i in range(SAMPLES):
+        torch.testing.assert_close(for_alpha[i], gradient(reference, None, float(alphas[i])))
+        torch.testing.assert_close(for_weight[i], gradient(reference, weights[i], 0.3))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_log_softmax(dim):
+    logits = make_logits((SAMPLES, 5, 7), torch.float64, "cpu")
+
+    def solve(module):
+        def function(z):
+            return module.log_softmax(z, dim, alpha=0.3)
+
+        output, pull_back = vjp(vmap(function), logits)
+        second = grad(lambda z: grad(lambda y: function(y).square().sum())(z).square().sum())
+        return output, pull_back(torch.linspace(-1, 1, output.numel()).reshape(output.shape).double()), vmap(second)(logits)
+
+    torch.testing.assert_close(solve(pg), solve(reference), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_per_sample_gradients_are_the_gradients_of_the_samples(dtype):
+    """In the types that models are trained in: the bits of separate calls."""
+    logits = make_logits((SAMPLES, 5, 7), dtype, "cpu")
+    target = torch.arange(5).expand(SAMPLES, 5)
+    per_sample = vmap(grad(lambda z, t: pg.cross_entropy(z, t)))(logits, target)
+    for i in range(SAMPLES):
+        alone = grad(lambda z: pg.cross_entropy(z, target[0]))(logits[i])
+        torch.testing.assert_close(per_sample[i], alone)
+
+
+def test_bad_input_inside_a_transform():
+    with pytest.raises(ValueError, match="alpha"):
+        grad(lambda z: pg.cross_entropy(z, torch.tensor([0]), alpha=-1.0))(torch.randn(1, 3))
+    with pytest.raises(IndexError, match="Target 3"):
+        grad(lambda z: pg.cross_entropy(z, torch.tensor([3])))(torch.randn(1, 3))

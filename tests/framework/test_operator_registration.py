@@ -1,0 +1,137 @@
+"""torch.library.opcheck on every operator that is registered, and on nothing less.
+
+Schemas that tell the truth about mutation and aliasing, autograd where it belongs, fakes that agree
+with the kernels, and tracing with dynamic shapes.
+"""
+
+import pytest
+import torch
+from cases import make_logits
+
+ALPHA = torch.tensor(0.3, dtype=torch.float64)
+OPS = torch.ops.powergrad
+
+
+def index_arguments(shape=(6, 10), reduction="mean", dtype=torch.float32, **logits_options):
+    logits = make_logits(shape, dtype, "cpu")
+    target = torch.arange(shape[0]) if len(shape) == 2 else torch.zeros(2, shape[2]).long()
+    return logits, (target, torch.linspace(0.5, 1.5, shape[1]), -100, reduction, 0.1, ALPHA)
+
+
+def probability_arguments():
+    logits = make_logits((6, 10), torch.bfloat16, "cpu")
+    return logits, (logits.float().softmax(1), None, -100, "none", 0.0, ALPHA)
+
+
+def transposed_arguments():
+    logits, rest = index_arguments()
+    return logits.T.contiguous().T, rest
+
+
+ARGUMENTS = {
+    "mean": index_arguments(),
+    "none, inner dimension": index_arguments((2, 5, 7), "none"),
+    "probabilities, bfloat16": probability_arguments(),
+    "transposed": transposed_arguments(),
+}
+
+
+def saved(logits, rest):
+    return OPS.cross_entropy_forward(logits, *rest, True)[1:]
+
+
+def upstream(logits, rest):
+    return torch.ones_like(OPS.cross_entropy_forward(logits, *rest, False)[0])
+
+
+def log_softmax_saved(logits, dim):
+    return OPS.log_softmax_forward(logits, dim, ALPHA, True)[1]
+
+
+# Each operator, as functions of logits and of the arguments that follow them.
+CROSS_ENTROPY_OPERATORS = {
+    "cross_entropy_forward": lambda z, rest: (z, *rest, True),
+    "cross_entropy_forward_gradient": lambda z, rest: (z, *rest),
+    "cross_entropy_backward": lambda z, rest: (upstream(z, rest), z, *rest, *saved(z, rest)),
+    "cross_entropy_backward_": lambda z, rest: (
+        z.clone(),
+        upstream(z, rest),
+        *rest,
+        *saved(z, rest),
+    ),
+    "cross_entropy_double_backward": lambda z, rest: (
+        torch.randn_like(z),
+        upstream(z, rest),
+        z,
+        *rest,
+        saved(z, rest)[1],
+    ),
+    "cross_entropy_target_gradient": lambda z, rest: (
+        upstream(z, rest),
+        z,
+        rest[1],
+        rest[3],
+        rest[4],
+        saved(z, rest)[1],
+    ),
+}
+LOG_SOFTMAX_OPERATORS = {
+    "log_softmax_forward": lambda z, dim: (z, dim, ALPHA, True),
+    "log_softmax_backward": lambda z, dim: (
+        torch.randn_like(z),
+        z,
+        dim,
+        ALPHA,
+        log_softmax_saved(z, dim),
+    ),
+    "log_softmax_double_backward": lambda z, dim: (
+        torch.randn_like(z),
+        torch.randn_like(z),
+        z,
+        dim,
+        ALPHA,
+    ),
+}
+PUBLIC_OPERATORS = {"cross_entropy", "log_softmax"}
+
+
+def operator(name):
+    return getattr(OPS, name).default
+
+
+def test_no_operator_is_left_out():
+    registered = {
+        name.removeprefix("powergrad::").partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("powergrad::")
+    }
+    checked = CROSS_ENTROPY_OPERATORS.keys() | LOG_SOFTMAX_OPERATORS.keys() | PUBLIC_OPERATORS
+    assert registered == checked
+
+
+@pytest.mark.parametrize("case", ARGUMENTS.values(), ids=ARGUMENTS.keys())
+@pytest.mark.parametrize("name", CROSS_ENTROPY_OPERATORS)
+def test_cross_entropy_operators(name, case):
+    logits, rest = case
+    torch.library.opcheck(operator(name), CROSS_ENTROPY_OPERATORS[name](logits, rest))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("name", LOG_SOFTMAX_OPERATORS)
+def test_log_softmax_operators(name, dim):
+    logits = make_logits((2, 5, 7), torch.float32, "cpu")
+    torch.library.opcheck(operator(name), LOG_SOFTMAX_OPERATORS[name](logits, dim))
+
+
+@pytest.mark.parametrize("case", ARGUMENTS.values(), ids=ARGUMENTS.keys())
+def test_cross_entropy(case):
+    """With autograd: the gradients of traced and eager calls are compared too."""
+    logits, (*rest, alpha) = case
+    logits = logits.detach().requires_grad_()
+    torch.library.opcheck(operator("cross_entropy"), (logits, *rest), {"alpha": alpha})
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_log_softmax(dim):
+    logits = make_logits((2, 5, 7), torch.float32, "cpu").requires_grad_()
+    torch.library.opcheck(operator("log_softmax"), (logits, dim), {"alpha": ALPHA})

@@ -1,0 +1,84 @@
+"""Alpha: what is taken for one, when it is read, and what is refused."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from cases import check, make_problem
+
+import powergrad_ext as pg
+from powergrad_ext import reference
+
+NUMBERS = {
+    "float": 0.3,
+    "int": 1,
+    "numpy float32": np.float32(0.3),
+    "numpy float64": np.float64(0.3),
+    "numpy integer": np.int64(2),
+    "fraction": Fraction(1, 3),
+    "float64 tensor": torch.tensor(0.3, dtype=torch.float64),
+    "float32 tensor": torch.tensor(0.3),
+    "bfloat16 tensor": torch.tensor(0.3, dtype=torch.bfloat16),
+}
+REFUSED = {
+    "zero": 0.0,
+    "negative": -0.3,
+    "nan": math.nan,
+    "infinite": math.inf,
+    "text": "0.3",
+    "none": None,
+    "complex": 0.3j,
+    "list": [0.3],
+    "vector": torch.tensor([0.3]),
+    "zero tensor": torch.tensor(0.0),
+    "nan tensor": torch.tensor(math.nan),
+    "infinite tensor": torch.tensor(math.inf),
+    "complex tensor": torch.tensor(0.3j),
+}
+CALLS = {
+    "cross_entropy": lambda z, alpha: pg.cross_entropy(z, torch.tensor([1, 2]), alpha=alpha),
+    "log_softmax": lambda z, alpha: pg.log_softmax(z, alpha=alpha),
+    "reference.cross_entropy": lambda z, alpha: reference.cross_entropy(
+        z, torch.tensor([1, 2]), alpha=alpha
+    ),
+    "reference.log_softmax": lambda z, alpha: reference.log_softmax(z, alpha=alpha),
+}
+
+
+@pytest.mark.parametrize("alpha", NUMBERS.values(), ids=NUMBERS.keys())
+def test_numbers(alpha, device):
+    check(make_problem((6, 50), torch.float64, device, alpha=alpha))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("alpha", REFUSED.values(), ids=REFUSED.keys())
+def test_refused(alpha, call):
+    with pytest.raises(ValueError, match="alpha"):
+        call(torch.randn(2, 5, requires_grad=True), alpha)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_no_gradient_is_defined_for_alpha(call):
+    with pytest.raises(RuntimeError, match="alpha"):
+        call(torch.randn(2, 5), torch.tensor(0.3, requires_grad=True))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_schedule_that_updates_a_tensor_between_steps(reduction, device):
+    alpha = torch.tensor(1.0)
+    for step in (1.0, 0.5, 0.3):
+        alpha.fill_(step)
+        check(make_problem((6, 50), torch.float32, device, alpha=alpha, reduction=reduction))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_change_between_forward_and_backward_is_noticed(reduction, device):
+    """Alpha is saved as torch saves every operand: no gradient mixes the old one with the new."""
+    problem = make_problem((6, 50), torch.float64, device, reduction=reduction)
+    problem.alpha = torch.tensor(0.3, dtype=torch.float64)
+    loss = problem.loss(problem.logits.requires_grad_(), problem.target)
+    problem.alpha.fill_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward(problem.upstream(loss))

@@ -1,0 +1,251 @@
+"""Wrong arguments: one clear sentence with the argument, the value and what was expected.
+
+And nothing is computed or written before it, also not by the raw operators, which C++ programs and
+compiled graphs call without passing through Python.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+
+import powergrad_ext as pg
+
+CLASSES = 5
+OPS = torch.ops.powergrad
+TYPE_ERRORS = (TypeError, RuntimeError)
+INDEX = torch.tensor([0, 4, 2])
+
+
+def logits(*shape):
+    return torch.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
+
+
+def probabilities(dtype=torch.float32):
+    return torch.full((3, CLASSES), 1 / CLASSES, dtype=dtype)
+
+
+# name: (arguments that replace good ones, class of the error, what its text matches)
+INVALID = {
+    "alpha zero": ({"alpha": 0.0}, ValueError, "alpha.*0"),
+    "alpha negative": ({"alpha": -1.5}, ValueError, r"alpha.*-1\.5"),
+    "alpha nan": ({"alpha": math.nan}, ValueError, "alpha.*nan"),
+    "alpha infinite": ({"alpha": math.inf}, ValueError, "alpha.*inf"),
+    "alpha vector": ({"alpha": torch.ones(2)}, ValueError, "alpha"),
+    "reduction": (
+        {"reduction": "average"},
+        ValueError,
+        "average is not a valid value for reduction",
+    ),
+    "smoothing above 1": (
+        {"label_smoothing": 1.5},
+        RuntimeError,
+        r"label_smoothing must be between 0\.0 and 1\.0\. Got: 1\.5",
+    ),
+    "smoothing below 0": (
+        {"label_smoothing": -0.5},
+        RuntimeError,
+        r"label_smoothing must be between 0\.0 and 1\.0\. Got: -0\.5",
+    ),
+    "smoothing nan": ({"label_smoothing": math.nan}, RuntimeError, "label_smoothing.*nan"),
+    "weight length": (
+        {"weight": torch.ones(4)},
+        RuntimeError,
+        r"weight tensor should be defined either for all 5 classes.*\[4\]",
+    ),
+    "weight dimensions": ({"weight": torch.ones(5, 1)}, RuntimeError, r"weight tensor.*\[5, 1\]"),
+    "weight float64": ({"weight": torch.ones(5).double()}, TYPE_ERRORS, "weight.*Float.*Double"),
+    "weight integer": ({"weight": torch.ones(5).long()}, TYPE_ERRORS, "weight.*Float.*Long"),
+    "weight sparse": ({"weight": torch.ones(5).to_sparse()}, RuntimeError, "weight.*[Ss]parse"),
+    "weight with gradient": ({"weight": torch.ones(5, requires_grad=True)}, RuntimeError, "weight"),
+    "weight elsewhere": ({"weight": torch.ones(5, device="meta")}, RuntimeError, "same device"),
+    "target too large": ({"target": torch.tensor([0, 10, 1])}, IndexError, "Target 10 .*5"),
+    "target is C": ({"target": torch.tensor([0, 5, 1])}, IndexError, "Target 5 .*5"),
+    "target negative": ({"target": torch.tensor([0, 1, -1])}, IndexError, "Target -1 .*5"),
+    "target far out": ({"target": torch.tensor([2**40, 0, 1])}, IndexError, "Target 1099511627776"),
+    "target int32": ({"target": torch.tensor([0, 7, 1]).int()}, IndexError, "Target 7 .*5"),
+    "target was ignored": (
+        {"target": torch.tensor([0, -100, 1]), "ignore_index": 2},
+        IndexError,
+        "Target -100",
+    ),
+    "batch": (
+        {"target": torch.tensor([0, 1])},
+        ValueError,
+        re.escape("Expected input batch_size (3) to match target batch_size (2)."),
+    ),
+    "target of two dimensions": (
+        {"target": torch.zeros(3, 1).long()},
+        RuntimeError,
+        "multi-target not supported",
+    ),
+    "spatial target": (
+        {"input": logits(3, CLASSES, 4), "target": torch.zeros(3, 3).long()},
+        RuntimeError,
+        r"Expected target size \[3, 4\], got \[3, 3\]",
+    ),
+    "target of a row": (
+        {"input": logits(CLASSES), "target": torch.zeros(2).long()},
+        (RuntimeError, ValueError),
+        "target",
+    ),
+    "float index": ({"target": torch.zeros(3)}, TYPE_ERRORS, "target.*int64.*|.*Long.*Float"),
+    "bool target": ({"target": torch.zeros(3).bool()}, TYPE_ERRORS, "Long.*Bool"),
+    "int16 target": ({"target": torch.zeros(3).short()}, TYPE_ERRORS, "Long.*Short"),
+    "integer probabilities": (
+        {"target": torch.ones(3, CLASSES).long()},
+        TYPE_ERRORS,
+        "Expected floating point type for target with class probabilities, got Long",
+    ),
+    "float64 probabilities": ({"target": probabilities(torch.float64)}, TYPE_ERRORS, "target.*Dou"),
+    "half probabilities": ({"target": probabilities(torch.bfloat16)}, TYPE_ERRORS, "target.*BFlo"),
+    "sparse probabilities": ({"target": probabilities().to_sparse()}, RuntimeError, "target"),
+    "ignored probabilities": (
+        {"target": probabilities(), "ignore_index": 2},
+        RuntimeError,
+        "ignore_index is not supported for floating point target",
+    ),
+    "target elsewhere": ({"target": INDEX.to("meta")}, RuntimeError, "same device.*cpu.*meta"),
+    "integer logits": ({"input": torch.ones(3, CLASSES).long()}, TYPE_ERRORS, "input.*Long"),
+    "bool logits": ({"input": torch.ones(3, CLASSES).bool()}, TYPE_ERRORS, "input.*Bool"),
+    "complex logits": ({"input": torch.ones(3, CLASSES).cfloat()}, TYPE_ERRORS, "input.*Complex"),
+    "sparse logits": ({"input": logits(3, CLASSES).to_sparse()}, RuntimeError, "input.*[Ss]parse"),
+    "logits without classes": (
+        {"input": torch.tensor(1.0), "target": torch.tensor(0)},
+        RuntimeError,
+        "input",
+    ),
+    "no class to choose": ({"input": logits(3, 0)}, (RuntimeError, IndexError), "class|Target 0"),
+}
+invalid = pytest.mark.parametrize(("bad", "kind", "words"), INVALID.values(), ids=INVALID.keys())
+
+
+def arguments(**bad):
+    good = {
+        "input": logits(3, CLASSES),
+        "target": INDEX,
+        "weight": None,
+        "ignore_index": -100,
+        "reduction": "mean",
+        "label_smoothing": 0.0,
+        "alpha": 0.3,
+    }
+    return good | bad
+
+
+def as_operator_arguments(given):
+    alpha = given["alpha"]
+    if not isinstance(alpha, torch.Tensor):
+        alpha = torch.tensor(alpha, dtype=torch.float64)
+    return given | {"alpha": alpha}
+
+
+def raw_forward(**given):
+    return OPS.cross_entropy_forward(**as_operator_arguments(given), needs_backward=True)
+
+
+def raw_forward_gradient(**given):
+    return OPS.cross_entropy_forward_gradient(**as_operator_arguments(given))
+
+
+def saved_by_forward():
+    return dict(zip(("statistics", "total_weight"), raw_forward(**arguments())[1:], strict=True))
+
+
+def raw_backward(**given):
+    given = as_operator_arguments(given) | saved_by_forward()
+    return OPS.cross_entropy_backward(grad_output=torch.ones(()), **given)
+
+
+def raw_backward_in_place(**given):
+    given = as_operator_arguments(given) | saved_by_forward()
+    return OPS.cross_entropy_backward_(grad_output=torch.ones(()), **given)
+
+
+def operator(**given):
+    return OPS.cross_entropy(**as_operator_arguments(given))
+
+
+def in_place_backward(**given):
+    return pg.cross_entropy(**given, inplace_backward=True)
+
+
+CALLS = [
+    pg.cross_entropy,
+    in_place_backward,
+    operator,
+    raw_forward,
+    raw_forward_gradient,
+    raw_backward,
+    raw_backward_in_place,
+]
+
+
+@invalid
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_invalid(call, bad, kind, words):
+    given = arguments(**bad)
+    before = given["input"].clone()
+    with pytest.raises(kind, match=words):
+        call(**given)
+    assert same(given["input"], before)
+
+
+@invalid
+def test_invalid_under_autograd(bad, kind, words):
+    given = arguments(**bad)
+    if given["input"].is_floating_point():
+        given["input"] = given["input"].clone().requires_grad_()
+    with pytest.raises(kind, match=words):
+        pg.cross_entropy(**given)
+
+
+def same(a, b):
+    if a.is_sparse:
+        a, b = a.to_dense(), b.to_dense()
+    return torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantized_logits():
+    quantized = torch.quantize_per_tensor(logits(3, CLASSES), 0.1, 0, torch.qint8)
+    with pytest.raises(TYPE_ERRORS, match="input.*quantized|quantized.*input"):
+        pg.cross_entropy(quantized, INDEX)
+    with pytest.raises(TYPE_ERRORS, match="input.*quantized|quantized.*input"):
+        pg.log_softmax(quantized)
+
+
+@pytest.mark.parametrize("bad", [[0.0, 1.0], None, "logits"], ids=str)
+def test_not_a_tensor(bad):
+    with pytest.raises(TypeError):
+        pg.cross_entropy(bad, INDEX)
+    with pytest.raises(TypeError):
+        pg.cross_entropy(logits(3, CLASSES), bad)
+
+
+def test_out_of_range_target_of_a_row_of_weights():
+    """The weight of a class that is not there is not read either."""
+    with pytest.raises(IndexError, match="Target 5"):
+        pg.cross_entropy(logits(CLASSES), torch.tensor(5), torch.ones(CLASSES))
+
+
+BAD_SAVED = {
+    "statistics shape": {"statistics": torch.zeros(1, 1)},
+    "statistics type": {"statistics": torch.zeros(3, 3).double()},
+    "statistics strides": {"statistics": torch.zeros(3, 6)[:, ::2]},
+    "total_weight shape": {"total_weight": torch.zeros(2).double()},
+    "total_weight type": {"total_weight": torch.tensor(3.0)},
+    "grad_output shape": {"grad_output": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("name", ["cross_entropy_backward", "cross_entropy_backward_"])
+@pytest.mark.parametrize("bad", BAD_SAVED.values(), ids=BAD_SAVED.keys())
+def test_backward_with_what_forward_did_not_return(bad, name):
+    given = as_operator_arguments(arguments()) | saved_by_forward()
+    given |= {"grad_output": torch.ones(())} | bad
+    before = given["input"].clone()
+    with pytest.raises(RuntimeError, match=next(iter(bad))):
+        getattr(OPS, name)(**given)
+    assert torch.equal(given["input"], before)

@@ -1,0 +1,116 @@
+"""log_softmax over every dimension, type and conversion, as torch.log_softmax takes them."""
+
+import pytest
+import torch
+from cases import check_log_softmax, make_logits
+
+import powergrad_ext as pg
+from powergrad_ext import reference
+
+SHAPES = {
+    "a number": (),
+    "a row": (9,),
+    "rows": (7, 33),
+    "one class": (4, 1),
+    "images": (2, 19, 5, 7),
+    "no rows": (0, 5),
+    "no classes": (5, 0),
+    "GPT-2, odd": (2, 50257),
+    "a long column": (9000, 3),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_every_dimension(shape, dtype, device, isa):
+    for dim in range(-len(shape), len(shape)) if shape else (-1, 0):
+        check_log_softmax(make_logits(shape, dtype, device), dim)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.25, 0.7, 2.0])
+@pytest.mark.parametrize("dim", [0, 1], ids=["inner", "rows"])
+def test_alpha(dim, alpha, dtype, device, isa):
+    check_log_softmax(make_logits((40, 37), dtype, device), dim, alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "converted"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float64),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32),
+    ],
+    ids=str,
+)
+def test_dtype(dtype, converted, device):
+    """The logits are converted first, and their gradient comes back in their own type."""
+    check_log_softmax(make_logits((6, 50), dtype, device), 1, dtype=converted)
+
+
+@pytest.mark.parametrize("function", [pg.log_softmax, reference.log_softmax])
+def test_integers_with_dtype(function, device):
+    logits = torch.tensor([[1, 2, 3]], device=device)
+    torch.testing.assert_close(
+        function(logits, 1, dtype=torch.float32), torch.log_softmax(logits, 1, dtype=torch.float32)
+    )
+
+
+def test_confident_rows_keep_their_digits(dtype, device, isa):
+    """log p near 0 and 1 - p' near 0, in both layouts: neither is a difference of rounded ones."""
+    logits = torch.linspace(-1.0, 0.0, 40).repeat(3, 1)
+    logits[:, 7] = torch.tensor([20.0, 33.0, 50.0])
+    check_log_softmax(logits.to(device, dtype), 1)
+    check_log_softmax(logits.T.contiguous().to(device, dtype), 0)
+
+
+def test_row_offset(device, isa):
+    logits = make_logits((5, 300), torch.float32, device) + 2.0**20
+    check_log_softmax(logits, 1)
+    check_log_softmax(logits, 0)
+
+
+def test_loss_on_log_probabilities_is_the_fused_loss(device):
+    """cross_entropy is nll_loss on log_softmax, fused: also in its gradient."""
+    logits = make_logits((6, 50), torch.float64, device).requires_grad_()
+    target = torch.arange(6, device=device)
+    fused = pg.cross_entropy(logits, target)
+    composed = torch.nn.functional.nll_loss(pg.log_softmax(logits, 1), target)
+    torch.testing.assert_close(fused, composed)
+    (of_fused,) = torch.autograd.grad(fused, logits)
+    (of_composed,) = torch.autograd.grad(composed, logits)
+    torch.testing.assert_close(of_fused, of_composed, rtol=1e-12, atol=1e-14)
+
+
+def test_retained_graph(device):
+    logits = make_logits((6, 50), torch.float32, device).requires_grad_()
+    output = pg.log_softmax(logits, 1)
+    upstream = torch.randn(6, 50).to(output)
+    (first,) = torch.autograd.grad(output, logits, upstream, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(output, logits, 2 * upstream)
+    assert torch.equal(first, kept)
+    assert torch.equal(second, 2 * kept)
+
+
+INVALID = {
+    "dimension": (torch.randn(3, 5), {"dim": 2}, IndexError, "Dimension out of range"),
+    "dimension of a number": (torch.randn(()), {"dim": 1}, IndexError, "Dimension out of range"),
+    "integers": (torch.ones(3, 5).long(), {}, (TypeError, RuntimeError), "input.*Long"),
+    "complex": (torch.ones(3, 5).cfloat(), {}, (TypeError, RuntimeError), "input.*ComplexFloat"),
+    "integer dtype": (
+        torch.randn(3, 5),
+        {"dtype": torch.int64},
+        (TypeError, RuntimeError),
+        "Long",
+    ),
+    "sparse": (torch.randn(3, 5).to_sparse(), {}, RuntimeError, "input.*[Ss]parse"),
+    "not a tensor": ([1.0, 2.0], {}, TypeError, ""),
+}
+
+
+@pytest.mark.parametrize(("logits", "options", "kind", "words"), INVALID.values(), ids=INVALID)
+def test_invalid(logits, options, kind, words):
+    with pytest.raises(kind, match=words):
+        pg.log_softmax(logits, **options)

@@ -1,0 +1,121 @@
+"""torch.ops.powergrad.*: what the raw operators return, together and one by one."""
+
+import pytest
+import torch
+from cases import generator, make_logits, make_problem
+from oracle import (
+    assert_gradient,
+    assert_log_probabilities,
+    assert_loss,
+    definition,
+    log_softmax_definition,
+)
+
+OPS = torch.ops.powergrad
+ALPHA = torch.tensor(0.3, dtype=torch.float64)
+
+CASES = {
+    "mean": {"reduction": "mean"},
+    "sum, weights": {"reduction": "sum", "weighted": True},
+    "none, smoothing": {"reduction": "none", "label_smoothing": 0.1},
+    "mean, weights and smoothing": {"weighted": True, "label_smoothing": 0.1},
+    "probabilities": {"targets": "probabilities"},
+}
+CALLS = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+SHAPES = pytest.mark.parametrize("shape", [(6, 50), (3, 5, 37), (1, 70000)], ids=str)
+
+
+def raw_arguments(problem):
+    options = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0} | problem.options
+    return (
+        problem.target,
+        problem.weight,
+        options["ignore_index"],
+        options["reduction"],
+        options["label_smoothing"],
+        ALPHA,
+    )
+
+
+def class_dim_of_bound(problem):
+    soft = problem.target.is_floating_point() or problem.options.get("label_smoothing")
+    return None if soft else problem.class_dim
+
+
+@CALLS
+@SHAPES
+def test_forward_and_backward(shape, options, dtype, device, isa):
+    problem = make_problem(shape, dtype, device, **options)
+    raw = raw_arguments(problem)
+    loss, statistics, total = OPS.cross_entropy_forward(problem.logits, *raw, True)
+    upstream = problem.upstream(loss)
+    gradient = OPS.cross_entropy_backward(
+        upstream, problem.logits, *raw, statistics, total
+    )
+    expected = problem.expected(definition, upstream)
+    assert_loss(loss, expected.loss)
+    assert_gradient(gradient, expected.gradient, class_dim_of_bound(problem))
+
+    logits = problem.logits.clone()
+    result = OPS.cross_entropy_backward_(logits, upstream, *raw, statistics, total)
+    assert result is logits
+    assert torch.equal(logits, gradient)
+
+
+@CALLS
+@SHAPES
+def test_forward_with_gradient(shape, options, dtype, device, isa):
+    """The gradient for an upstream gradient of 1, and all that forward returns."""
+    problem = make_problem(shape, dtype, device, **options)
+    raw = raw_arguments(problem)
+    loss, gradient, statistics, total = OPS.cross_entropy_forward_gradient(problem.logits, *raw)
+    expected = problem.expected(definition, torch.ones_like(loss))
+    assert_loss(loss, expected.loss)
+    assert_gradient(gradient, expected.gradient, class_dim_of_bound(problem))
+    alone = OPS.cross_entropy_forward(problem.logits, *raw, True)
+    for together, separate in zip((loss, statistics, total), alone, strict=True):
+        torch.testing.assert_close(together, separate, rtol=4e-6, atol=0)
+
+
+def test_forward_without_backward_saves_nothing(dtype, device):
+    problem = make_problem((6, 50), dtype, device)
+    loss, statistics, _ = OPS.cross_entropy_forward(problem.logits, *raw_arguments(problem), False)
+    assert statistics.numel() == 0
+    with_statistics = OPS.cross_entropy_forward(problem.logits, *raw_arguments(problem), True)
+    torch.testing.assert_close(loss, with_statistics[0], rtol=4e-6, atol=0)
+
+
+def test_total_weight(device):
+    """What the mean divides by: summed weights, of the rows that count."""
+    problem = make_problem((6, 50), torch.float32, device, weighted=True)
+    total = OPS.cross_entropy_forward(problem.logits, *raw_arguments(problem), True)[2]
+    counted = problem.target[problem.target != -100]
+    torch.testing.assert_close(total, problem.weight.double()[counted].sum())
+
+
+@pytest.mark.parametrize("dim", [0, 1], ids=["inner", "rows"])
+def test_log_softmax(dim, dtype, device, isa):
+    logits = make_logits((70, 50), dtype, device)
+    output, statistics = OPS.log_softmax_forward(logits, dim, ALPHA, True)
+    upstream = torch.randn(70, 50, generator=generator(1)).to(output)
+    gradient = OPS.log_softmax_backward(upstream, logits, dim, ALPHA, statistics)
+    expected_output, expected = log_softmax_definition(logits, dim, upstream, 0.3)
+    assert_log_probabilities(output, expected_output)
+    assert_gradient(gradient, expected)
+    alone, nothing = OPS.log_softmax_forward(logits, dim, ALPHA, False)
+    assert_log_probabilities(alone, expected_output)
+    assert nothing.numel() == 0
+
+
+def test_public_operators_are_differentiable(device):
+    """From C++ there is no Python function around them."""
+    problem = make_problem((6, 50), torch.float64, device)
+    logits = problem.logits.requires_grad_()
+    loss = OPS.cross_entropy(logits, problem.target, alpha=ALPHA)
+    loss.backward()
+    expected = problem.expected(definition, torch.ones_like(loss))
+    assert_gradient(logits.grad, expected.gradient, 1)
+    output = OPS.log_softmax(logits, alpha=ALPHA)
+    (gradient,) = torch.autograd.grad(output, logits, torch.ones_like(output))
+    expected = log_softmax_definition(logits, 1, torch.ones_like(output), 0.3)
+    assert_gradient(gradient, expected[1])

@@ -1,0 +1,78 @@
+"""Backward more than once: every gradient is right, and none changes one handed out before."""
+
+import pytest
+import torch
+from cases import generator, make_problem
+from oracle import assert_gradient, definition
+
+SHAPES = pytest.mark.parametrize("shape", [(6, 50), (3, 5, 37)], ids=["rows", "inner"])
+REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+
+
+def upstreams(loss):
+    """One first: a gradient computed ahead for it must not be handed out as another's."""
+    random = torch.randn((2, *loss.shape), generator=generator(3)).to(loss)
+    return [torch.ones_like(loss), random[0], random[1], torch.zeros_like(loss)]
+
+
+@SHAPES
+@REDUCTIONS
+@pytest.mark.parametrize("order", [1, -1], ids=["one first", "one last"])
+def test_different_upstream_gradients(order, reduction, shape, dtype, device):
+    problem = make_problem(shape, dtype, device, reduction=reduction)
+    logits = problem.logits.clone().requires_grad_()
+    loss = problem.loss(logits, problem.target)
+    asked = upstreams(loss)[::order]
+    gradients = [torch.autograd.grad(loss, logits, up, retain_graph=True)[0] for up in asked]
+    for gradient, upstream in zip(gradients, asked, strict=True):
+        expected = problem.expected(definition, upstream)
+        assert_gradient(gradient, expected.gradient, problem.class_dim)
+    assert torch.equal(logits.detach(), problem.logits)
+
+
+@REDUCTIONS
+def test_gradient_belongs_to_who_asked(reduction, device):
+    """Overwriting one changes neither the next nor the logits."""
+    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
+    logits = problem.logits.clone().requires_grad_()
+    loss = problem.loss(logits, problem.target)
+    upstream = problem.upstream(loss)
+    (first,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+    kept = first.clone()
+    first.fill_(torch.nan)
+    (second,) = torch.autograd.grad(loss, logits, upstream)
+    torch.testing.assert_close(second, kept)
+    assert torch.equal(logits.detach(), problem.logits)
+
+
+@REDUCTIONS
+def test_accumulation(reduction, device):
+    """Two losses of the same logits add up in .grad, as any gradients do."""
+    problem = make_problem((6, 50), torch.float64, device, reduction=reduction)
+    logits = problem.logits.clone().requires_grad_()
+    for _ in range(2):
+        loss = problem.loss(logits, problem.target)
+        loss.backward(problem.upstream(loss))
+    expected = problem.expected(definition, problem.upstream(loss))
+    assert_gradient(logits.grad, 2 * expected.gradient, 1)
+
+
+def test_logits_changed_after_forward(device):
+    """Backward needs the logits of forward, and torch says when they are gone."""
+    problem = make_problem((6, 50), torch.float32, device, reduction="none")
+    logits = problem.logits.clone().requires_grad_() * 1.0
+    loss = problem.loss(logits, problem.target)
+    logits.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward(problem.upstream(loss))
+
+
+@pytest.mark.parametrize("scale", [65536.0, 2.0**-20], ids=["loss scale", "tiny"])
+def test_scaled_losses(scale, dtype, device):
+    """A GradScaler multiplies the upstream gradient; float16 must not underflow before it does."""
+    problem = make_problem((500, 40), dtype, device)
+    logits = problem.logits.clone().requires_grad_()
+    loss = problem.loss(logits, problem.target)
+    (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, scale))
+    expected = problem.expected(definition, torch.full_like(loss, scale))
+    assert_gradient(gradient, expected.gradient, 1)
