@@ -43,7 +43,7 @@ build/sanitized: OPTIONS = -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPOWERGRAD_SANITIZ
 build/core build/sanitized: $(VENV)/.test
 	cmake -S . -B $@ -G Ninja -DPOWERGRAD_TORCH=OFF $(OPTIONS)
 	cmake --build $@
-	ctest --test-dir $@ --output-on-failure
+	ctest --test-dir $@ --output-on-failure --parallel 2
 
 bench: $(VENV)/.demo ## compare speed with F.cross_entropy
 	python bench/run.py

@@ -25,7 +25,7 @@ from .peers import Peer, Step, UnavailableError
 WARM_UP_CALLS = 3
 WARM_UP_SECONDS = 0.02
 SAMPLE_SECONDS = 0.004
-"""Short calls are repeated for so long, and their mean is one sample."""
+"""Short calls are repeated for so long, and their median is one sample."""
 PAUSE_SECONDS = 0.002
 """Before another candidate: the last one's threads spin for a while, then let go of the CPU."""
 LEAST_ROUNDS, MOST_ROUNDS = 7, 101
@@ -39,6 +39,11 @@ class Estimate:
     median: float
     low: float
     high: float
+
+    @property
+    def error(self) -> float:
+        """Half the interval, as a share of the median."""
+        return (self.high - self.low) / 2.0 / self.median
 
 
 @dataclass
@@ -129,7 +134,7 @@ def play(candidates: Sequence[Candidate], rounds: int) -> list[dict[str, float]]
 def sample(candidate: Candidate) -> float:
     """Seconds per call."""
     time.sleep(PAUSE_SECONDS)
-    return sum(call(candidate.step) for _ in range(candidate.calls)) / candidate.calls
+    return statistics.median(call(candidate.step) for _ in range(candidate.calls))
 
 
 def call(step: Step) -> float:

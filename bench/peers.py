@@ -6,6 +6,7 @@ that is missing leaves out its peer and nothing else.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,7 @@ class Peer:
     """An entry of the registry; alpha is None where no gradient is computed."""
 
     name: str
+    heading: str
     make: Callable[[Problem], Step]
     modes: tuple[str, ...]
     alpha: float | None = 1.0
@@ -54,6 +56,11 @@ class Peer:
 def ours(alpha: float) -> str:
     """Our name in the registry at that alpha."""
     return f"powergrad-{alpha:g}"
+
+
+def import_untyped(name: str) -> Any:
+    """A module that need not be installed; ImportError if it is not."""
+    return importlib.import_module(name)
 
 
 def gradient_step(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
@@ -88,9 +95,7 @@ def compiled(problem: Problem) -> Step:
 def jitted_jax(problem: Problem) -> Step:
     if problem.pristine.dtype == torch.float64:
         raise UnavailableError("float64 is off in JAX by default")
-    import jax
-    import jax.numpy as jnp
-    import optax
+    jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
 
     def loss(logits: Any, target: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
@@ -110,15 +115,16 @@ def powergrad(problem: Problem, alpha: float) -> Step:
     return gradient_step(problem, loss)
 
 
-COPY = Peer("copy", copy, MODES, alpha=None)
+COPY = Peer("copy", "copy", copy, MODES, alpha=None)
 OURS = tuple(
-    Peer(ours(alpha), partial(powergrad, alpha=alpha), MODES, alpha) for alpha in (1.0, 0.3, 0.25)
+    Peer(ours(alpha), f"α={alpha:g}", partial(powergrad, alpha=alpha), MODES, alpha)
+    for alpha in (1.0, 0.3, 0.25)
 )
 # Those without an in-place backward would do there what they do in a fresh gradient. The one that
 # people would replace is measured there as well, as the yardstick.
 OTHERS = (
-    Peer("eager", eager, MODES),
-    Peer("compile", compiled, (FRESH,)),
-    Peer("jax", jitted_jax, (FRESH,)),
+    Peer("eager", "eager", eager, MODES),
+    Peer("compile", "compiled", compiled, (FRESH,)),
+    Peer("jax", "jitted JAX", jitted_jax, (FRESH,)),
 )
 PEERS = (COPY, *OTHERS, *OURS)

@@ -13,7 +13,7 @@ from .measure import Estimate, Result
 from .peers import COPY, OTHERS, OURS, PEERS, ours
 from .requirements import DEFAULT, Verdict
 
-COLOURS = {"aim": "green", "must": "green", "missed": "red", "not": "dim"}
+COLOURS = {"aim met": "green", "must met": "green", "missed": "red", "not measured": "dim"}
 
 
 def machine_lines(machine: dict[str, Any]) -> list[str]:
@@ -33,37 +33,36 @@ def tables(results: Sequence[Result]) -> list[Table]:
     found = []
     for mode, dtype in kinds:
         same = [r for r in results if (r.group.mode, r.group.dtype) == (mode, dtype)]
-        gradient = "fresh gradient" if mode == FRESH else "gradient over the logits, where possible"
-        title = f"{dtype}, forward + backward, {gradient}"
-        found += [time_table(f"{title}: ms", same), ratio_table(f"{title}: ratios", same)]
+        gradient = "fresh gradient" if mode == FRESH else "in place"
+        title = f"Forward + backward, {dtype}, {gradient}"
+        found += [time_table(f"{title}: milliseconds", same), ratio_table(f"{title}: ratios", same)]
     return found
 
 
 def time_table(title: str, results: Sequence[Result]) -> Table:
     """Medians in milliseconds, a case per row and a peer per column."""
-    peers = [peer.name for peer in PEERS if any(peer.name in r.seconds for r in results)]
-    table = empty_table(title, ["case", "rows x classes", *peers])
+    peers = [peer for peer in PEERS if any(peer.name in r.seconds for r in results)]
+    table = empty_table(title, ["", "", *(peer.heading for peer in peers)])
     for result in results:
-        times = [milliseconds(result, peer) for peer in peers]
+        times = [milliseconds(result, peer.name) for peer in peers]
         table.add_row(result.group.case.name, result.group.case.shape, *times)
     return table
 
 
 def ratio_table(title: str, results: Sequence[Result]) -> Table:
-    """How many times our time at alpha 0.3 the others take; what alpha costs; ours over a copy."""
-    others = [peer.name for peer in OTHERS if any(peer.name in r.seconds for r in results)]
+    """How many times our time the others take, what alpha costs, how far above a copy we are."""
+    others = [peer for peer in OTHERS if any(peer.name in r.seconds for r in results)]
     pairs = [
-        *((f"{other} / ours", other, DEFAULT) for other in others),
-        *((f"α {peer.alpha} / 1", peer.name, ours(1.0)) for peer in OURS[1:]),
-        ("ours / copy", DEFAULT, COPY.name),
+        *((f"{other.heading}\n/ ours", other.name, DEFAULT) for other in others),
+        *((f"{peer.heading}\n/ α=1", peer.name, ours(1.0)) for peer in OURS[1:]),
+        ("ours\n/ copy", DEFAULT, COPY.name),
     ]
-    table = empty_table(title, ["case", *(heading for heading, _, _ in pairs)])
-    table.caption = "ours: α = 0.3; in brackets the 95 % interval of the median"
+    table = empty_table(title, ["", *(heading for heading, _, _ in pairs)])
+    table.caption = "ours: α = 0.3; ±: half the 95 % interval of the median"
     for result in results:
+        known = result.seconds
         cells = [
-            ratio(result.ratio(over, under))
-            if over in result.seconds and under in result.seconds
-            else "-"
+            ratio(result.ratio(over, under)) if over in known and under in known else "-"
             for _, over, under in pairs
         ]
         table.add_row(result.group.case.name, *cells)
@@ -72,22 +71,21 @@ def ratio_table(title: str, results: Sequence[Result]) -> Table:
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """Each requirement with the group that fares worst."""
-    table = empty_table(
-        "Requirements, each at its worst case",
-        ["requirement", "ratio", "must", "aim", "verdict", "at"],
-    )
+    headings = ["requirement", "ratio", "must", "aim", "verdict", "at worst in"]
+    table = empty_table("Requirements of a quiet machine, ours at α = 0.3", headings)
+    table.caption = "?: a bound lies within the ratio's interval"
     table.columns[-2].justify = table.columns[-1].justify = "left"
     for verdict in verdicts:
         requirement = verdict.requirement
         sign = "≥" if requirement.faster else "≤"
-        colour = COLOURS[verdict.words.split()[0]]
+        doubt = "?" if verdict.unsure else ""
         table.add_row(
             requirement.text,
             "-" if verdict.ratio is None else ratio(verdict.ratio),
             f"{sign} {requirement.must:g}",
             "-" if requirement.aim is None else f"{sign} {requirement.aim:g}",
-            f"[{colour}]{verdict.words}[/]",
-            "" if verdict.group is None else where(verdict.group, verdict.over),
+            f"[{COLOURS[verdict.state]}]{verdict.state}{doubt}[/]",
+            verdict.where,
         )
     return table
 
@@ -106,19 +104,15 @@ def skipped_lines(results: Sequence[Result]) -> list[str]:
 
 def empty_table(title: str, headings: Sequence[str]) -> Table:
     """Names on the left, figures on the right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.columns[0].justify = "left"
     return table
 
 
-def where(group: Group, over: str | None) -> str:
-    return f"{group.case.name} {group.dtype} {group.mode} ({over})"
-
-
 def milliseconds(result: Result, peer: str) -> str:
-    """Three significant digits."""
+    """Three significant digits, and no more than a microsecond's tenth."""
     if peer not in result.seconds:
         return "-"
     value = result.time(peer).median * 1e3
@@ -126,4 +120,4 @@ def milliseconds(result: Result, peer: str) -> str:
 
 
 def ratio(value: Estimate) -> str:
-    return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return f"{value.median:.2f} ±{value.error:.0%}"

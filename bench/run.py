@@ -22,12 +22,14 @@ from bench import machine, measure, report, requirements
 from bench.cases import CASES, DEFAULT_CASES, DEFAULT_DTYPES, DTYPES, MODES, Group
 from bench.peers import COPY, OTHERS, OURS
 
+REDIRECTED_WIDTH = 100
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the lines as they come, print the tables."""
     options = parse(arguments)
     use_threads(options.threads)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else REDIRECTED_WIDTH)
     facts = machine.describe()
     console.print(*report.machine_lines(facts), sep="\n", soft_wrap=True)
     with open(options.json or os.devnull, "w") as lines:

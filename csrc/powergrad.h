@@ -68,6 +68,7 @@ struct Strides {
 // Per-row values that backward needs, `accumulate` type, (kStatistics, rows), row-contiguous:
 // the maximum m, the sum r' of exp(alpha (z - m)) without its maximum, and the target mass W.
 enum Statistic { kMaximum, kAlphaRest, kTargetMass, kStatistics };
+inline constexpr int kLogSoftmaxStatistics = kTargetMass;  // log-softmax has no target
 
 // "storage" is the logits' own type; "accumulate" is float, or double for float64 logits.
 struct CrossEntropyParams {
@@ -112,7 +113,7 @@ struct LogSoftmaxParams {
   Strides logits_strides;
   void* output;  // forward: (outer, classes, inner) storage
   Strides output_strides;
-  void* statistics;  // (kStatistics, rows) accumulate, as above; target mass unused; or null
+  void* statistics;  // (kLogSoftmaxStatistics, rows) accumulate; null: no backward will follow
 
   const void* upstream;  // backward: (outer, classes, inner) storage
   Strides upstream_strides;

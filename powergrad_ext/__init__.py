@@ -4,6 +4,7 @@ The value is ordinary cross-entropy; in backward the predicted probabilities are
 alpha and renormalised before the target is subtracted: ``dz = softmax(alpha * z) - y``.
 """
 
+from powergrad_ext import _native as _native  # first: it says what is missing
 from powergrad_ext import operators as operators  # registers fake and vmap rules
 from powergrad_ext import reference
 from powergrad_ext.functional import cross_entropy, log_softmax

@@ -12,6 +12,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from powergrad_ext import functorch
 from powergrad_ext._native import _C
 
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
 
 def cross_entropy(
     input: Tensor,
@@ -135,9 +137,8 @@ def log_softmax(
         )
     require_tensors("log_softmax", input=input)
     alpha = as_alpha(alpha)
-    if dtype is None and torch.is_autocast_enabled(input.device.type):
-        if input.dtype in (torch.float16, torch.bfloat16):
-            dtype = torch.float32
+    if dtype is None and input.dtype in HALF_DTYPES and _autocasts(input.device.type):
+        dtype = torch.float32
     if dtype is not None:
         input = input.to(dtype)
     if maybe_current_level() is not None:
@@ -145,6 +146,10 @@ def log_softmax(
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
     return _C.log_softmax(input, dim, alpha)
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def require_tensors(function: str, **arguments: object) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from powergrad_ext._native import _C
 
-#: Rows of the statistics tensor: maximum, alpha sum, target mass (csrc/powergrad.h).
-STATISTICS = 3
+#: Rows of the statistics tensors (csrc/powergrad.h): maximum, alpha sum, target mass.
+CROSS_ENTROPY_STATISTICS = 3
+LOG_SOFTMAX_STATISTICS = 2
 
 ops = torch.ops.powergrad
 
@@ -29,12 +30,11 @@ def _row_shape(input: Tensor, class_dim: int) -> list[int]:
     return [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
 
 
-def _new_statistics(input: Tensor, class_dim: int, needs_backward: bool) -> Tensor:
+def _new_statistics(input: Tensor, class_dim: int, count: int) -> Tensor:
     rows = 1
     for size in _row_shape(input, class_dim):
         rows *= size
-    shape = (STATISTICS if needs_backward else 0, rows)
-    return input.new_empty(shape, dtype=_accumulate_dtype(input))
+    return input.new_empty((count, rows), dtype=_accumulate_dtype(input))
 
 
 def _check_devices(input: Tensor, **others: Tensor) -> None:
@@ -62,7 +62,7 @@ def _(
     shape = _row_shape(input, class_dim) if reduction == "none" else []
     return (
         input.new_empty(shape, dtype=_accumulate_dtype(input)),
-        _new_statistics(input, class_dim, needs_backward),
+        _new_statistics(input, class_dim, CROSS_ENTROPY_STATISTICS if needs_backward else 0),
         input.new_empty((), dtype=torch.float64),
     )
 
@@ -104,16 +104,16 @@ def _(
 
 
 @torch.library.register_fake("powergrad::cross_entropy_backward_")
-def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> Tensor:
+def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> None:
     ops.cross_entropy_backward(grad_output, input, *arguments)  # for its checks
-    return input
 
 
 @torch.library.register_fake("powergrad::log_softmax_forward")
 def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> tuple[Tensor, Tensor]:
     _C.check_log_softmax(input, dim, alpha)
     class_dim = dim % max(input.dim(), 1)
-    return torch.empty_like(input), _new_statistics(input, class_dim, needs_backward)
+    count = LOG_SOFTMAX_STATISTICS if needs_backward else 0
+    return torch.empty_like(input), _new_statistics(input, class_dim, count)
 
 
 @torch.library.register_fake("powergrad::log_softmax_backward")
@@ -229,7 +229,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]
         "none",
         label_smoothing,
         alpha,
-        _batched(statistics, statistics_dim, size).movedim(0, 1).reshape(STATISTICS, -1),
+        _batched(statistics, statistics_dim, size).movedim(0, 1).flatten(1),
         total_weight.new_ones(()),
     )
     return gradient.reshape(input.shape), 0
@@ -270,6 +270,6 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]
         logits,
         _batched_dim(dim, logits),
         alpha,
-        _batched(statistics, statistics_dim, size).movedim(0, 1).reshape(STATISTICS, -1),
+        _batched(statistics, statistics_dim, size).movedim(0, 1).flatten(1),
     )
     return gradient.reshape(input.shape), 0

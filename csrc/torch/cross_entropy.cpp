@@ -86,7 +86,7 @@ class CrossEntropyCall {
 
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
-    check_statistics(statistics, input_, params.shape);
+    check_statistics(statistics, input_, kStatistics, params.shape);
     TORCH_CHECK(total_weight.dim() == 0 && total_weight.scalar_type() == at::kDouble &&
                     total_weight.device() == input_.device(),
                 "total_weight must be what the forward operator returned (a 0-d float64 tensor),",
@@ -203,7 +203,7 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
   return gradient.finish();
 }
 
-at::Tensor& cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
+void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
                                     const at::Tensor& target, const OptionalTensor& weight,
                                     int64_t ignore_index, std::string_view reduction,
                                     double label_smoothing, const at::Tensor& alpha,
@@ -216,7 +216,6 @@ at::Tensor& cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_ou
   call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides,
                        total_weight.const_data_ptr<double>());
   run_cross_entropy_backward(call.params, call.device());
-  return input;
 }
 
 bool is_writable_in_place(const at::Tensor& input) {

@@ -40,7 +40,7 @@ std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, 
   LogSoftmaxCall call(input, dim, alpha);
   LogSoftmaxParams& params = call.params;
   const Destination output = call.new_output();
-  at::Tensor statistics = at::empty({needs_backward ? kStatistics : 0, params.shape.rows()},
+  at::Tensor statistics = at::empty({needs_backward ? kLogSoftmaxStatistics : 0, params.shape.rows()},
                                     call.logits.accumulate_options());
   params.output = output.data();
   params.output_strides = output.strides();
@@ -59,7 +59,7 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
               "log_softmax_backward(): argument 'grad_output' must have the shape, type and device",
               " of 'input' (", input.scalar_type(), " of shape ", input.sizes(), "), got ",
               grad_output.scalar_type(), " of shape ", grad_output.sizes());
-  check_statistics(statistics, input, params.shape);
+  check_statistics(statistics, input, kLogSoftmaxStatistics, params.shape);
   const at::Tensor upstream = readable_in(call.logits.layout, at_least_1d(grad_output));
   const Destination gradient = call.new_output();
   params.statistics = const_cast<void*>(statistics.const_data_ptr());

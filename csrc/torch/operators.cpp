@@ -28,7 +28,7 @@ TORCH_LIBRARY(powergrad, m) {
   m.def(
       "cross_entropy_backward_(Tensor(a!) input, Tensor grad_output, Tensor target, "
       "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, "
-      "Tensor statistics, Tensor total_weight) -> Tensor(a!)");
+      "Tensor statistics, Tensor total_weight) -> ()");
   m.def(
       "log_softmax_forward(Tensor input, int dim, Tensor alpha, bool needs_backward) "
       "-> (Tensor output, Tensor statistics)");

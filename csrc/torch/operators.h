@@ -31,7 +31,7 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
                                   const at::Tensor& statistics, const at::Tensor& total_weight);
 
 // Writes the gradient over the logits.
-at::Tensor& cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
+void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
                                     const at::Tensor& target, const OptionalTensor& weight,
                                     int64_t ignore_index, std::string_view reduction,
                                     double label_smoothing, const at::Tensor& alpha,
@@ -40,7 +40,7 @@ at::Tensor& cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_ou
 // Whether cross_entropy_backward_ can write over this tensor.
 bool is_writable_in_place(const at::Tensor& input);
 
-// output; statistics (kStatistics, rows), empty without needs_backward.
+// output; statistics (kLogSoftmaxStatistics, rows), empty without needs_backward.
 std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, int64_t dim,
                                                        const at::Tensor& alpha,
                                                        bool needs_backward);

@@ -46,9 +46,9 @@ struct ReadableLogits {
   }
 };
 
-inline void check_statistics(const at::Tensor& statistics, const at::Tensor& input,
+inline void check_statistics(const at::Tensor& statistics, const at::Tensor& input, int64_t count,
                              const Shape& shape) {
-  const std::vector<int64_t> expected{kStatistics, shape.rows()};
+  const std::vector<int64_t> expected{count, shape.rows()};
   TORCH_CHECK(statistics.sizes() == at::IntArrayRef(expected) &&
                   statistics.scalar_type() == accumulate_type(input) &&
                   statistics.device() == input.device() && statistics.is_contiguous(),

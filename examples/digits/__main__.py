@@ -20,9 +20,8 @@ from rich.progress import (
 from . import plot, report
 from .methods import TUNED_RATE, Method, cross_entropy, power_gradient
 from .results import Results
-from .threads import thread_count
 from .timing import SIZES, time_loss
-from .training import THREADS, Run, train
+from .training import Run, train
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -81,11 +80,10 @@ def measure(baseline: Method, ours: Method, seeds: int, epochs: int, console: Co
             for method in (baseline, ours)
         ]
         timing = progress.add_task("loss timing", total=len(SIZES), news="")
-        with thread_count(THREADS):
-            for seed in range(seeds):
-                for method, task, runs in training:
-                    advance = partial(show_epoch, progress, task, seed)
-                    runs.append(train(method, seed, epochs, advance))
+        for seed in range(seeds):
+            for method, task, runs in training:
+                advance = partial(show_epoch, progress, task, seed)
+                runs.append(train(method, seed, epochs, advance))
         loss_times = [
             time_loss(ours.criterion, size) for size in progress.track(SIZES, task_id=timing)
         ]

@@ -118,9 +118,9 @@ def conclusions(results: Results) -> RenderableType:
         ),
         "[bold]What it does not show[/bold]",
         *bullets(
-            "That PGT helps in general. The effect is small, on a small BatchNorm network, with a "
-            "learning rate tuned for each α on other seeds. Smaller networks on the same digits "
-            "showed none; without normalisation PGT was worse.",
+            "That PGT helps in general. The effect is small, on a small BatchNorm network that was "
+            "picked because it shows it, with a learning rate tuned for each α on other seeds. "
+            "Smaller networks on the same digits showed none; without normalisation PGT was worse.",
             "Anything about ImageNet: the paper's gains there, 0.1 to 1.0 points, are not "
             "repeated here.",
             "Faster learning: fewer steps to a given accuracy were not seen.",

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from .data import Split, load_split, shuffled_batches
 from .methods import Criterion, Method
 from .network import residual_network
+from .threads import thread_count
 
 BATCH_SIZE = 64
 MOMENTUM = 0.9
@@ -44,6 +45,7 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
 
 
+@thread_count(THREADS)
 def train(
     method: Method, seed: int, epochs: int, after_epoch: Callable[[Run], None] = lambda run: None
 ) -> Run:

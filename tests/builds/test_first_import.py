@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from commands import run
+from commands import REPOSITORY, run
 from tiny_package import TinyPackage
 
 NO_NINJA = """
@@ -123,6 +123,12 @@ def test_what_is_missing_is_one_sentence(
     assert last_line.startswith("ImportError: ")
     assert sentence in last_line
     assert result.stderr.count("Traceback") == 1, "the sentence stands alone, without a cause"
+
+
+def test_the_whole_package_says_that_torch_is_missing() -> None:
+    code = "import sys; sys.modules['torch'] = None; import powergrad_ext"
+    result = run(sys.executable, "-c", code, cwd=REPOSITORY, check=False)
+    assert result.stderr.splitlines()[-1].startswith("ImportError: powergrad_ext needs PyTorch")
 
 
 def test_what_the_compiler_says_is_passed_on(tiny_package: TinyPackage) -> None:

@@ -42,7 +42,7 @@ struct LogSoftmaxOutputs {
   LogSoftmaxOutputs(const Shape& shape, const Strides& output_strides,
                     const Strides& gradient_strides)
       : output(shape, output_strides),
-        statistics(kStatistics * shape.rows()),
+        statistics(kLogSoftmaxStatistics * shape.rows()),
         gradient(shape, gradient_strides) {}
   bool edges_untouched() const {
     return output.padding_untouched() && statistics.band_untouched() &&

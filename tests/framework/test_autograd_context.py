@@ -1,0 +1,130 @@
+"""Checkpoints, saved tensors, and modes without gradients."""
+
+import pytest
+import torch
+from cases import check, make_logits, make_problem
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import powergrad_ext as pg
+
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean"])
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_checkpoint(use_reentrant, reduction, device):
+    """Recomputed in backward, and the same."""
+    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
+    loss_of = problem.loss
+    problem.loss = lambda logits, target: checkpoint(
+        loss_of, logits, target, use_reentrant=use_reentrant
+    )
+    check(problem)
+
+
+@REDUCTIONS
+def test_offloaded_saved_tensors(reduction, device):
+    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
+    loss_of = problem.loss
+
+    def offloaded(logits, target):
+        with save_on_cpu():
+            return loss_of(logits, target)
+
+    problem.loss = offloaded
+    check(problem)
+
+
+@HALF
+@REDUCTIONS
+def test_half_logits_are_saved_as_they_are(reduction, dtype, device):
+    """Nothing of (N, C) is kept in float32, and the logits are not copied."""
+    problem = make_problem((16, 500), dtype, device, reduction=reduction)
+    logits = problem.logits.requires_grad_()
+    saved = []
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        problem.loss(logits, problem.target)
+    large = [tensor for tensor in saved if tensor.numel() >= logits.numel()]
+    assert [tensor.dtype for tensor in large] == [dtype]
+    assert large[0].data_ptr() == logits.data_ptr()
+
+
+@HALF
+@REDUCTIONS
+def test_autocast_of_cross_entropy(reduction, dtype, device):
+    """Half logits are read as they are; the loss is float32 and the gradient half."""
+    problem = make_problem((6, 50), dtype, device, reduction=reduction, weighted=True)
+    loss_of = problem.loss
+
+    def under_autocast(logits, target):
+        with torch.autocast(device.type, dtype=dtype):
+            loss = loss_of(logits, target)
+        assert loss.dtype == torch.float32
+        return loss
+
+    problem.loss = under_autocast
+    check(problem)
+
+
+def test_autocast_of_a_model(device):
+    """The logits of a float32 model under autocast arrive in bfloat16 and go back in it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 10).to(device)
+    x, target = torch.randn(6, 8, device=device), torch.arange(6, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        logits = model(x)
+        loss = pg.cross_entropy(logits, target)
+    logits.retain_grad()
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert logits.grad.dtype == torch.bfloat16
+    assert model.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("requested", [None, torch.float32])
+def test_autocast_of_log_softmax_is_that_of_torch(requested, dtype, device):
+    logits = make_logits((6, 50), dtype, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        ours = pg.log_softmax(logits, 1, dtype=requested)
+        torchs = torch.nn.functional.log_softmax(logits, 1, dtype=requested)
+    assert ours.dtype == torchs.dtype
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference"])
+def test_modes_without_gradient(mode, dtype, device):
+    """The value is the same to the promised bound, and nothing is kept for a backward."""
+    problem = make_problem((6, 50), dtype, device)
+    logits = problem.logits.requires_grad_()
+    expected = problem.loss(logits, problem.target)
+    with mode():
+        loss = problem.loss(logits, problem.target)
+        output = pg.log_softmax(logits, 1)
+    assert not loss.requires_grad
+    assert not output.requires_grad
+    torch.testing.assert_close(loss, expected.detach(), rtol=4e-6, atol=0)
+
+
+def test_logits_made_in_inference_mode(device):
+    with torch.inference_mode():
+        logits = make_logits((6, 50), torch.float32, device)
+    target = torch.arange(6, device=device)
+    loss = pg.cross_entropy(logits, target)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, target))
+
+
+def test_logits_that_want_no_gradient(device):
+    logits, target = make_logits((6, 50), torch.float32, device), torch.arange(6, device=device)
+    assert not pg.cross_entropy(logits, target).requires_grad
+    assert not pg.log_softmax(logits).requires_grad
+
+
+def test_only_the_probabilities_want_a_gradient(device):
+    problem = make_problem((6, 50), torch.float64, device, targets="probabilities")
+    loss = problem.loss(problem.logits, problem.target.requires_grad_())
+    loss.backward()
+    assert problem.logits.grad is None
+    expected = -torch.log_softmax(problem.logits, 1) / 6
+    torch.testing.assert_close(problem.target.grad, expected)

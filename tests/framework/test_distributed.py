@@ -1,0 +1,59 @@
+"""Two processes on gloo train as one does: the gradients of DDP and FSDP2 are those of one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import powergrad_ext as pg
+
+PROCESSES = 2
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def make_batch():
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(12, 8, generator=random), torch.randint(0, 10, (12,), generator=random)
+
+
+def gradients(model, x, target):
+    """An upstream gradient other than 1: the loss is scaled, as for accumulation."""
+    (0.5 * pg.PowerGradCrossEntropyLoss(alpha=0.3)(model(x), target)).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def with_ddp(model):
+    return DistributedDataParallel(model)
+
+
+def with_fsdp(model):
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def train(rank, rendezvous, distribute):
+    """Runs in a process of its own; whatever it raises reaches the test."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
+    )
+    x, target = (tensor.chunk(PROCESSES)[rank] for tensor in make_batch())
+    found = gradients(distribute(make_model()), x, target)
+    whole = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in found]
+    torch.testing.assert_close(whole, gradients(make_model(), *make_batch()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("distribute", [with_ddp, with_fsdp])
+def test_gradients(distribute, tmp_path):
+    torch.multiprocessing.spawn(train, (tmp_path / "rendezvous", distribute), PROCESSES)

@@ -1,0 +1,122 @@
+"""The modules: arguments as torch's own, alpha in sight, and everything a module can be put through."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import make_problem
+
+import powergrad_ext as pg
+
+ALPHAS = {"float": 0.5, "tensor": torch.tensor(0.5)}
+alphas = pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS.keys())
+
+
+def make_loss(alpha=0.5):
+    return pg.PowerGradCrossEntropyLoss(
+        torch.linspace(0.5, 2.0, 7),
+        ignore_index=2,
+        reduction="sum",
+        label_smoothing=0.1,
+        alpha=alpha,
+    )
+
+
+def solve(module, problem):
+    logits = problem.logits.clone().requires_grad_()
+    loss = module(logits, problem.target)
+    loss.backward()
+    return loss.detach(), logits.grad
+
+
+def through_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_a_file(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@alphas
+def test_is_the_function(alpha, device):
+    problem = make_problem(
+        (6, 7), torch.float32, device, ignore_index=2, reduction="sum", label_smoothing=0.1
+    )
+    problem.weight, problem.alpha = torch.linspace(0.5, 2.0, 7, device=device), alpha
+    expected = solve(problem.loss, problem)
+    torch.testing.assert_close(solve(make_loss(alpha).to(device), problem), expected)
+
+
+def test_arguments_are_those_of_torch():
+    """A drop-in: positional weight, the same attributes, and a subclass of torch's own loss."""
+    ours, torchs = pg.PowerGradCrossEntropyLoss(), torch.nn.CrossEntropyLoss()
+    assert isinstance(ours, torch.nn.Module)
+    for name in ("weight", "ignore_index", "reduction", "label_smoothing"):
+        assert getattr(ours, name) == getattr(torchs, name)
+    assert ours.alpha == 0.3
+    assert pg.PowerGradLogSoftmax().alpha == 0.3
+    assert pg.PowerGradLogSoftmax().dim == -1
+
+
+@alphas
+@pytest.mark.parametrize("through", [copy.deepcopy, copy.copy, through_pickle, through_a_file])
+def test_copies(through, alpha, device):
+    problem = make_problem((6, 7), torch.float32, device, ignore_index=2)
+    module = make_loss(alpha).to(device)
+    twin = through(module)
+    torch.testing.assert_close(solve(twin, problem), solve(module, problem), rtol=0, atol=0)
+    logits = problem.logits
+    softmax = pg.PowerGradLogSoftmax(0, alpha=alpha)
+    assert torch.equal(through(softmax)(logits), softmax(logits))
+
+
+def test_state_dict_is_that_of_torch():
+    """Checkpoints of torch's loss load into ours and the other way round; alpha is a setting."""
+    ours, torchs = make_loss(), torch.nn.CrossEntropyLoss(torch.zeros(7))
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+    torchs.load_state_dict(ours.state_dict())
+    assert torch.equal(torchs.weight, ours.weight)
+    other = pg.PowerGradCrossEntropyLoss(torch.zeros(7), alpha=0.7)
+    other.load_state_dict(torchs.state_dict())
+    assert torch.equal(other.weight, ours.weight)
+    assert other.alpha == 0.7
+    assert not pg.PowerGradLogSoftmax().state_dict()
+
+
+@alphas
+def test_repr_shows_alpha(alpha):
+    assert "alpha=0.5" in repr(make_loss(alpha))
+    assert "label_smoothing=0.1" in repr(make_loss(alpha))
+    assert "alpha=0.5" in repr(pg.PowerGradLogSoftmax(alpha=alpha))
+    assert "dim=-1" in repr(pg.PowerGradLogSoftmax(alpha=alpha))
+
+
+def test_weight_moves_with_the_module():
+    module = make_loss().double()
+    assert module.weight.dtype == torch.float64
+    assert make_loss().to("meta").weight.is_meta
+
+
+def test_alpha_tensor_updated_in_place(device):
+    """A schedule holds the tensor that the module was given."""
+    alpha = torch.tensor(1.0)
+    module = pg.PowerGradCrossEntropyLoss(alpha=alpha)
+    problem = make_problem((6, 7), torch.float32, device)
+    for value in (1.0, 0.6, 0.3):
+        alpha.fill_(value)
+        problem.alpha = value
+        torch.testing.assert_close(solve(module, problem), solve(problem.loss, problem))
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf"), "0.3", None], ids=str)
+@pytest.mark.parametrize("module", [pg.PowerGradCrossEntropyLoss, pg.PowerGradLogSoftmax])
+def test_bad_alpha(module, alpha):
+    """At the latest when it is used."""
+    with pytest.raises(ValueError, match="alpha"):
+        made = module(alpha=alpha)
+        made(torch.randn(2, 5), *([torch.tensor([0, 1])] * (module is pg.PowerGradCrossEntropyLoss)))

@@ -1,0 +1,64 @@
+"""`python -m powergrad_ext`, and the choice of the instruction set: each in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import powergrad_ext
+from powergrad_ext._native import _C
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_report(isa):
+    """What was built and what is in use; POWERGRAD_ISA has been obeyed."""
+    done = run("-m", "powergrad_ext", POWERGRAD_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert lines["powergrad_ext"].strip() == powergrad_ext.__version__
+    assert lines["torch"].strip() == torch.__version__
+    assert lines["CPU instruction set"].strip().startswith(isa)
+    assert any(word in lines["built"] for word in ("AOT", "JIT"))
+    assert "CUDA architectures" in lines
+
+
+@pytest.mark.parametrize("isa", ["sse2", "AVX2", ""])
+def test_unknown_instruction_set(isa):
+    """An error of the import, with the name, the value and what there is."""
+    done = run("-c", "import powergrad_ext", POWERGRAD_ISA=isa)
+    assert done.returncode != 0
+    message = done.stderr.splitlines()[-1]
+    assert "POWERGRAD_ISA" in message
+    assert isa in message
+    assert all(name in message for name in _C.available_isas())
+
+
+def test_names_of_instruction_sets():
+    assert _C.isa() in _C.available_isas()
+    assert "scalar" in _C.available_isas()
+    with pytest.raises(ValueError, match="sse2"):
+        _C.set_isa("sse2")
+
+
+def test_public_names():
+    assert set(powergrad_ext.__all__) == {
+        "PowerGradCrossEntropyLoss",
+        "PowerGradLogSoftmax",
+        "cross_entropy",
+        "log_softmax",
+        "reference",
+    }
+    assert all(hasattr(powergrad_ext, name) for name in powergrad_ext.__all__)
