@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cases import Group, Problem
-from .check import WrongGradientError, check_gradient
+from .check import GradientCheck, WrongGradientError
 from .peers import Peer, Step, UnavailableError
 
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = 2
 WARM_UP_SECONDS = 0.02
 SAMPLE_SECONDS = 0.004
 """Short calls are repeated for so long, and their median is one sample."""
@@ -80,11 +80,12 @@ class Candidate:
 def measure(group: Group, peers: Sequence[Peer], budget: float) -> Result:
     """Check and time these peers on one problem, for about `budget` seconds after the warm-up."""
     problem = Problem(group)
+    check = GradientCheck(problem)
     result = Result(group)
     candidates = []
     for peer in peers:
         try:
-            candidates.append(warm_up(peer, problem))
+            candidates.append(warm_up(peer, problem, check))
         except ImportError as error:
             result.skipped[peer.name] = f"{error.name} cannot be imported"
         except (UnavailableError, WrongGradientError) as error:
@@ -97,13 +98,13 @@ def measure(group: Group, peers: Sequence[Peer], budget: float) -> Result:
     return result
 
 
-def warm_up(peer: Peer, problem: Problem) -> Candidate:
+def warm_up(peer: Peer, problem: Problem, check: GradientCheck) -> Candidate:
     """Compile what compiles, check the gradient, and find out how long a call takes."""
     step = peer.make(problem)
     step.prepare()
     output = step.as_tensor(step.run())
     if peer.alpha is not None:
-        check_gradient(output, problem, peer.alpha)
+        check(output, peer.alpha)
     del output
     began = time.perf_counter()
     calls = [call(step) for _ in range(WARM_UP_CALLS)]

@@ -75,6 +75,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     table = empty_table("Requirements of a quiet machine, ours at α = 0.3", headings)
     table.caption = "?: a bound lies within the ratio's interval"
     table.columns[-2].justify = table.columns[-1].justify = "left"
+    table.columns[0].no_wrap = table.columns[-1].no_wrap = False
     for verdict in verdicts:
         requirement = verdict.requirement
         sign = "≥" if requirement.faster else "≤"
@@ -120,4 +121,5 @@ def milliseconds(result: Result, peer: str) -> str:
 
 
 def ratio(value: Estimate) -> str:
-    return f"{value.median:.2f} ±{value.error:.0%}"
+    error = ">99%" if value.error > 0.99 else f"{value.error:.0%}"
+    return f"{value.median:.2f} ±{error}"

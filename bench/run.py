@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--threads", type=int, default=torch.get_num_threads(), help="threads that all may use"
     )
     parser.add_argument(
-        "--budget", type=float, default=2.5, help="seconds per case, type and mode, more or less"
+        "--budget", type=float, default=2.0, help="seconds per case, type and mode, more or less"
     )
     parser.add_argument("--json", type=Path, help="write all samples there, as JSON lines")
     return parser.parse_args(arguments)

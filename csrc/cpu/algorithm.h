@@ -6,6 +6,7 @@
 
 #include "cpu/lanes.h"
 #include "cpu/exponentials.h"
+#include "cpu/long_sum.h"
 #include "cpu/row_reductions.h"
 #include "cpu/cross_entropy_row.h"
 #include "cpu/log_softmax_row.h"

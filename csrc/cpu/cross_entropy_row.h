@@ -28,11 +28,14 @@ struct SoftmaxRow {
         mass(row_mass) {}
 };
 
-// p' W - mass_j for one vector or scalar of a row. Where p' is close to 1, 1 - p' is known to full
-// precision and p' is not: (W - mass_j) - W (1 - p') then keeps what p' W - mass_j would cancel.
+// p' W - mass_j for one vector of a row. Where p' is close to 1, 1 - p' is known to full precision
+// and p' is not: (W - mass_j) - W (1 - p') then keeps what p' W - mass_j would cancel.
 template <class V>
 V near_one_minus_mass(V total, V complement, V mass) {
-  return (total - mass) - total * complement;
+  // As a fused operation of its own: where mass_j is a product, the compiler would otherwise fuse
+  // that product into the difference, which is then the product's rounding error instead of 0.
+  const V others = multiply_add(mass, V::broadcast(-1), total);
+  return others - total * complement;
 }
 
 // gradient_j = scale (p'_j W - mass_j) over [0, count). powered(column, lanes, z) gives p' times
@@ -69,12 +72,11 @@ struct KeptExponentials {
 template <class Scalar>
 struct FreshExponentials {
   Vector<Scalar> maximum;
-  Vector<Scalar> alpha_scale;
+  Exponential<Vector<Scalar>> exponential;
   FreshExponentials(Scalar row_maximum, double alpha)
-      : maximum(Vector<Scalar>::broadcast(row_maximum)),
-        alpha_scale(Vector<Scalar>::broadcast(static_cast<Scalar>(alpha * kLog2E))) {}
+      : maximum(Vector<Scalar>::broadcast(row_maximum)), exponential(alpha) {}
   Vector<Scalar> operator()(int64_t, int, Vector<Scalar> z) const {
-    return exp2((z - maximum) * alpha_scale);
+    return exponential(z - maximum);
   }
 };
 
@@ -119,6 +121,11 @@ struct ClassMass {
               weight != nullptr ? load_lanes<V>(weight + column, lanes) : V::broadcast(1));
   }
 };
+
+// What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
+inline double smoothing_mass(const CrossEntropyParams& p) {
+  return p.label_smoothing * p.weight_sum / static_cast<double>(p.shape.classes);
+}
 
 // True when every class has mass: probabilities or label smoothing.
 inline bool has_class_mass(const CrossEntropyParams& p) {
@@ -208,18 +215,26 @@ struct CrossEntropyRow {
   static void reduce_mass(const ClassMass<Storage>& mass_of, const Storage* z, int64_t first,
                           int64_t count, ChunkState& state) {
     const V zero = V::broadcast(0);
-    const V reference = V::broadcast(static_cast<Scalar>(state.maximum));
-    V mass_sum = zero;
-    V distance_sum = zero;
+    // A chunk that is masked out as a whole has an infinite distance from any reference.
+    const bool masked_out = state.maximum == -kInfinity;
+    const V reference = V::broadcast(static_cast<Scalar>(masked_out ? 0.0 : state.maximum));
+    auto masses = LongSum<V>::start();
+    auto distances = LongSum<V>::start();
     for_each_vector<V>(count, [&](int64_t column, int lanes) {
       const auto valid = V::first_lanes(lanes);
       const V mass = mass_of(first + column, lanes);
       const V distance = mass * (reference - load_lanes<V>(z + first + column, lanes));
-      mass_sum = mass_sum + select(valid, mass, zero);
-      distance_sum = distance_sum + select(valid, distance, zero);
+      masses.add(select(valid, mass, zero));
+      distances.add(select(valid, distance, zero));
+      if (column / V::kWidth % LongSum<V>::kRun == LongSum<V>::kRun - 1) {
+        masses.close_run();
+        distances.close_run();
+      }
     });
-    state.mass = sum_of_lanes(mass_sum);
-    state.distance = sum_of_lanes(distance_sum);
+    masses.close_run();
+    distances.close_run();
+    state.mass = sum_of_lanes(masses.total);
+    state.distance = sum_of_lanes(distances.total);
   }
 
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
@@ -241,6 +256,7 @@ struct CrossEntropyRow {
         state.mass += chunk.mass;
         state.distance += chunk.distance + (below == 0.0 ? 0.0 : chunk.mass * below);
       }
+      if (p.target_probabilities == nullptr) state.mass = smoothing_mass(p);
     }
     if (target.index >= 0) {
       const double z = load_scalar(logits(p, row) + target.index);
@@ -323,7 +339,7 @@ struct CrossEntropyRow {
 
   static Scalar target_gradient(double alpha, const SoftmaxRow<Scalar>& softmax, Scalar z,
                                 Scalar mass) {
-    if (z == softmax.pivot) return near_one_minus_mass(softmax.mass, softmax.complement, mass);
+    if (z == softmax.pivot) return (softmax.mass - mass) - softmax.mass * softmax.complement;
     const Scalar powered = std::exp(static_cast<Scalar>(alpha) * (z - softmax.maximum));
     return powered * softmax.inverse * softmax.mass - mass;
   }

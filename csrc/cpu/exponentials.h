@@ -17,19 +17,13 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
   return result;
 }
 
-// 2^x for x <= 0; 0 for -infinity, NaN for NaN. x = n + f with integral n and |f| <= 1/2; the
-// polynomials are minimax in relative error on that interval.
-inline Vector<float> exp2(Vector<float> x) {
-  using V = Vector<float>;
+// 2^f for |f| <= 1/2, minimax in relative error.
+inline Vector<float> exp2_fraction(Vector<float> f) {
   static constexpr float kCoefficients[] = {1.0f,        0.693147f,   0.24022247f,
                                             0.05550711f, 0.00967129f, 0.0013269515f};  // 9.3e-8
-  x = maximum(V::broadcast(-160.0f), x);  // in this order: keeps NaN
-  const V n = round(x);
-  return scale_by_power_of_two(polynomial(x - n, kCoefficients), n);
+  return polynomial(f, kCoefficients);
 }
-
-inline Vector<double> exp2(Vector<double> x) {
-  using V = Vector<double>;
+inline Vector<double> exp2_fraction(Vector<double> f) {
   static constexpr double kCoefficients[] = {  // 1.8e-17
       1.0,
       0.69314718055994569679,
@@ -43,10 +37,31 @@ inline Vector<double> exp2(Vector<double> x) {
       1.0180648196555812362e-7,
       7.0725704454692940706e-9,
       4.0779938562463537778e-10};
-  x = maximum(V::broadcast(-1100.0), x);
-  const V n = round(x);
-  return scale_by_power_of_two(polynomial(x - n, kCoefficients), n);
+  return polynomial(f, kCoefficients);
 }
+
+// exp(factor t) for t <= 0: 0 for -infinity, NaN for NaN.
+template <class V>
+class Exponential {
+ public:
+  explicit Exponential(double factor) {
+    // Far below what any sensible alpha asks for, so that `lowest_` stays finite.
+    const double scale = std::max(factor * kLog2E, V::kTiny);
+    scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
+    lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
+  }
+  V operator()(V t) const {
+    t = maximum(lowest_, t);  // in this order: keeps NaN
+    const V n = round(t * scale_);
+    // The product is rounded only once, after n is taken off.
+    const V f = multiply_add(t, scale_, V::broadcast(0) - n);
+    return scale_by_power_of_two(exp2_fraction(f), n);
+  }
+
+ private:
+  V scale_;
+  V lowest_;
+};
 
 // log(1 + r) for r >= 0. Below 1 the series runs on r itself, so that nothing of a tiny r is lost;
 // above, 1 + r = 2^k s with s in [1, 2). log(1 + f) = 2 atanh(f / (2 + f)).
@@ -95,10 +110,10 @@ template <int kNumerator, int kDenominator>
 struct RationalAlpha {
   template <class V>
   struct Evaluator {
-    V scale;
-    explicit Evaluator(double) : scale(V::broadcast(kLog2E / kDenominator)) {}
+    Exponential<V> root;
+    explicit Evaluator(double) : root(1.0 / kDenominator) {}
     Exponentials<V> operator()(V t) const {
-      const V u = exp2(t * scale);
+      const V u = root(t);
       return {power<kDenominator>(u), power<kNumerator>(u)};
     }
   };
@@ -107,11 +122,10 @@ struct RationalAlpha {
 struct AnyAlpha {
   template <class V>
   struct Evaluator {
-    V scale;
-    V alpha_scale;
-    explicit Evaluator(double alpha)
-        : scale(V::broadcast(kLog2E)), alpha_scale(V::broadcast(alpha * kLog2E)) {}
-    Exponentials<V> operator()(V t) const { return {exp2(t * scale), exp2(t * alpha_scale)}; }
+    Exponential<V> plain;
+    Exponential<V> powered;
+    explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
+    Exponentials<V> operator()(V t) const { return {plain(t), powered(t)}; }
   };
 };
 
@@ -119,9 +133,9 @@ struct AnyAlpha {
 struct NoAlpha {
   template <class V>
   struct Evaluator {
-    V scale;
-    explicit Evaluator(double) : scale(V::broadcast(kLog2E)) {}
-    Exponentials<V> operator()(V t) const { return {exp2(t * scale), V::broadcast(0)}; }
+    Exponential<V> plain;
+    explicit Evaluator(double) : plain(1.0) {}
+    Exponentials<V> operator()(V t) const { return {plain(t), V::broadcast(0)}; }
   };
 };
 

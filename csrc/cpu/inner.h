@@ -33,23 +33,6 @@ void for_each_tile(const Shape& shape, int64_t begin, int64_t end, const Functio
   }
 }
 
-// A sum of very many terms: short runs are added plainly, and the runs with compensation.
-template <class V>
-struct LongSum {
-  static constexpr int64_t kRun = 128;
-  V run = V::broadcast(0);
-  V total = V::broadcast(0);
-  V lost = V::broadcast(0);
-
-  void close_run() {
-    const V term = run - lost;
-    const V next = total + term;
-    lost = (next - total) - term;
-    total = next;
-    run = V::broadcast(0);
-  }
-};
-
 template <class V>
 struct InnerState {
   V maximum;
@@ -74,8 +57,8 @@ InnerState<V> reduce_inner(const Evaluator& evaluate, const Storage* z, int64_t 
     best = maximum(x, best);
     number = number + one;
   }
-  LongSum<V> plain;
-  LongSum<V> powered;
+  auto plain = LongSum<V>::start();
+  auto powered = LongSum<V>::start();
   number = zero;
   for (int64_t begin = 0; begin < classes; begin += LongSum<V>::kRun) {
     const int64_t end = std::min(classes, begin + LongSum<V>::kRun);
@@ -210,8 +193,8 @@ struct CrossEntropyInner {
   static void add_class_mass(const Params& p, const Tile& tile, const Storage* z, V reference,
                              V& mass, V& distance) {
     const ClassMass<Storage> mass_of = class_mass(p, tile);
-    LongSum<V> masses;
-    LongSum<V> distances;
+    auto masses = LongSum<V>::start();
+    auto distances = LongSum<V>::start();
     for (int64_t begin = 0; begin < p.shape.classes; begin += LongSum<V>::kRun) {
       const int64_t end = std::min(p.shape.classes, begin + LongSum<V>::kRun);
       for (int64_t c = begin; c < end; ++c) {
@@ -223,7 +206,8 @@ struct CrossEntropyInner {
       masses.close_run();
       distances.close_run();
     }
-    mass = masses.total;
+    const bool probabilities = p.target_probabilities != nullptr;
+    mass = probabilities ? masses.total : V::broadcast(static_cast<Scalar>(smoothing_mass(p)));
     distance = distances.total;
   }
 
@@ -242,7 +226,7 @@ struct CrossEntropyInner {
     const Storage* z = logits(p, tile);
     Storage* out = static_cast<Storage*>(p.gradient) + tile.offset(p.gradient_strides);
     const InnerSoftmax<V> softmax(maximum, alpha_rest);
-    const V alpha_scale = V::broadcast(static_cast<Scalar>(p.alpha * kLog2E));
+    const Exponential<V> exponential(p.alpha);
     const V zero = V::broadcast(0);
     const auto ignored = equal(targets.counts.vector(), zero);
     LaneArray<V> scales;
@@ -257,7 +241,7 @@ struct CrossEntropyInner {
       const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
       const V powered = kept != nullptr
                             ? load_lanes<V>(kept + c * p.gradient_strides.classes, tile.lanes)
-                            : exp2((x - softmax.maximum) * alpha_scale);
+                            : exponential(x - softmax.maximum);
       V value = powered * row_scale;
       if (class_masses) {
         const V mass_c = class_mass_at(p, mass_of, c, tile.lanes);
@@ -319,7 +303,7 @@ struct LogSoftmaxInner {
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
     const Storage* g = static_cast<const Storage*>(p.upstream) + tile.offset(p.upstream_strides);
     Storage* out = static_cast<Storage*>(p.gradient) + tile.offset(p.gradient_strides);
-    LongSum<V> sum;
+    auto sum = LongSum<V>::start();
     for (int64_t begin = 0; begin < p.shape.classes; begin += LongSum<V>::kRun) {
       const int64_t end = std::min(p.shape.classes, begin + LongSum<V>::kRun);
       for (int64_t c = begin; c < end; ++c) {
@@ -332,11 +316,11 @@ struct LogSoftmaxInner {
       return load_statistic<V>(p.statistics, rows, which, tile.row, tile.lanes);
     };
     const InnerSoftmax<V> softmax(statistic(kMaximum), statistic(kAlphaRest));
-    const V alpha_scale = V::broadcast(static_cast<Scalar>(p.alpha * kLog2E));
+    const Exponential<V> exponential(p.alpha);
     for (int64_t c = 0; c < p.shape.classes; ++c) {
       const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
       const V g_c = load_lanes<V>(g + c * p.upstream_strides.classes, tile.lanes);
-      const V powered = exp2((x - softmax.maximum) * alpha_scale);
+      const V powered = exponential(x - softmax.maximum);
       const V direct = powered * softmax.inverse * sum.total - g_c;
       const V near_one = near_one_minus_mass(sum.total, softmax.complement, g_c);
       const V value = select(equal(x, softmax.pivot), near_one, direct);

@@ -59,12 +59,14 @@ struct LogSoftmaxRow {
     const Storage* g = upstream(p, row);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kChunk;
-      V sum = V::broadcast(0);
+      auto sum = LongSum<V>::start();
       for_each_vector<V>(std::min(kChunk, p.shape.classes - first),
                          [&](int64_t column, int lanes) {
-                           sum = sum + load_lanes<V>(g + first + column, lanes);
+                           sum.add(load_lanes<V>(g + first + column, lanes));
+                           if (column / V::kWidth % LongSum<V>::kRun == 0) sum.close_run();
                          });
-      workspace.chunks[k].mass = sum_of_lanes(sum);
+      sum.close_run();
+      workspace.chunks[k].mass = sum_of_lanes(sum.total);
     }
   }
 

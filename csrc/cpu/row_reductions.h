@@ -82,8 +82,8 @@ struct ExponentialSums {
   const Evaluator& evaluate;
   V reference;
   Scalar* kept;  // exp(alpha (z - reference)) goes here, unless null
-  V plain = V::broadcast(0);
-  V powered = V::broadcast(0);
+  LongSum<V> plain;
+  LongSum<V> powered;
 
   Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
     // What follows this chunk in memory is needed next: fetch it while this one computes.
@@ -93,16 +93,25 @@ struct ExponentialSums {
     return e;
   }
   void add(const Exponentials<V>& e) {
-    plain = plain + e.plain;
-    powered = powered + e.powered;
+    plain.add(e.plain);
+    powered.add(e.powered);
+  }
+  void close_run() {
+    plain.close_run();
+    powered.close_run();
   }
   void add_only(typename V::Mask mask, const Exponentials<V>& e) {
     const V zero = V::broadcast(0);
     add({select(mask, e.plain, zero), select(mask, e.powered, zero)});
   }
   void add_columns(const Storage* z, int64_t begin, int64_t end) {
+    constexpr int64_t kRun = LongSum<V>::kRun * V::kWidth;
     int64_t column = begin;
-    for (; column + V::kWidth <= end; column += V::kWidth) add(at(z, column, V::kWidth));
+    while (column + V::kWidth <= end) {
+      const int64_t run_end = std::min(column + kRun, end);
+      for (; column + V::kWidth <= run_end; column += V::kWidth) add(at(z, column, V::kWidth));
+      close_run();
+    }
     if (column == end) return;
     const int lanes = static_cast<int>(end - column);
     add_only(V::first_lanes(lanes), at(z, column, lanes));
@@ -122,7 +131,8 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count,
   const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
   // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
   const Scalar reference = masked_out ? Scalar(0) : largest.value;
-  ExponentialSums<Evaluator, Storage> sums{evaluate, V::broadcast(reference), kept};
+  ExponentialSums<Evaluator, Storage> sums{evaluate, V::broadcast(reference), kept,
+                                           LongSum<V>::start(), LongSum<V>::start()};
   const int64_t at = masked_out ? count : largest.column;
   const int64_t before = at == count ? count : at - at % V::kWidth;
   sums.add_columns(z, 0, before);
@@ -134,8 +144,9 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count,
   state.maximum = largest.value;
   // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
   const Scalar poison = reference - reference;
-  state.rest = sum_of_lanes(sums.plain) + poison;
-  state.alpha_rest = sum_of_lanes(sums.powered) + poison;
+  sums.close_run();
+  state.rest = sum_of_lanes(sums.plain.total) + poison;
+  state.alpha_rest = sum_of_lanes(sums.powered.total) + poison;
 }
 
 // Merges the chunks' states (see powergrad.h) and leaves in each what its exponentials are to be

@@ -32,6 +32,8 @@ struct Vector<float> {
     __m256 bits;
   };
   static constexpr int kWidth = 8;
+  static constexpr double kUnderflow = -160.0;  // 2^x is 0
+  static constexpr double kTiny = 1e-35;
   __m256 v;
 
   static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -130,6 +132,8 @@ struct Vector<double> {
     __m256d bits;
   };
   static constexpr int kWidth = 4;
+  static constexpr double kUnderflow = -1100.0;
+  static constexpr double kTiny = 1e-300;
   __m256d v;
 
   static Vector broadcast(double x) { return {_mm256_set1_pd(x)}; }

@@ -12,6 +12,8 @@ struct Vector<float> {
   using Scalar = float;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
+  static constexpr double kUnderflow = -160.0;  // 2^x is 0
+  static constexpr double kTiny = 1e-35;
   __m512 v;
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -98,6 +100,8 @@ struct Vector<double> {
   using Scalar = double;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
+  static constexpr double kUnderflow = -1100.0;
+  static constexpr double kTiny = 1e-300;
   __m512d v;
 
   static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }

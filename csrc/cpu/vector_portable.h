@@ -90,6 +90,8 @@ struct PortableVector {
 
 template <>
 struct Vector<float> : PortableVector<float, int32_t> {
+  static constexpr double kUnderflow = -160.0;  // 2^x is 0
+  static constexpr double kTiny = 1e-35;
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }
   template <class Storage>
   static Vector load(const Storage* p) {
@@ -111,6 +113,8 @@ struct Vector<float> : PortableVector<float, int32_t> {
 
 template <>
 struct Vector<double> : PortableVector<double, int64_t> {
+  static constexpr double kUnderflow = -1100.0;
+  static constexpr double kTiny = 1e-300;
   static Vector broadcast(double x) { return {{Lanes{x, x}}}; }
   static Vector load(const double* p) { return {{Lanes{p[0], p[1]}}}; }
   static Vector load_first(const double* p, int count) {

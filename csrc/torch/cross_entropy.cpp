@@ -64,6 +64,8 @@ class CrossEntropyCall {
       weight_ = weight->to(accumulate_type(input)).contiguous();
       params.weight = weight_.const_data_ptr();
     }
+    params.weight_sum = weight_.defined() ? weight_.sum(at::kDouble).item<double>()
+                                          : static_cast<double>(params.shape.classes);
     total_ = accumulate_type(input) == at::kDouble ? total_weight_of<double>(params)
                                                    : total_weight_of<float>(params);
   }

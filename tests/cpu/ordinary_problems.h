@@ -8,30 +8,46 @@ namespace powergrad::test {
 
 inline constexpr double kAlphas[] = {1.0, 0.5, 1.0 / 3.0, 0.25, 0.3, 0.7, 2.0};
 
+// Several chunks, the last one partial.
+inline constexpr int64_t kLongRow = 2 * kChunk + 904;
+
 using Reports = std::vector<Report>;
 
 template <class Storage>
 void check_on_all(const Problem<Storage>& problem, Reports& reports) {
-  const CrossEntropyReference cross_entropy(problem);
-  const LogSoftmaxReference log_softmax(problem);
+  const auto softmax_rows = problem.softmax_rows();
+  const CrossEntropyReference<Storage> cross_entropy(problem, softmax_rows);
+  const LogSoftmaxReference<Storage> log_softmax(problem, softmax_rows);
   for (Report& report : reports) {
     CrossEntropyCheck<Storage>(problem, cross_entropy, report).check();
     LogSoftmaxCheck<Storage>(problem, log_softmax, report).check();
   }
 }
 
-// `rows` of them, or a few times `inner` where rows have an inner index.
-inline Shape shape_of(Arrangement arrangement, int64_t rows, int64_t classes, int64_t inner) {
-  if (arrangement == Arrangement::inner) return {2, classes, inner};
-  if (arrangement == Arrangement::nested) return {2, classes, 3};
-  return {rows, classes, 1};
+inline bool is_small(int64_t classes) { return classes < 100; }
+
+// Every arrangement for a small size; one of them, in turn, for a large one.
+inline std::vector<Arrangement> arrangements(int64_t classes, int64_t turn) {
+  const auto arrangement = [](int64_t i) { return static_cast<Arrangement>(i % kArrangements); };
+  if (!is_small(classes)) return {arrangement(turn)};
+  return {arrangement(0), arrangement(1), arrangement(2), arrangement(3)};
+}
+
+inline Shape shape_of(Arrangement arrangement, int64_t classes, int64_t turn) {
+  // Less than a vector, exactly vectors, vectors and a rest.
+  constexpr int64_t kInners[] = {1, 2, 3, 9, 17, 5, 7, 8, 15, 16, 31, 33, 40};
+  const int64_t inner = kInners[turn % (is_small(classes) ? 13 : 5)];
+  const int64_t outer = is_small(classes) ? 2 : 1;
+  if (arrangement == Arrangement::inner) return {outer, classes, inner};
+  if (arrangement == Arrangement::nested) return {outer, classes, 3};
+  return {is_small(classes) ? 9 : 2, classes, 1};
 }
 
 inline Options random_options(Random& random) {
   Options options;
   options.target = static_cast<TargetKind>(random.below(4));
   options.weighted = random.one_in(2);
-  options.smoothing = random.one_in(3) ? 0.1 : random.one_in(4) ? 1.0 : 0.0;
+  options.smoothing = random.one_in(3) ? 0.1 : 0.0;
   options.upstream = static_cast<Upstream>(random.below(3));
   options.total_weight = random.one_in(2) ? 37.5 : 0.0;
   return options;
@@ -39,57 +55,63 @@ inline Options random_options(Random& random) {
 
 template <class Storage>
 void check_sizes(Reports& reports) {
-  // One class and two; around the widths of vectors (2, 4, 8 and 16 lanes); a size that no width
-  // divides; one that all do not; around one chunk; several chunks, the last one partial.
-  const int64_t kSizes[] = {1,    2,          7,      15,         16,  17, 33,
-                            1000, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk + 904};
-  // Less than a vector, exactly vectors, vectors and a rest.
-  const int64_t kInners[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40};
+  // One class and two; around the widths of vectors (2, 4, 8 and 16 lanes) and two of the widest;
+  // a size that is a whole number of some of them only; around one chunk; several chunks.
+  constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
+                                33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
   Random random(1);
   int64_t turn = 0;
   for (const int64_t classes : kSizes) {
     for (const double alpha : kAlphas) {
-      for (int a = 0; a < kArrangements; ++a) {
-        const bool small = classes < 100;
+      ++turn;
+      for (const Arrangement arrangement : arrangements(classes, turn)) {
         Options options = random_options(random);
+        if (random.one_in(8)) options.smoothing = 1.0;
         options.alpha = alpha;
-        options.arrangement = static_cast<Arrangement>(a);
-        const int64_t inner = kInners[turn++ % (small ? std::size(kInners) : 7)];
-        options.shape = shape_of(options.arrangement, small ? 9 : 2, classes, inner);
-        const double spread = random.one_in(4) ? 30.0 : 3.0;
+        options.arrangement = arrangement;
+        options.shape = shape_of(arrangement, classes, turn);
+        const double spread = random.one_in(4) ? 10.0 : 3.0;
         check_on_all(Problem<Storage>(options, random, 0.0, spread), reports);
       }
     }
   }
 }
 
-// One class stands `gap` above the rest: p' - 1 and the loss are tiny there, and still have to be
-// right to the last few bits, not merely to the rounding of 1.
+// Raises one class of every row `gap` above the rest and makes it the whole target.
+template <class Storage>
+void make_confident(Problem<Storage>& problem, double gap, Random& random) {
+  for (int64_t row = 0; row < problem.rows(); ++row) {
+    const int64_t target = random.below(problem.classes());
+    const Row z = problem.logits_row(row);
+    long double highest = -kInfinity;
+    for (int64_t j = 0; j < problem.classes(); ++j) {
+      if (j != target) highest = std::fmax(highest, z[j]);
+      problem.upstream.at(row, j) = narrow<Storage>(j == target ? -1.0 : 0.0);
+    }
+    problem.logits.at(row, target) = narrow<Storage>(highest + gap + random.uniform());
+    problem.set_one_hot(row, target);
+  }
+}
+
+// p' - 1 and the loss are tiny there, and have to be right to the last few bits all the same, not
+// merely to the rounding of 1.
 template <class Storage>
 void check_confident_rows(Reports& reports) {
   Random random(2);
-  for (const int64_t classes : {int64_t{2}, int64_t{17}, int64_t{1000}, 2 * kChunk + 904}) {
+  int64_t turn = 0;
+  for (const int64_t classes : {int64_t{2}, int64_t{17}, int64_t{1000}, kLongRow}) {
     for (const double alpha : kAlphas) {
       for (const double gap : {5.0, 20.0, 60.0}) {
-        for (const Arrangement arrangement : {Arrangement::packed, Arrangement::inner}) {
+        ++turn;
+        for (const Arrangement arrangement : arrangements(classes, turn)) {
           Options options;
           options.alpha = alpha;
           options.arrangement = arrangement;
           options.target = static_cast<TargetKind>(random.below(4));
-          options.shape = shape_of(arrangement, classes < 100 ? 24 : 2, classes,
-                                   classes < 100 ? 17 : 1);
+          options.weighted = random.one_in(2);
+          options.shape = shape_of(arrangement, classes, turn);
           Problem<Storage> problem(options, random, 0.0, 1.0);
-          for (int64_t row = 0; row < problem.rows(); ++row) {
-            const int64_t target = random.below(classes);
-            const Row z = problem.logits_row(row);
-            long double highest = -kInfinity;
-            for (int64_t j = 0; j < classes; ++j) {
-              if (j != target) highest = std::fmax(highest, z[j]);
-              problem.upstream.at(row, j) = narrow<Storage>(j == target ? -1.0 : 0.0);
-            }
-            problem.logits.at(row, target) = narrow<Storage>(highest + gap + random.uniform());
-            problem.set_one_hot(row, target);
-          }
+          make_confident(problem, gap, random);
           check_on_all(problem, reports);
         }
       }
@@ -100,22 +122,21 @@ void check_confident_rows(Reports& reports) {
 // A constant added to a row changes nothing but the rounding of its logits. float16 ends at 65504.
 template <class Storage>
 void check_far_rows(Reports& reports) {
-  constexpr bool kShortRange = std::is_same_v<Storage, Float16>;
-  constexpr double kOffset = kShortRange ? 0x1p15 : 0x1p20;
+  constexpr double kOffset = std::is_same_v<Storage, Float16> ? 0x1p15 : 0x1p20;
   // A few rounding steps at that distance, so that the logits differ at all.
-  const double spread =
-      std::max(3.0, 2.0 * static_cast<double>(ulp<Storage>(static_cast<long double>(kOffset))));
+  const double step = static_cast<double>(ulp<Storage>(static_cast<long double>(kOffset)));
   Random random(3);
+  int64_t turn = 0;
   for (const int64_t classes : {int64_t{17}, kChunk + 1}) {
     for (const double alpha : kAlphas) {
-      for (const double offset : {kOffset, -kOffset}) {
-        for (const Arrangement arrangement : {Arrangement::padded, Arrangement::inner}) {
-          Options options = random_options(random);
-          options.alpha = alpha;
-          options.arrangement = arrangement;
-          options.shape = shape_of(arrangement, 3, classes, 3);
-          check_on_all(Problem<Storage>(options, random, offset, spread), reports);
-        }
+      ++turn;
+      for (const Arrangement arrangement : arrangements(classes, turn)) {
+        Options options = random_options(random);
+        options.alpha = alpha;
+        options.arrangement = arrangement;
+        options.shape = shape_of(arrangement, classes, turn);
+        const double offset = turn % 2 == 0 ? kOffset : -kOffset;
+        check_on_all(Problem<Storage>(options, random, offset, std::max(3.0, 2.0 * step)), reports);
       }
     }
   }

@@ -57,7 +57,9 @@ struct Problem {
   Block<Accumulate> row_upstream;
   Tensor<Storage> upstream;  // of log-softmax
 
-  // Random everything; logits are origin + spread * normal.
+  // Random everything; logits are origin + spread * normal. A target that happens to be close to
+  // p' leaves a gradient of little but p's own rounding, which no bound relative to that gradient
+  // can hold; such a row is drawn again.
   Problem(const Options& its_options, Random& random, double origin, double spread)
       : options(its_options),
         logits(shape(), strides(5)),
@@ -68,22 +70,22 @@ struct Problem {
                      : options.upstream == Upstream::scalar ? 1
                                                             : rows()),
         upstream(shape(), strides(3)) {
-    const bool ties = random.one_in(4);
-    for (int64_t row = 0; row < rows(); ++row) {
-      for (int64_t column = 0; column < classes(); ++column) {
-        const double z = origin + spread * random.normal();
-        logits.at(row, column) = narrow<Storage>(ties ? std::round(z) : z);
-        upstream.at(row, column) = narrow<Storage>(random.normal());
-      }
-      if (options.by_index()) set_target(row, random.one_in(6) ? kIgnored : random.below(classes()));
+    if (options.target == TargetKind::probabilities) {
+      probabilities = Tensor<Storage>(shape(), strides(1));
+    } else if (options.target == TargetKind::wide_probabilities) {
+      wide_probabilities = Tensor<Accumulate>(shape(), strides(1));
     }
-    if (options.target == TargetKind::probabilities) fill(probabilities, random);
-    if (options.target == TargetKind::wide_probabilities) fill(wide_probabilities, random);
     for (int64_t j = 0; j < weight.count(); ++j) {
       weight[j] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : 0.25 + random.uniform());
     }
     for (int64_t row = 0; row < row_upstream.count(); ++row) {
       row_upstream[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
+    }
+    const bool ties = random.one_in(4);
+    for (int64_t row = 0; row < rows(); ++row) {
+      do {
+        draw(row, origin, spread, ties, random);
+      } while (classes() > 1 && !is_well_posed(row));
     }
   }
 
@@ -119,6 +121,13 @@ struct Problem {
   }
 
   Row logits_row(int64_t row) const { return read(logits, row); }
+  std::vector<SoftmaxReference> softmax_rows() const {
+    std::vector<SoftmaxReference> result;
+    for (int64_t row = 0; row < rows(); ++row) {
+      result.emplace_back(logits_row(row), options.alpha);
+    }
+    return result;
+  }
   Row upstream_row(int64_t row) const { return read(upstream, row); }
 
   // w_j ((1 - s) q_j + s / C)
@@ -207,16 +216,24 @@ struct Problem {
     return result;
   }
 
-  // Sums to about 1; a third of the classes have none.
-  template <class T>
-  void fill(Tensor<T>& tensor, Random& random) {
-    tensor = Tensor<T>(shape(), strides(1));
-    for (int64_t row = 0; row < rows(); ++row) {
-      for (int64_t j = 0; j < classes(); ++j) {
-        const double q = 3.0 * random.uniform() / static_cast<double>(classes());
-        tensor.at(row, j) = narrow<T>(random.one_in(3) ? 0.0 : q);
-      }
+  // Probabilities sum to about 1; a third of the classes have none.
+  void draw(int64_t row, double origin, double spread, bool ties, Random& random) {
+    for (int64_t j = 0; j < classes(); ++j) {
+      const double z = origin + spread * random.normal();
+      logits.at(row, j) = narrow<Storage>(ties ? std::round(z) : z);
+      upstream.at(row, j) = narrow<Storage>(random.normal());
+      const double q = 3.0 * random.uniform() / static_cast<double>(classes());
+      set_probability(row, j, random.one_in(3) ? 0.0 : q);
     }
+    set_target(row, random.one_in(6) ? kIgnored : random.below(classes()));
+  }
+
+  bool is_well_posed(int64_t row) const {
+    const SoftmaxReference softmax(logits_row(row), options.alpha);
+    const auto is_large = [&](const Row& mass) {
+      return 8 * largest_magnitude(softmax.gradient(mass)) >= largest_magnitude(mass);
+    };
+    return is_large(upstream_row(row)) && (ignored(row) || is_large(mass_row(row)));
   }
 };
 

@@ -65,27 +65,40 @@ inline long double largest_magnitude(const Row& row) {
   return largest;
 }
 
+// A number to be met and by how much it may be missed.
+struct Expected {
+  long double value;
+  long double tolerance;
+};
+
 // What kernels may be off by. Two rounding steps of the storage type: one for the store itself, one
 // for what is rounded before it. Exponentials are worked out in the accumulate type, where the
-// rounding of the exponent t = alpha (z - maximum) alone costs |t| units of relative error, and
+// rounding of the exponent t = alpha (z - maximum) alone can cost |t| units of relative error, and
 // every class shares the errors of the row's sums: hence a share of the row's largest gradient. It
-// is about 34 units of float. 45 units of double leave room for the tenth power that alpha = 0.3
-// is built from. A loss is a sum of terms >= 0, so its error is relative.
+// is about 34 units of float; 45 units of double leave room for |t| = 120 (alpha = 2, confident
+// rows). A loss is a sum of terms >= 0, so its error is relative. A sum below the least normal
+// number may be flushed to zero.
 template <class Storage>
 struct Bounds {
-  static constexpr bool kDouble = std::is_same_v<AccumulateOf<Storage>, double>;
+  using Accumulate = AccumulateOf<Storage>;
+  static constexpr bool kDouble = std::is_same_v<Accumulate, double>;
   static constexpr long double kRelative = kDouble ? 1e-13L : 4e-6L;
   static constexpr long double kShareOfLargest = kDouble ? 1e-14L : 4e-6L;
+  static constexpr long double kLeast = std::numeric_limits<Accumulate>::min();
 
-  static long double gradient(long double want, long double largest) {
-    return 2 * ulp<Storage>(want) + kShareOfLargest * largest;
+  static Expected sum(long double value) {
+    return {value, kRelative * std::fabs(value) + kLeast};
   }
-  // A sum below the least normal number may be flushed to zero.
-  static long double sum(long double want) {
-    return kRelative * std::fabs(want) + std::numeric_limits<AccumulateOf<Storage>>::min();
+  static Expected log_probability(long double value) {
+    return {value, kRelative * std::fabs(value) + 2 * ulp<Storage>(value) + kLeast};
   }
-  static long double log_probability(long double want) {
-    return 2 * ulp<Storage>(want) + kRelative * std::fabs(want);
+  static std::vector<Expected> gradient(const Row& values) {
+    const long double largest = largest_magnitude(values);
+    std::vector<Expected> result;
+    for (const long double value : values) {
+      result.push_back({value, kShareOfLargest * largest + 2 * ulp<Storage>(value)});
+    }
+    return result;
   }
 };
 

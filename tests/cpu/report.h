@@ -1,13 +1,13 @@
 // Counts what was checked on one instruction set and describes the first failures.
 #pragma once
 
-#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 
 #include "cpu/kernels.h"
+#include "reference.h"
 
 namespace powergrad::test {
 
@@ -21,29 +21,25 @@ class Report {
   // Names the case that the next checks belong to.
   void enter(const std::string& context) { context_ = context; }
 
-  __attribute__((format(printf, 3, 4))) void expect(bool holds, const char* format, ...) {
+  template <class... Arguments>
+  void expect(bool holds, const char* format, Arguments... arguments) {
     ++checks_;
-    if (holds) return;
-    if (++failures_ > kDescribed) return;
-    std::printf("%s: %s: ", set_->name, context_.c_str());
-    va_list arguments;
-    va_start(arguments, format);
-    std::vprintf(format, arguments);
-    va_end(arguments);
-    std::printf("\n");
+    if (!holds) fail(format, arguments...);
   }
 
-  // |got - want| <= tolerance; NaN where NaN is wanted, the same infinity where that is.
-  void expect_close(long double got, long double want, long double tolerance, const char* what,
-                    int64_t row, int64_t column) {
-    bool holds = got == want || (std::isnan(got) && std::isnan(want));
-    if (!holds && std::isfinite(got) && std::isfinite(want)) {
-      const long double share = std::fabs(got - want) / tolerance;
-      worst_ = std::fmax(worst_, static_cast<double>(share));
-      holds = share <= 1;
+  // Within the tolerance; NaN where NaN is expected, the same infinity where that is.
+  void expect_close(long double got, const Expected& expected, const char* what, int64_t row,
+                    int64_t column) {
+    const long double error = std::fabs(got - expected.value);
+    bool holds = got == expected.value || (std::isnan(got) && std::isnan(expected.value));
+    if (!holds && std::isfinite(error)) {
+      holds = error <= expected.tolerance;
+      worst_ = std::fmax(worst_, static_cast<double>(error / expected.tolerance));
     }
-    expect(holds, "%s[%lld, %lld] is %.9Lg, expected %.9Lg within %.3Lg", what,
-           static_cast<long long>(row), static_cast<long long>(column), got, want, tolerance);
+    ++checks_;
+    if (holds) return;
+    fail("%s[%lld, %lld] is %.9Lg, expected %.9Lg within %.3Lg", what, static_cast<long long>(row),
+         static_cast<long long>(column), got, expected.value, expected.tolerance);
   }
 
   void summarize() const {
@@ -53,6 +49,17 @@ class Report {
 
  private:
   static constexpr int64_t kDescribed = 20;
+
+  __attribute__((format(printf, 2, 3))) void fail(const char* format, ...) {
+    if (++failures_ > kDescribed) return;
+    std::printf("%s: %s: ", set_->name, context_.c_str());
+    va_list arguments;
+    va_start(arguments, format);
+    std::vprintf(format, arguments);
+    va_end(arguments);
+    std::printf("\n");
+  }
+
   const InstructionSet* set_;
   std::string context_;
   int64_t checks_ = 0;

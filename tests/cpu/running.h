@@ -73,24 +73,26 @@ struct Execution {
 
 inline Execution whole() { return {"whole", false, {}}; }
 
-// Rows cut at two places and one by one; where rows are contiguous, chunks cut in every way.
+// Rows one by one where they share vectors, else cut once; where rows are contiguous, chunks cut in
+// every way.
 inline std::vector<Execution> splits(const Shape& shape, const Strides& strides) {
-  std::vector<Execution> result;
+  const bool contiguous = strides.classes == 1;
   const int64_t rows = shape.rows();
-  if (rows > 1) {
-    result.push_back({"rows cut in the middle", false, {rows / 2}});
+  std::vector<Execution> result;
+  if (rows > 1) result.push_back({"rows cut once", false, {(rows + 1) / 2}});
+  if (!contiguous) {
     Cuts every;
     for (int64_t row = 1; row < rows; ++row) every.push_back(row);
     result.push_back({"rows one by one", false, every});
+    return result;
   }
-  if (strides.classes != 1) return result;
   const int64_t places = chunk_count(shape) - 1;
   for (int64_t chosen = 0; chosen < int64_t{1} << places; ++chosen) {
     Cuts cuts;
     for (int64_t place = 0; place < places; ++place) {
       if ((chosen >> place & 1) != 0) cuts.push_back(place + 1);
     }
-    result.push_back({"phases over pieces of chunks", true, cuts});
+    result.push_back({"pieces of chunks", true, cuts});
   }
   return result;
 }
