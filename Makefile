@@ -37,8 +37,7 @@ format: $(VENV)/.test ## put everything into style
 
 core-test: build/core build/sanitized ## test the kernels without torch, plain and under the sanitizers
 
-build/core: OPTIONS = -DCMAKE_BUILD_TYPE=Release
-build/sanitized: OPTIONS = -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPOWERGRAD_SANITIZE=ON
+build/sanitized: OPTIONS = -DPOWERGRAD_SANITIZE=ON
 .PHONY: build/core build/sanitized
 build/core build/sanitized: $(VENV)/.test
 	cmake -S . -B $@ -G Ninja -DPOWERGRAD_TORCH=OFF $(OPTIONS)

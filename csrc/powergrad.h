@@ -27,10 +27,10 @@
 namespace powergrad {
 
 // The one list of element types: POWERGRAD_FORALL_TYPES(X) expands X(name, storage, accumulate).
-#define POWERGRAD_FORALL_TYPES(X)     \
-  X(float32, float, float)            \
-  X(bfloat16, BFloat16, float)        \
-  X(float16, Float16, float)          \
+#define POWERGRAD_FORALL_TYPES(X) \
+  X(float32, float, float)        \
+  X(bfloat16, BFloat16, float)    \
+  X(float16, Float16, float)      \
   X(float64, double, double)
 
 // Bits of a half-precision number; kernels convert while loading and storing.
@@ -80,16 +80,16 @@ struct CrossEntropyParams {
   Strides logits_strides;
 
   // Exactly one kind of target.
-  const void* target_index;          // (rows) int64 or int32, or null
+  const void* target_index;  // (rows) int64 or int32, or null
   bool target_index_is_int32;
   int64_t ignore_index;
   const void* target_probabilities;  // (outer, classes, inner), or null
   Strides target_strides;
-  bool target_is_accumulate_type;    // probabilities are `accumulate`, else storage
+  bool target_is_accumulate_type;  // probabilities are `accumulate`, else storage
 
-  const void* weight;        // (classes) accumulate; null: all ones
-  double weight_sum;         // sum of weight, or classes
-  double label_smoothing;    // q becomes (1 - s) q + s / classes
+  const void* weight;      // (classes) accumulate; null: all ones
+  double weight_sum;       // sum of weight, or classes
+  double label_smoothing;  // q becomes (1 - s) q + s / classes
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import functorch
 from powergrad_ext._native import _C
@@ -68,7 +68,7 @@ def cross_entropy(
         RuntimeError: label_smoothing outside [0, 1]; target, weight or devices that do not fit.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.
     """
-    if has_torch_function((input, target, weight)):
+    if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy,
             tuple(tensor for tensor in (input, target, weight) if tensor is not None),
@@ -81,8 +81,10 @@ def cross_entropy(
             alpha=alpha,
             inplace_backward=inplace_backward,
         )
-    require_tensors("cross_entropy", input=input, target=target)
-    alpha = as_alpha(alpha)
+    require_tensor("cross_entropy", "input", input)
+    require_tensor("cross_entropy", "target", target)
+    if not isinstance(alpha, float):
+        alpha = as_alpha(alpha)
     if maybe_current_level() is not None:
         return functorch.cross_entropy(
             input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha)
@@ -120,8 +122,8 @@ def log_softmax(
         input: float32, float64, bfloat16 or float16, any shape and strides.
         dim: the dimension of the classes.
         alpha: as for :func:`cross_entropy`.
-        dtype: input is converted to it first. Under autocast half-precision input is converted to
-            float32, as torch.log_softmax does.
+        dtype: input is converted to it first. Under CUDA's autocast half-precision input is
+            converted to float32, as torch.log_softmax does.
 
     Returns:
         A tensor of input's shape, in dtype or input's dtype.
@@ -131,14 +133,15 @@ def log_softmax(
         IndexError: dim is out of range.
         TypeError: input is not floating point.
     """
-    if has_torch_function((input,)):
+    if has_torch_function_variadic(input):
         return handle_torch_function(
             log_softmax, (input,), input, dim=dim, alpha=alpha, dtype=dtype
         )
-    require_tensors("log_softmax", input=input)
-    alpha = as_alpha(alpha)
-    if dtype is None and input.dtype in HALF_DTYPES and _autocasts(input.device.type):
-        dtype = torch.float32
+    require_tensor("log_softmax", "input", input)
+    if not isinstance(alpha, float):
+        alpha = as_alpha(alpha)
+    if dtype is None and input.is_cuda and torch.is_autocast_enabled("cuda"):
+        dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
     if maybe_current_level() is not None:
@@ -148,22 +151,17 @@ def log_softmax(
     return _C.log_softmax(input, dim, alpha)
 
 
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def require_tensors(function: str, **arguments: object) -> None:
+def require_tensor(function: str, name: str, argument: object) -> None:
     """TypeError, in torch's words, for an argument that is not a tensor."""
-    for name, argument in arguments.items():
-        if not isinstance(argument, Tensor):
-            raise TypeError(
-                f"{function}(): argument '{name}' must be Tensor, not {type(argument).__name__}"
-            )
+    if not isinstance(argument, Tensor):
+        raise TypeError(
+            f"{function}(): argument '{name}' must be Tensor, not {type(argument).__name__}"
+        )
 
 
 def as_alpha(alpha: object) -> float | Tensor:
-    """Alpha as a float or tensor, ValueError if it is neither; the operators check its value."""
-    if isinstance(alpha, (float, Tensor)):
+    """Any alpha as a float or tensor, ValueError if it is neither; the operators check its value."""
+    if isinstance(alpha, Tensor):
         return alpha
     if isinstance(alpha, Real):
         return float(alpha)

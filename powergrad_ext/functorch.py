@@ -85,7 +85,13 @@ class _CrossEntropyBackward(Function):
         grads = ops.cross_entropy_double_backward(
             grad, grad_output, input, target, weight, *ctx.options, alpha, total_weight
         )
-        return *grads, None, None, None, None, None, None, None, None
+        grad_target = None
+        if ctx.needs_input_grad[2]:
+            _, reduction, label_smoothing = ctx.options
+            grad_target = ops.cross_entropy_backward_target_gradient(
+                grad, grad_output, input, weight, reduction, label_smoothing, alpha, total_weight
+            ).to(target.dtype)
+        return *grads, grad_target, None, None, None, None, None, None, None
 
 
 class _LogSoftmax(Function):

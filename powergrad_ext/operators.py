@@ -97,9 +97,7 @@ def _(
     total_weight: Tensor,
 ) -> Tensor:
     _C.check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha)
-    _check_devices(
-        input, grad_output=grad_output, statistics=statistics, total_weight=total_weight
-    )
+    _check_devices(input, grad_output=grad_output, statistics=statistics, total_weight=total_weight)
     return torch.empty_like(input)
 
 
@@ -117,9 +115,7 @@ def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> tuple[Ten
 
 
 @torch.library.register_fake("powergrad::log_softmax_backward")
-def _(
-    grad_output: Tensor, input: Tensor, dim: int, alpha: Tensor, statistics: Tensor
-) -> Tensor:
+def _(grad_output: Tensor, input: Tensor, dim: int, alpha: Tensor, statistics: Tensor) -> Tensor:
     _C.check_log_softmax(input, dim, alpha)
     _check_devices(input, grad_output=grad_output, statistics=statistics)
     return torch.empty_like(input)

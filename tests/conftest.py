@@ -46,9 +46,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(
-    params=FLOAT32_ACCUMULATED, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
+@pytest.fixture(params=FLOAT32_ACCUMULATED, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def float32_accumulated(request: pytest.FixtureRequest) -> torch.dtype:
     """The types of logits whose sums are float32."""
     return request.param

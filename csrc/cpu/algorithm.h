@@ -81,8 +81,8 @@ struct Kernels {
          no_reduce, no_merge, CrossEntropy::map_backward},
         {forward<LogSoftmax, LogSoftmaxTiles, LogSoftmaxParams>,
          reduce_forward<LogSoftmax, LogSoftmaxParams>, LogSoftmax::merge, LogSoftmax::map_forward},
-        {backward<LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream,
-                  LogSoftmax::map_backward, LogSoftmaxTiles, LogSoftmaxParams>,
+        {backward<LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward,
+                  LogSoftmaxTiles, LogSoftmaxParams>,
          LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward},
     };
   }
@@ -93,8 +93,7 @@ struct Kernels {
 
 // The table of one instruction set, indexed by DataType.
 #define POWERGRAD_TABLE_ENTRY(name, storage, accumulate) Kernels<storage>::table(),
-#define POWERGRAD_DEFINE_KERNELS(table_name)               \
-  namespace powergrad {                                    \
-  const KernelTable table_name[kDataTypes] = {             \
-      POWERGRAD_FORALL_TYPES(POWERGRAD_TABLE_ENTRY)};      \
+#define POWERGRAD_DEFINE_KERNELS(table_name)                                                  \
+  namespace powergrad {                                                                       \
+  const KernelTable table_name[kDataTypes] = {POWERGRAD_FORALL_TYPES(POWERGRAD_TABLE_ENTRY)}; \
   }

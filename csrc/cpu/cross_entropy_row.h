@@ -41,9 +41,9 @@ V near_one_minus_mass(V total, V complement, V mass) {
 // gradient_j = scale (p'_j W - mass_j) over [0, count). powered(column, lanes, z) gives p' times
 // 1 + r', mass(column, lanes) gives mass_j.
 template <class Storage, class Powered, class Mass>
-void map_softmax_minus_mass(const Storage* z, int64_t count, const SoftmaxRow<AccumulateOf<Storage>>& row,
-                            const Powered& powered, const Mass& mass, AccumulateOf<Storage> scale,
-                            Storage* gradient) {
+void map_softmax_minus_mass(const Storage* z, int64_t count,
+                            const SoftmaxRow<AccumulateOf<Storage>>& row, const Powered& powered,
+                            const Mass& mass, AccumulateOf<Storage> scale, Storage* gradient) {
   using V = VectorOf<Storage>;
   const V inverse = V::broadcast(row.inverse);
   const V complement = V::broadcast(row.complement);
@@ -53,8 +53,8 @@ void map_softmax_minus_mass(const Storage* z, int64_t count, const SoftmaxRow<Ac
     const V x = load_lanes<V>(z + column, lanes);
     const V p = powered(column, lanes, x) * inverse;
     const V mass_j = mass(column, lanes);
-    const V value = select(equal(x, pivot), near_one_minus_mass(total, complement, mass_j),
-                           p * total - mass_j);
+    const V value =
+        select(equal(x, pivot), near_one_minus_mass(total, complement, mass_j), p * total - mass_j);
     store_lanes(value * V::broadcast(scale), gradient + column, lanes);
   });
 }
@@ -149,8 +149,8 @@ struct IndexTarget {
     const Scalar* weight = static_cast<const Scalar*>(p.weight);
     const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
     point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
-    mass = point_mass + static_cast<Scalar>(own * p.label_smoothing /
-                                            static_cast<double>(p.shape.classes));
+    mass = point_mass +
+           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));
   }
 };
 
@@ -205,8 +205,8 @@ struct CrossEntropyRow {
       const int64_t first = k * kChunk;
       const int64_t count = std::min(kChunk, p.shape.classes - first);
       ChunkState& state = workspace.chunks[k];
-      reduce_exponentials<Kind>(p.alpha, z + first, count,
-                                keep != nullptr ? keep + first : nullptr, state);
+      reduce_exponentials<Kind>(p.alpha, z + first, count, keep != nullptr ? keep + first : nullptr,
+                                state);
       state.mass = state.distance = 0.0;
       if (has_class_mass(p)) reduce_mass(mass_of, z, first, count, state);
     }
@@ -264,7 +264,8 @@ struct CrossEntropyRow {
       state.distance += target.point_mass * (state.maximum - z);
     }
     // Both terms are >= 0, so nothing cancels.
-    loss = static_cast<Scalar>(state.distance + state.mass * std::log1p(static_cast<Scalar>(state.rest)));
+    loss = static_cast<Scalar>(state.distance +
+                               state.mass * std::log1p(static_cast<Scalar>(state.rest)));
     write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
   }
 

@@ -136,8 +136,8 @@ struct CrossEntropyInner {
         point_mass.lane[i] = target.point_mass;
         mass.lane[i] = target.mass;
         if (index[i] >= 0) {
-          logit.lane[i] = load_scalar(z + index[i] * p.logits_strides.classes +
-                                      i * p.logits_strides.inner);
+          logit.lane[i] =
+              load_scalar(z + index[i] * p.logits_strides.classes + i * p.logits_strides.inner);
         }
       }
     }
@@ -251,7 +251,8 @@ struct CrossEntropyInner {
       }
       store_lanes(select(ignored, zero, value), out + c * p.gradient_strides.classes, tile.lanes);
     }
-    if (p.target_index != nullptr) write_targets(p, tile, targets, maximum, alpha_rest, mass, scales, out);
+    if (p.target_index != nullptr)
+      write_targets(p, tile, targets, maximum, alpha_rest, mass, scales, out);
   }
 
   // The one class of each row that has the target's point mass.

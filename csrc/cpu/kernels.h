@@ -28,10 +28,10 @@ struct ChunkState {
 
 // What threads share while they work on one row. Owned by the caller.
 struct Workspace {
-  ChunkState* chunks;   // (chunk_count)
-  ChunkState row;       // set by merge
-  void* exponentials;   // (classes) accumulate: keeps exp(alpha (z - maximum)) of half-precision
-                        // logits between the phases; null: computed again
+  ChunkState* chunks;  // (chunk_count)
+  ChunkState row;      // set by merge
+  void* exponentials;  // (classes) accumulate: keeps exp(alpha (z - maximum)) of half-precision
+                       // logits between the phases; null: computed again
 };
 
 template <class Params>

@@ -60,11 +60,10 @@ struct LogSoftmaxRow {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kChunk;
       auto sum = LongSum<V>::start();
-      for_each_vector<V>(std::min(kChunk, p.shape.classes - first),
-                         [&](int64_t column, int lanes) {
-                           sum.add(load_lanes<V>(g + first + column, lanes));
-                           if (column / V::kWidth % LongSum<V>::kRun == 0) sum.close_run();
-                         });
+      for_each_vector<V>(std::min(kChunk, p.shape.classes - first), [&](int64_t column, int lanes) {
+        sum.add(load_lanes<V>(g + first + column, lanes));
+        if (column / V::kWidth % LongSum<V>::kRun == 0) sum.close_run();
+      });
       sum.close_run();
       workspace.chunks[k].mass = sum_of_lanes(sum.total);
     }
@@ -77,7 +76,8 @@ struct LogSoftmaxRow {
     }
   }
 
-  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a scale.
+  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a
+  // scale.
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end,
                            Workspace& workspace) {
     const int64_t first = begin * kChunk;

@@ -121,8 +121,8 @@ struct ExponentialSums {
 // The state of one chunk, apart from its target mass. Its maximum, found by value, is left out of
 // the sums: it is exactly 1.
 template <class Kind, class Storage>
-void reduce_exponentials(double alpha, const Storage* z, int64_t count,
-                         AccumulateOf<Storage>* kept, ChunkState& state) {
+void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
+                         ChunkState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   using Evaluator = typename Kind::template Evaluator<V>;

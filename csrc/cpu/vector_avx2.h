@@ -73,9 +73,7 @@ struct Vector<float> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  void store_first(float* p, int count) const {
-    _mm256_maskstore_ps(p, first_lanes_32(count), v);
-  }
+  void store_first(float* p, int count) const { _mm256_maskstore_ps(p, first_lanes_32(count), v); }
 };
 
 inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
@@ -94,9 +92,7 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
 // b where either is NaN.
-inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vector<float> round(Vector<float> a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -146,9 +142,7 @@ struct Vector<double> {
     return {_mm256_maskload_pd(p, first_lanes_64(count))};
   }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
-  void store_first(double* p, int count) const {
-    _mm256_maskstore_pd(p, first_lanes_64(count), v);
-  }
+  void store_first(double* p, int count) const { _mm256_maskstore_pd(p, first_lanes_64(count), v); }
 };
 
 inline Vector<double> operator+(Vector<double> a, Vector<double> b) {

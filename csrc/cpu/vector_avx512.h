@@ -51,9 +51,7 @@ struct Vector<float> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  void store_first(float* p, int count) const {
-    _mm512_mask_storeu_ps(p, first_lanes(count), v);
-  }
+  void store_first(float* p, int count) const { _mm512_mask_storeu_ps(p, first_lanes(count), v); }
 };
 
 inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
@@ -72,9 +70,7 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
 // b where either is NaN.
-inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vector<float> round(Vector<float> a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -115,9 +111,7 @@ struct Vector<double> {
     return {_mm512_maskz_loadu_pd(first_lanes(count), p)};
   }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
-  void store_first(double* p, int count) const {
-    _mm512_mask_storeu_pd(p, first_lanes(count), v);
-  }
+  void store_first(double* p, int count) const { _mm512_mask_storeu_pd(p, first_lanes(count), v); }
 };
 
 inline Vector<double> operator+(Vector<double> a, Vector<double> b) {

@@ -132,25 +132,25 @@ struct Vector<double> : PortableVector<double, int64_t> {
 template <class V>
 using MaskOf = typename V::Mask;
 
-#define POWERGRAD_PORTABLE_OPERATORS(S, magic)                                                 \
-  inline Vector<S> operator+(Vector<S> a, Vector<S> b) { return {{a.v + b.v}}; }               \
-  inline Vector<S> operator-(Vector<S> a, Vector<S> b) { return {{a.v - b.v}}; }               \
-  inline Vector<S> operator*(Vector<S> a, Vector<S> b) { return {{a.v * b.v}}; }               \
-  inline Vector<S> operator/(Vector<S> a, Vector<S> b) { return {{a.v / b.v}}; }               \
-  inline Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> c) {                       \
-    return {{a.v * b.v + c.v}};                                                                \
-  }                                                                                            \
-  /* b where either is NaN. */                                                                 \
-  inline Vector<S> maximum(Vector<S> a, Vector<S> b) { return {{a.v > b.v ? a.v : b.v}}; }     \
-  /* For |a| small against the magic number, whose last bit is worth 1. */                     \
-  inline Vector<S> round(Vector<S> a) {                                                        \
-    const Vector<S> shifted = a + Vector<S>::broadcast(magic);                                 \
-    return shifted - Vector<S>::broadcast(magic);                                              \
-  }                                                                                            \
-  inline MaskOf<Vector<S>> equal(Vector<S> a, Vector<S> b) { return a.v == b.v; }              \
-  inline MaskOf<Vector<S>> less(Vector<S> a, Vector<S> b) { return a.v < b.v; }                \
-  inline Vector<S> select(MaskOf<Vector<S>> mask, Vector<S> yes, Vector<S> no) {               \
-    return {{mask ? yes.v : no.v}};                                                            \
+#define POWERGRAD_PORTABLE_OPERATORS(S, magic)                                             \
+  inline Vector<S> operator+(Vector<S> a, Vector<S> b) { return {{a.v + b.v}}; }           \
+  inline Vector<S> operator-(Vector<S> a, Vector<S> b) { return {{a.v - b.v}}; }           \
+  inline Vector<S> operator*(Vector<S> a, Vector<S> b) { return {{a.v * b.v}}; }           \
+  inline Vector<S> operator/(Vector<S> a, Vector<S> b) { return {{a.v / b.v}}; }           \
+  inline Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> c) {                   \
+    return {{a.v * b.v + c.v}};                                                            \
+  }                                                                                        \
+  /* b where either is NaN. */                                                             \
+  inline Vector<S> maximum(Vector<S> a, Vector<S> b) { return {{a.v > b.v ? a.v : b.v}}; } \
+  /* For |a| small against the magic number, whose last bit is worth 1. */                 \
+  inline Vector<S> round(Vector<S> a) {                                                    \
+    const Vector<S> shifted = a + Vector<S>::broadcast(magic);                             \
+    return shifted - Vector<S>::broadcast(magic);                                          \
+  }                                                                                        \
+  inline MaskOf<Vector<S>> equal(Vector<S> a, Vector<S> b) { return a.v == b.v; }          \
+  inline MaskOf<Vector<S>> less(Vector<S> a, Vector<S> b) { return a.v < b.v; }            \
+  inline Vector<S> select(MaskOf<Vector<S>> mask, Vector<S> yes, Vector<S> no) {           \
+    return {{mask ? yes.v : no.v}};                                                        \
   }
 POWERGRAD_PORTABLE_OPERATORS(float, 12582912.0f)
 POWERGRAD_PORTABLE_OPERATORS(double, 6755399441055744.0)

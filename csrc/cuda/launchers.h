@@ -1,6 +1,7 @@
 // The CUDA launchers as the binding will call them: a filled struct, whose pointers are device
 // pointers, and a stream; cudaError_t comes back and the binding raises. A launcher chooses the
-// dtype and the row strategy, launches and returns: no synchronisation, no allocation, no framework.
+// dtype and the row strategy, launches and returns: no synchronisation, no allocation, no
+// framework.
 #pragma once
 
 #include <cuda_runtime_api.h>

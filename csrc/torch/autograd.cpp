@@ -18,12 +18,12 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 // A raw operator by name, through the dispatcher.
-#define POWERGRAD_DISPATCHED(name)                                          \
-  ([]() -> const auto& {                                                    \
-    static const auto op = c10::Dispatcher::singleton()                     \
-                               .findSchemaOrThrow("powergrad::" #name, "")  \
-                               .typed<decltype(name)>();                    \
-    return op;                                                              \
+#define POWERGRAD_DISPATCHED(name)                                         \
+  ([]() -> const auto& {                                                   \
+    static const auto op = c10::Dispatcher::singleton()                    \
+                               .findSchemaOrThrow("powergrad::" #name, "") \
+                               .typed<decltype(name)>();                   \
+    return op;                                                             \
   }())
 
 // Dense memory that a kernel can be run on right away: no subclass, tracing or functorch level.
@@ -54,18 +54,25 @@ struct CrossEntropyOptions {
   int64_t ignore_index;
   std::string reduction;
   double label_smoothing;
+  bool inplace_backward;
 
   void save(AutogradContext* context) const {
-    context->saved_data["ignore_index"] = ignore_index;
-    context->saved_data["reduction"] = reduction;
-    context->saved_data["label_smoothing"] = label_smoothing;
+    context->saved_data["options"] =
+        c10::ivalue::Tuple::create({ignore_index, reduction, label_smoothing, inplace_backward});
   }
   static CrossEntropyOptions load(AutogradContext* context) {
-    return {context->saved_data["ignore_index"].toInt(),
-            context->saved_data["reduction"].toStringRef(),
-            context->saved_data["label_smoothing"].toDouble()};
+    const auto options = context->saved_data["options"].toTuple();
+    const auto& elements = options->elements();
+    return {elements[0].toInt(), elements[1].toStringRef(), elements[2].toDouble(),
+            elements[3].toBool()};
   }
 };
+
+// Whether an upstream gradient on the CPU is exactly 1; reads it without a round of dispatching.
+bool is_one(const at::Tensor& scalar) {
+  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>() == 1.0
+                                             : *scalar.const_data_ptr<float>() == 1.0f;
+}
 
 OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
@@ -81,9 +88,9 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
                             const at::Tensor& alpha, const at::Tensor& statistics,
                             const at::Tensor& total_weight) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({grad_output, input, target, weight.value_or(at::Tensor()), alpha,
-                                total_weight});
-    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing}.save(context);
+    context->save_for_backward(
+        {grad_output, input, target, weight.value_or(at::Tensor()), alpha, total_weight});
+    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, false}.save(context);
     return POWERGRAD_DISPATCHED(cross_entropy_backward)
         .call(grad_output, input, target, weight, ignore_index, reduction, label_smoothing, alpha,
               statistics, total_weight);
@@ -97,15 +104,22 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
     std::tie(result[0], result[1]) = cross_entropy_double_backward(
         grads[0], saved[0], saved[1], saved[2], optional(saved[3]), options.ignore_index,
         options.reduction, options.label_smoothing, saved[4], saved[5]);
+    if (context->needs_input_grad(2)) {
+      result[2] = cross_entropy_backward_target_gradient(
+                      grads[0], saved[0], saved[1], optional(saved[3]), options.reduction,
+                      options.label_smoothing, saved[4], saved[5])
+                      .to(saved[2].scalar_type());
+    }
     return result;
   }
 };
 
-at::Tensor cross_entropy_backward_autograd(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& target,
-    const OptionalTensor& weight, int64_t ignore_index, std::string_view reduction,
-    double label_smoothing, const at::Tensor& alpha, const at::Tensor& statistics,
-    const at::Tensor& total_weight) {
+at::Tensor cross_entropy_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const at::Tensor& target, const OptionalTensor& weight,
+                                           int64_t ignore_index, std::string_view reduction,
+                                           double label_smoothing, const at::Tensor& alpha,
+                                           const at::Tensor& statistics,
+                                           const at::Tensor& total_weight) {
   return CrossEntropyBackwardFunction::apply(grad_output, input, target, weight, ignore_index,
                                              reduction, label_smoothing, alpha, statistics,
                                              total_weight);
@@ -131,10 +145,10 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
               .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
                     /*needs_backward=*/true);
     }
-    context->save_for_backward({input, target, weight.value_or(at::Tensor()), alpha, statistics,
-                                total_weight});
-    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing}.save(context);
-    context->saved_data["inplace_backward"] = inplace_backward;
+    context->save_for_backward(
+        {input, target, weight.value_or(at::Tensor()), alpha, statistics, total_weight});
+    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, inplace_backward}
+        .save(context);
     return loss;
   }
 
@@ -142,38 +156,44 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     variable_list result(8);
     const at::Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
+    if (context->needs_input_grad(0)) result[0] = take_gradient(context, grad_output);
+    if (result[0].defined() && !context->needs_input_grad(1)) return result;
     const variable_list saved = context->get_saved_variables();
     const auto options = CrossEntropyOptions::load(context);
     // Probabilities first: they read the logits, which the gradient may overwrite.
     if (context->needs_input_grad(1)) {
-      result[1] = cross_entropy_target_gradient(grad_output, saved[0], optional(saved[2]),
-                                                options.reduction, options.label_smoothing,
-                                                saved[5])
-                      .to(saved[1].scalar_type());
+      result[1] =
+          cross_entropy_target_gradient(grad_output, saved[0], optional(saved[2]),
+                                        options.reduction, options.label_smoothing, saved[5])
+              .to(saved[1].scalar_type());
     }
-    if (context->needs_input_grad(0)) {
-      result[0] = input_gradient(context, grad_output, saved, options);
+    if (context->needs_input_grad(0) && !result[0].defined()) {
+      result[0] = compute_gradient(grad_output, saved, options);
     }
     return result;
   }
 
  private:
-  static at::Tensor input_gradient(AutogradContext* context, const at::Tensor& grad_output,
-                                   const variable_list& saved,
-                                   const CrossEntropyOptions& options) {
-    const at::Tensor& input = saved[0];
-    const bool differentiable = at::GradMode::is_enabled();
-    const bool plain = !differentiable && is_plain_cpu(input) && is_plain_cpu(grad_output);
+  // The gradient that forward computed, if there is one that nobody has had yet: it is handed out
+  // once, and a second backward through the same graph computes its own.
+  static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
-    if (plain && kept != context->saved_data.end()) {
-      // Handed out once: a second backward through the same graph computes its own.
-      at::Tensor gradient = std::move(kept->second).toTensor();
-      context->saved_data.erase(kept);
-      if (grad_output.item<double>() != 1.0) gradient.mul_(grad_output);
-      return gradient;
+    if (kept == context->saved_data.end() || at::GradMode::is_enabled() ||
+        !is_plain_cpu(grad_output)) {
+      return {};
     }
-    const bool allowed = context->saved_data["inplace_backward"].toBool();
-    if (plain && allowed && is_writable_in_place(input)) {
+    at::Tensor gradient = std::move(kept->second).toTensor();
+    context->saved_data.erase(kept);
+    if (!is_one(grad_output)) gradient.mul_(grad_output);
+    return gradient;
+  }
+
+  static at::Tensor compute_gradient(const at::Tensor& grad_output, const variable_list& saved,
+                                     const CrossEntropyOptions& options) {
+    const at::Tensor& input = saved[0];
+    const bool plain =
+        !at::GradMode::is_enabled() && is_plain_cpu(input) && is_plain_cpu(grad_output);
+    if (plain && options.inplace_backward && is_writable_in_place(input)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       at::Tensor gradient = input.detach();
       POWERGRAD_DISPATCHED(cross_entropy_backward_)
@@ -229,9 +249,8 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
     variable_list result(5);
     if (!grads[0].defined()) return result;
     const variable_list saved = context->get_saved_variables();
-    std::tie(result[0], result[1]) =
-        log_softmax_double_backward(grads[0], saved[0], saved[1],
-                                    context->saved_data["dim"].toInt(), saved[2]);
+    std::tie(result[0], result[1]) = log_softmax_double_backward(
+        grads[0], saved[0], saved[1], context->saved_data["dim"].toInt(), saved[2]);
     return result;
   }
 };
@@ -247,8 +266,8 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
                             const at::Tensor& alpha) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, statistics] = POWERGRAD_DISPATCHED(log_softmax_forward)
-                                    .call(input, dim, alpha, /*needs_backward=*/true);
+    auto [output, statistics] =
+        POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
     context->save_for_backward({input, alpha, statistics});
     context->saved_data["dim"] = dim;
     return output;
@@ -258,16 +277,16 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const variable_list saved = context->get_saved_variables();
-    result[0] = POWERGRAD_DISPATCHED(log_softmax_backward)
-                    .call(grads[0], saved[0], context->saved_data["dim"].toInt(), saved[1],
-                          saved[2]);
+    result[0] =
+        POWERGRAD_DISPATCHED(log_softmax_backward)
+            .call(grads[0], saved[0], context->saved_data["dim"].toInt(), saved[1], saved[2]);
     return result;
   }
 };
 
 at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
-  return std::get<0>(POWERGRAD_DISPATCHED(log_softmax_forward)
-                         .call(input, dim, alpha, /*needs_backward=*/false));
+  return std::get<0>(
+      POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/false));
 }
 
 at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {

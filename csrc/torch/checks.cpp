@@ -11,16 +11,16 @@ void check_dense(const at::Tensor& tensor, const char* op, const char* name) {
   TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_nested(), op,
               "(): argument '", name, "' must be a dense (strided) tensor, got ",
               tensor.is_quantized() ? "a quantized tensor"
-                                    : tensor.is_nested() ? "a nested tensor" : "layout ",
+              : tensor.is_nested()  ? "a nested tensor"
+                                    : "layout ",
               tensor.is_quantized() || tensor.is_nested() ? "" : c10::str(tensor.layout()));
 }
 
 void check_floating_logits(const at::Tensor& input, const char* op) {
   const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                       dtype == at::kHalf,
-                   op, "(): argument 'input' must be float32, float64, bfloat16 or float16, got ",
-                   dtype);
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      op, "(): argument 'input' must be float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
@@ -60,6 +60,7 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
   TORCH_CHECK_VALUE(target.dim() == 0 || input.sym_size(0) == target.sym_size(0),
                     "Expected input batch_size (", input.sym_size(0),
                     ") to match target batch_size (", target.sym_size(0), ").");
+  if (input.dim() == 2 && target.dim() == 1) return;
   auto expected = input.sym_sizes().vec();
   expected.erase(expected.begin() + 1);
   TORCH_CHECK(target.sym_sizes() == c10::SymIntArrayRef(expected), "Expected target size ",
@@ -112,8 +113,8 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                 target.scalar_type());
     TORCH_CHECK(ignore_index < 0, "ignore_index is not supported for floating point target");
     TORCH_CHECK(is_companion_type(input, target), "cross_entropy(): argument 'target' must be ",
-                accumulate_type(input), " or the type of 'input' (", input.scalar_type(),
-                "), got ", target.scalar_type());
+                accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
+                target.scalar_type());
   } else {
     check_index_target(input, target);
   }

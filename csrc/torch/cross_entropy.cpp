@@ -1,7 +1,5 @@
 // The raw operators of cross-entropy: check, lay out, allocate, run, reduce.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
-
+#include "torch/allocation.h"
 #include "torch/operators.h"
 #include "torch/parallel_sum.h"
 #include "torch/params.h"
@@ -47,8 +45,8 @@ class CrossEntropyCall {
                    int64_t ignore_index, std::string_view reduction, double label_smoothing,
                    const at::Tensor& alpha)
       : input_((check_device_has_kernels(input.device()),
-                check_cross_entropy(input, target, weight, ignore_index, reduction,
-                                    label_smoothing, alpha),
+                check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
+                                    alpha),
                 input)),
         reduction_(parse_reduction(reduction)),
         logits_(input, class_dim_of(input)) {
@@ -72,9 +70,9 @@ class CrossEntropyCall {
 
   // Room for what forward writes.
   void expect_forward(bool needs_backward) {
-    losses_ = at::empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
+    losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
     params.losses = losses_.mutable_data_ptr();
-    statistics_ = at::empty({needs_backward ? kStatistics : 0, params.shape.rows()},
+    statistics_ = new_empty({needs_backward ? kStatistics : 0, params.shape.rows()},
                             logits_.accumulate_options());
     params.statistics = needs_backward ? statistics_.mutable_data_ptr() : nullptr;
   }
@@ -102,16 +100,11 @@ class CrossEntropyCall {
 
   at::Tensor loss() const {
     if (reduction_ == Reduction::none) return losses_;
-    const double sum = losses_.scalar_type() == at::kDouble ? sum_of_losses<double>()
-                                                            : sum_of_losses<float>();
-    return at::scalar_tensor(reduction_ == Reduction::mean ? sum / total_ : sum,
-                             losses_.options());
+    return losses_.scalar_type() == at::kDouble ? reduced_loss<double>() : reduced_loss<float>();
   }
   const at::Tensor& statistics() const { return statistics_; }
   const double* total_weight_data() const { return &total_; }
-  at::Tensor total_weight() const {
-    return at::scalar_tensor(total_, input_.options().dtype(at::kDouble));
-  }
+  at::Tensor total_weight() const { return new_scalar(total_, input_.options()); }
   c10::Device device() const { return input_.device(); }
 
  private:
@@ -147,13 +140,15 @@ class CrossEntropyCall {
   }
 
   template <class Scalar>
-  double sum_of_losses() const {
+  at::Tensor reduced_loss() const {
     const Scalar* losses = losses_.const_data_ptr<Scalar>();
-    return parallel_sum(losses_.numel(), [losses](int64_t begin, int64_t end) {
-      double sum = 0.0;
-      for (int64_t row = begin; row < end; ++row) sum += losses[row];
-      return sum;
+    const double sum = parallel_sum(losses_.numel(), [losses](int64_t begin, int64_t end) {
+      double block = 0.0;
+      for (int64_t row = begin; row < end; ++row) block += losses[row];
+      return block;
     });
+    const double loss = reduction_ == Reduction::mean ? sum / total_ : sum;
+    return new_scalar(static_cast<Scalar>(loss), losses_.options());
   }
 
   at::Tensor input_;
@@ -199,17 +194,16 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
   CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
   call.set_backward(grad_output, statistics, total_weight);
   const Destination gradient = call.new_gradient();
-  call.expect_gradient(gradient.data(), gradient.strides(),
-                       total_weight.const_data_ptr<double>());
+  call.expect_gradient(gradient.data(), gradient.strides(), total_weight.const_data_ptr<double>());
   run_cross_entropy_backward(call.params, call.device());
   return gradient.finish();
 }
 
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
-                                    const at::Tensor& target, const OptionalTensor& weight,
-                                    int64_t ignore_index, std::string_view reduction,
-                                    double label_smoothing, const at::Tensor& alpha,
-                                    const at::Tensor& statistics, const at::Tensor& total_weight) {
+                             const at::Tensor& target, const OptionalTensor& weight,
+                             int64_t ignore_index, std::string_view reduction,
+                             double label_smoothing, const at::Tensor& alpha,
+                             const at::Tensor& statistics, const at::Tensor& total_weight) {
   CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
   TORCH_CHECK(is_writable_in_place(input),
               "cross_entropy_backward_(): argument 'input' must have contiguous rows or contiguous",

@@ -3,6 +3,7 @@
 //
 //     d/dg = sum_j h_j (p'_j W - mass_j)
 //     d/dz = g W alpha p' (h - sum_j p'_j h_j)
+//     d/dq = g w (sum_j p'_j h_j - h)                  (target probabilities)
 //
 // These paths build (N, C) temporaries; the first-order ones do not.
 #include <ATen/TensorOperators.h>
@@ -89,6 +90,20 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
   const at::Tensor grad_input = g * total_mass * exponent * p * (h - mean_h);
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
+}
+
+at::Tensor cross_entropy_backward_target_gradient(
+    const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
+    const OptionalTensor& weight, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha, const at::Tensor& total_weight) {
+  const int64_t class_dim = class_dim_of(input);
+  const at::Tensor logits = input.to(accumulate_type(input));
+  const at::Tensor p = at::softmax(logits * alpha.to(logits.scalar_type()), class_dim);
+  const at::Tensor h = grad.to(logits.scalar_type());
+  const at::Tensor g =
+      upstream_of_rows(grad_output, logits, parse_reduction(reduction), total_weight);
+  return g * (1.0 - label_smoothing) * class_weights(logits, weight) *
+         ((p * h).sum(class_dim, /*keepdim=*/true) - h);
 }
 
 std::tuple<at::Tensor, at::Tensor> log_softmax_double_backward(const at::Tensor& grad,

@@ -1,10 +1,11 @@
 #include "torch/layout.h"
 
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 
 #include <algorithm>
 #include <cstdint>
+
+#include "torch/allocation.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -121,9 +122,9 @@ at::Tensor readable_in(const Layout& layout, const at::Tensor& tensor) {
 }
 
 Destination::Destination(const Layout& layout, const at::Tensor& input)
-    : layout_(layout), result_(at::empty_like(input)) {
-  buffer_ = strides_in(layout, result_) ? result_
-                                        : empty_in(layout, result_.sizes(), result_.options());
+    : layout_(layout), result_(new_empty_like(input)) {
+  buffer_ =
+      strides_in(layout, result_) ? result_ : empty_in(layout, result_.sizes(), result_.options());
   advise_huge_pages(buffer_);
 }
 

@@ -1,6 +1,5 @@
 // The raw operators of log-softmax: check, lay out, allocate, run.
-#include <ATen/ops/empty.h>
-
+#include "torch/allocation.h"
 #include "torch/operators.h"
 #include "torch/params.h"
 #include "torch/run.h"
@@ -40,8 +39,9 @@ std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, 
   LogSoftmaxCall call(input, dim, alpha);
   LogSoftmaxParams& params = call.params;
   const Destination output = call.new_output();
-  at::Tensor statistics = at::empty({needs_backward ? kLogSoftmaxStatistics : 0, params.shape.rows()},
-                                    call.logits.accumulate_options());
+  at::Tensor statistics =
+      new_empty({needs_backward ? kLogSoftmaxStatistics : 0, params.shape.rows()},
+                call.logits.accumulate_options());
   params.output = output.data();
   params.output_strides = output.strides();
   params.statistics = needs_backward ? statistics.mutable_data_ptr() : nullptr;

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <limits>
 #include <variant>
 
 #include "torch/checks.h"
@@ -19,10 +20,16 @@ namespace {
 using Alpha = std::variant<double, at::Tensor>;
 
 at::Tensor as_tensor(const Alpha& alpha) {
-  if (const double* value = std::get_if<double>(&alpha)) {
-    return at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
+  const double* value = std::get_if<double>(&alpha);
+  if (value == nullptr) return std::get<at::Tensor>(alpha);
+  // Steps come with the same alpha, and making a tensor costs a tenth of a small call.
+  thread_local double last_value = std::numeric_limits<double>::quiet_NaN();
+  thread_local at::Tensor last;
+  if (*value != last_value) {
+    last = at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
+    last_value = *value;
   }
-  return std::get<at::Tensor>(alpha);
+  return last;
 }
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
@@ -35,15 +42,14 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
                             std::string_view, double, const at::Tensor&, bool)>();
   py::gil_scoped_release no_gil;
-  return op.call(input, target, weight, ignore_index, reduction, label_smoothing,
-                 as_tensor(alpha), inplace_backward);
+  return op.call(input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha),
+                 inplace_backward);
 }
 
 at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("powergrad::log_softmax", "")
-          .typed<at::Tensor(const at::Tensor&, int64_t, const at::Tensor&)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("powergrad::log_softmax", "")
+                             .typed<at::Tensor(const at::Tensor&, int64_t, const at::Tensor&)>();
   py::gil_scoped_release no_gil;
   return op.call(input, dim, as_tensor(alpha));
 }
@@ -51,7 +57,11 @@ at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha)
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  active_instruction_set();  // a bad POWERGRAD_ISA is an error of the import
+  try {
+    active_instruction_set();
+  } catch (const c10::Error& error) {  // a bad POWERGRAD_ISA: one sentence, as an ImportError
+    throw py::import_error(error.what_without_backtrace());
+  }
 
   m.def("cross_entropy", &cross_entropy);
   m.def("log_softmax", &log_softmax);

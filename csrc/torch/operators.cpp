@@ -42,6 +42,11 @@ TORCH_LIBRARY(powergrad, m) {
       "Tensor alpha, Tensor total_weight) -> (Tensor grad_grad_output, Tensor grad_input)",
       cross_entropy_double_backward);
   m.def(
+      "cross_entropy_backward_target_gradient(Tensor grad, Tensor grad_output, Tensor input, "
+      "Tensor? weight, str reduction, float label_smoothing, Tensor alpha, Tensor total_weight) "
+      "-> Tensor",
+      cross_entropy_backward_target_gradient);
+  m.def(
       "log_softmax_double_backward(Tensor grad, Tensor grad_output, Tensor input, int dim, "
       "Tensor alpha) -> (Tensor grad_grad_output, Tensor grad_input)",
       log_softmax_double_backward);

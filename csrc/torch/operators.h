@@ -32,10 +32,10 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
 
 // Writes the gradient over the logits.
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
-                                    const at::Tensor& target, const OptionalTensor& weight,
-                                    int64_t ignore_index, std::string_view reduction,
-                                    double label_smoothing, const at::Tensor& alpha,
-                                    const at::Tensor& statistics, const at::Tensor& total_weight);
+                             const at::Tensor& target, const OptionalTensor& weight,
+                             int64_t ignore_index, std::string_view reduction,
+                             double label_smoothing, const at::Tensor& alpha,
+                             const at::Tensor& statistics, const at::Tensor& total_weight);
 
 // Whether cross_entropy_backward_ can write over this tensor.
 bool is_writable_in_place(const at::Tensor& input);
@@ -56,6 +56,12 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
     const at::Tensor& target, const OptionalTensor& weight, int64_t ignore_index,
     std::string_view reduction, double label_smoothing, const at::Tensor& alpha,
     const at::Tensor& total_weight);
+
+// The same, with respect to target probabilities.
+at::Tensor cross_entropy_backward_target_gradient(
+    const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
+    const OptionalTensor& weight, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha, const at::Tensor& total_weight);
 
 std::tuple<at::Tensor, at::Tensor> log_softmax_double_backward(const at::Tensor& grad,
                                                                const at::Tensor& grad_output,

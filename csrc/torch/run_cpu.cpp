@@ -59,9 +59,8 @@ void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
   const int64_t chunks = chunk_count(p.shape);
   const int64_t grain = std::max<int64_t>(1, kGrain / kChunk);
   const auto each_chunk = [&](auto phase, int64_t row) {
-    at::parallel_for(0, chunks, grain, [&](int64_t begin, int64_t end) {
-      phase(p, row, begin, end, workspace);
-    });
+    at::parallel_for(0, chunks, grain,
+                     [&](int64_t begin, int64_t end) { phase(p, row, begin, end, workspace); });
   };
   for (int64_t row = 0; row < p.shape.rows(); ++row) {
     each_chunk(kernel.reduce, row);
@@ -71,12 +70,11 @@ void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
 }
 
 template <class Params>
-void run(Kernel<Params> KernelTable::*kernel, const Params& p) {
+void run(Kernel<Params> KernelTable::* kernel, const Params& p) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return;
   const KernelTable& table = active_instruction_set().tables[static_cast<int>(p.dtype)];
   const bool contiguous_rows = p.logits_strides.classes == 1;
-  if (contiguous_rows && p.shape.rows() < at::get_num_threads() &&
-      p.shape.classes >= 2 * kGrain) {
+  if (contiguous_rows && p.shape.rows() < at::get_num_threads() && p.shape.classes >= 2 * kGrain) {
     run_chunks_in_parallel(table.*kernel, p);
   } else {
     run_rows_in_parallel(table.*kernel, p);

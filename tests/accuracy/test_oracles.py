@@ -49,9 +49,7 @@ def test_reference_is_the_identity(alpha, shape, options):
     logits = problem.logits.requires_grad_()
     target = problem.target
     wanted = [logits, target.requires_grad_()] if target.is_floating_point() else [logits]
-    loss = reference.cross_entropy(
-        logits, target, problem.weight, alpha=alpha, **problem.options
-    )
+    loss = reference.cross_entropy(logits, target, problem.weight, alpha=alpha, **problem.options)
     gradients = torch.autograd.grad(loss, wanted, problem.upstream(loss))
     expected = problem.expected(identity, problem.upstream(loss))
     torch.testing.assert_close(loss.detach(), expected.loss)

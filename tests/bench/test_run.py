@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,20 @@ def test_missing_package_leaves_out_its_peer_only(monkeypatch: pytest.MonkeyPatc
     result = measure(TINY, [COPY, jax, *OURS], budget=0.0)
     assert result.skipped == {"jax": "jax cannot be imported"}
     assert set(result.seconds) == {"copy", *(peer.name for peer in OURS)}
+
+
+def test_wrong_peer_is_not_timed() -> None:
+    wrong = replace(OURS[1], name="wrong", alpha=1.0)
+    result = measure(TINY, [COPY, wrong], budget=0.0)
+    assert set(result.seconds) == {"copy"}
+    assert result.skipped["wrong"].startswith("wrong gradient: off by")
+
+
+def test_wrong_one_of_ours_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(OURS[1], alpha=1.0)
+    monkeypatch.setattr("bench.measure.OURS", (wrong,))
+    with pytest.raises(WrongGradientError, match="off by"):
+        measure(TINY, [wrong], budget=0.0)
 
 
 @pytest.mark.parametrize("mode", [FRESH, IN_PLACE])

@@ -62,15 +62,16 @@ class Block {
   std::unique_ptr<unsigned char[]> bytes_;
 };
 
-// The same bits; one NaN counts as any other.
+// The same bits; one NaN counts as any other, for its bits depend on how operands are ordered.
 template <class T>
 bool same_number(const T& a, const T& b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(widen(a)) && std::isnan(widen(b)));
 }
 template <class T>
 bool same_numbers(const Block<T>& a, const Block<T>& b) {
-  return a.count() == b.count() &&
-         std::equal(a.data(), a.data() + a.count(), b.data(), same_number<T>);
+  if (a.count() != b.count()) return false;
+  if (a.count() == 0 || std::memcmp(a.data(), b.data(), a.count() * sizeof(T)) == 0) return true;
+  return std::equal(a.data(), a.data() + a.count(), b.data(), same_number<T>);
 }
 
 enum class Arrangement {

@@ -22,14 +22,11 @@ struct Options {
   Upstream upstream = Upstream::none;
   double total_weight = 0.0;  // 0: not divided
 
-  bool by_index() const {
-    return target == TargetKind::index64 || target == TargetKind::index32;
-  }
+  bool by_index() const { return target == TargetKind::index64 || target == TargetKind::index32; }
   bool has_class_mass() const { return !by_index() || smoothing > 0.0; }
 
   std::string describe() const {
-    static const char* const kTargets[] = {"int64", "int32", "probabilities",
-                                           "wide probabilities"};
+    static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
     static const char* const kUpstreams[] = {"no", "one", "row"};
     char text[256];
     std::snprintf(text, sizeof(text),
@@ -95,7 +92,9 @@ struct Problem {
   Strides strides(int64_t padding) const {
     return strides_of(shape(), options.arrangement, padding);
   }
-  std::string describe() const { return std::string(Traits<Storage>::name) + ' ' + options.describe(); }
+  std::string describe() const {
+    return std::string(Traits<Storage>::name) + ' ' + options.describe();
+  }
 
   void set_target(int64_t row, int64_t index) {
     if (options.target == TargetKind::index64) index64[row] = index;

@@ -86,9 +86,7 @@ struct Bounds {
   static constexpr long double kShareOfLargest = kDouble ? 1e-14L : 4e-6L;
   static constexpr long double kLeast = std::numeric_limits<Accumulate>::min();
 
-  static Expected sum(long double value) {
-    return {value, kRelative * std::fabs(value) + kLeast};
-  }
+  static Expected sum(long double value) { return {value, kRelative * std::fabs(value) + kLeast}; }
   static Expected log_probability(long double value) {
     return {value, kRelative * std::fabs(value) + 2 * ulp<Storage>(value) + kLeast};
   }

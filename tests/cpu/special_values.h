@@ -117,8 +117,8 @@ void check_special_values(Reports& reports) {
   for (const int64_t classes : {int64_t{17}, int64_t{99}, kChunk + 1, kLongRow}) {
     for (const double alpha : {1.0, 0.3, 0.7}) {
       ++turn;
+      if (!is_small(classes) && turn % 3 != classes % 3) continue;  // one alpha is enough
       for (const bool inner : {true, false}) {
-        if (!is_small(classes) && inner == (turn % 2 == 0)) continue;
         Options options = random_options(random);
         options.alpha = alpha;
         options.arrangement = inner ? Arrangement::inner : Arrangement::packed;

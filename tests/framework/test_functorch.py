@@ -31,9 +31,7 @@ def samples(shape, **options):
 
 def loss_of(module, problem, scalar=True):
     def loss(logits, target):
-        value = module.cross_entropy(
-            logits, target, problem.weight, alpha=0.3, **problem.options
-        )
+        value = module.cross_entropy(logits, target, problem.weight, alpha=0.3, **problem.options)
         return value.square().sum() if scalar and value.dim() else value
 
     return loss
@@ -84,9 +82,7 @@ def test_vmap_over_other_dimensions(in_dims, shape):
 @calls
 def test_grad_of_vmap(options):
     logits, target, problem = samples((5, 7), **options)
-    assert_same(
-        lambda loss: grad(lambda z, t: vmap(loss)(z, t).sum()), logits, target, problem
-    )
+    assert_same(lambda loss: grad(lambda z, t: vmap(loss)(z, t).sum()), logits, target, problem)
 
 
 @calls
@@ -144,7 +140,11 @@ def test_log_softmax(dim):
 
         output, pull_back = vjp(vmap(function), logits)
         second = grad(lambda z: grad(lambda y: function(y).square().sum())(z).square().sum())
-        return output, pull_back(torch.linspace(-1, 1, output.numel()).reshape(output.shape).double()), vmap(second)(logits)
+        return (
+            output,
+            pull_back(torch.linspace(-1, 1, output.numel()).reshape(output.shape).double()),
+            vmap(second)(logits),
+        )
 
     torch.testing.assert_close(solve(pg), solve(reference), rtol=1e-11, atol=1e-13)
 

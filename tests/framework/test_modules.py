@@ -119,4 +119,6 @@ def test_bad_alpha(module, alpha):
     """At the latest when it is used."""
     with pytest.raises(ValueError, match="alpha"):
         made = module(alpha=alpha)
-        made(torch.randn(2, 5), *([torch.tensor([0, 1])] * (module is pg.PowerGradCrossEntropyLoss)))
+        made(
+            torch.randn(2, 5), *([torch.tensor([0, 1])] * (module is pg.PowerGradCrossEntropyLoss))
+        )

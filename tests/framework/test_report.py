@@ -35,14 +35,13 @@ def test_report(isa):
     assert "CUDA architectures" in lines
 
 
-@pytest.mark.parametrize("isa", ["sse2", "AVX2", ""])
+@pytest.mark.parametrize("isa", ["sse2", "AVX2"])
 def test_unknown_instruction_set(isa):
-    """An error of the import, with the name, the value and what there is."""
+    """An error of the import: one sentence with the name, the value and what there is."""
     done = run("-c", "import powergrad_ext", POWERGRAD_ISA=isa)
     assert done.returncode != 0
-    message = done.stderr.splitlines()[-1]
-    assert "POWERGRAD_ISA" in message
-    assert isa in message
+    message = done.stderr.strip().splitlines()[-1]
+    assert f"POWERGRAD_ISA={isa}" in message
     assert all(name in message for name in _C.available_isas())
 
 

@@ -49,9 +49,7 @@ def test_forward_and_backward(shape, options, dtype, device, isa):
     raw = raw_arguments(problem)
     loss, statistics, total = OPS.cross_entropy_forward(problem.logits, *raw, True)
     upstream = problem.upstream(loss)
-    gradient = OPS.cross_entropy_backward(
-        upstream, problem.logits, *raw, statistics, total
-    )
+    gradient = OPS.cross_entropy_backward(upstream, problem.logits, *raw, statistics, total)
     expected = problem.expected(definition, upstream)
     assert_loss(loss, expected.loss)
     assert_gradient(gradient, expected.gradient, class_dim_of_bound(problem))
