@@ -1,7 +1,5 @@
 from torch import Tensor
 
-__file__: str
-
 def cross_entropy(
     input: Tensor,
     target: Tensor,

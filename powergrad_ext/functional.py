@@ -160,7 +160,7 @@ def require_tensor(function: str, name: str, argument: object) -> None:
 
 
 def as_alpha(alpha: object) -> float | Tensor:
-    """Any alpha as a float or tensor, ValueError if it is neither; the operators check its value."""
+    """Any alpha as a float or tensor, else ValueError; the operators check its value."""
     if isinstance(alpha, Tensor):
         return alpha
     if isinstance(alpha, Real):

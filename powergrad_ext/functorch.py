@@ -54,7 +54,7 @@ class _CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> Any:
         input, target, weight, alpha, statistics, total_weight = ctx.saved_tensors
-        ignore_index, reduction, label_smoothing = ctx.options
+        _, reduction, label_smoothing = ctx.options
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
             grad_input = _CrossEntropyBackward.apply(

@@ -1,5 +1,7 @@
-"""What torch.ops.powergrad.* need beyond their kernels: shapes for FakeTensor and meta tensors, and
-batching rules for vmap."""
+"""What torch.ops.powergrad.* need beyond their kernels.
+
+Shapes for FakeTensor and meta tensors, and batching rules for vmap.
+"""
 
 from __future__ import annotations
 
