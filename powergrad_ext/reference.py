@@ -25,7 +25,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
@@ -67,14 +67,13 @@ def cross_entropy(
         IndexError: a target out of range.
     """
     _refuse_gradient(weight=weight, alpha=alpha)
-    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+    return _CrossEntropy.apply(
         _widened(input),
         target.long() if target.dtype == torch.int32 else _widened(target),
         None if weight is None else _widened(weight),
         _checked(alpha),
         {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing},
     )
-    return loss
 
 
 def log_softmax(
@@ -104,10 +103,7 @@ def log_softmax(
     """
     _refuse_gradient(alpha=alpha)
     logits = input if dtype is None else input.to(dtype)
-    wide: Tensor = _LogSoftmax.apply(  # type: ignore[no-untyped-call]
-        _widened(logits), dim, _checked(alpha)
-    )
-    return wide.to(logits.dtype)
+    return _LogSoftmax.apply(_widened(logits), dim, _checked(alpha)).to(logits.dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -172,8 +168,8 @@ class _LogSoftmax(torch.autograd.Function):
 
 def _pull_back(function: Any, at: Tensor, upstream: Tensor) -> Tensor:
     """The ordinary gradient of `function`; itself differentiable, as often as one likes."""
-    gradient: Tensor = torch.func.vjp(function, at)[1](upstream)[0]
-    return gradient
+    pull_back = torch.func.vjp(function, at)[1]
+    return pull_back(upstream)[0]
 
 
 def _widened(tensor: Tensor) -> Tensor:

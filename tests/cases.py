@@ -19,9 +19,17 @@ from oracle import (
 from torch import Tensor
 
 import powergrad_ext as pg
+from powergrad_ext._native import _C
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["rows", "inner"]
 TARGET_KINDS = ["int64", "int32", "probabilities", "float32_probabilities"]
+
+
+def devices() -> list[str]:
+    """The CPU, and a GPU where there is one and the module has kernels for it."""
+    has_cuda = torch.cuda.is_available() and bool(_C.cuda_architectures())
+    return ["cpu", "cuda"] if has_cuda else ["cpu"]
 
 
 @dataclass

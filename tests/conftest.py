@@ -8,22 +8,16 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+from cases import DTYPES, devices
 
 from powergrad_ext._native import _C
 
-FLOAT32_ACCUMULATED = [torch.float32, torch.bfloat16, torch.float16]
-DTYPES = [*FLOAT32_ACCUMULATED, torch.float64]
-
-# Found once, examples are replayed everywhere: a failure in CI is a failure on a desk.
-hypothesis.settings.register_profile("ci", derandomize=True, database=None)
-hypothesis.settings.register_profile("explore", max_examples=2000)
+# The same examples in every run: a failure in CI is a failure on a desk.
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=300, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def devices() -> list[str]:
-    """The CPU, and a GPU where there is one and the module has kernels for it."""
-    has_cuda = torch.cuda.is_available() and bool(_C.cuda_architectures())
-    return ["cpu", "cuda"] if has_cuda else ["cpu"]
 
 
 @pytest.fixture(params=devices())
@@ -43,12 +37,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Every supported type of logits."""
-    return request.param
-
-
-@pytest.fixture(params=FLOAT32_ACCUMULATED, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def float32_accumulated(request: pytest.FixtureRequest) -> torch.dtype:
-    """The types of logits whose sums are float32."""
     return request.param
 
 

@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
-# Gradients: 2 ulp of their own type, plus a share of the largest gradient. Of the same row where the
-# target is one class: that of the whole block would hide a bad row behind a good one. Of the block
-# where every class has mass: p' and the mass are then of like size, and a row of small gradients is
-# the difference of two rounded numbers that are not small. So it is with log_softmax.
+# Gradients: 2 ulp of their own type, plus a share of the largest gradient.
+# - Of the same row where the target is one class: the whole block's would hide a bad row behind a
+#   good one.
+# - Of the block where every class has mass, and for log_softmax: two numbers of like size are
+#   subtracted there, and a row of small gradients is the difference of rounded large ones.
 # Losses: relative.
 # The exponent alpha (z - max) is a rounded number too, and hands its error on to the exponential:
-# 4e-6 are the share of float32's rounding at 66, 1e-14 that of float64's at 90.
+# 4e-6 is the share of float32's rounding at an exponent of 66, 1e-14 that of float64's at 90.
 ULPS = 2.0
 SHARE = {torch.float32: 4e-6, torch.float64: 1e-14}
 
@@ -132,7 +133,7 @@ def _long(tensor: Tensor) -> np.ndarray:
 
 
 def _rows(tensor: Tensor, class_dim: int) -> np.ndarray:
-    """(rows, C)"""
+    """As rows, (rows, C)."""
     moved = tensor.detach().movedim(class_dim, -1)
     return _long(moved.reshape(moved.shape[:-1].numel(), moved.shape[-1]))
 

@@ -1,5 +1,5 @@
-// What every vector type gets from its primitives: partial loads of half precision,
-// single elements, and the traits of a storage type. Included inside the target region.
+// What every vector type gets from its primitives: partial vectors, single elements, and the traits
+// of a storage type. Included inside the target region.
 #pragma once
 
 namespace powergrad {
@@ -30,26 +30,15 @@ inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // The first `count` lanes of p; the others are 0. Reads nothing past them.
 template <class V, class Storage>
 V load_lanes(const Storage* p, int count) {
-  if (count == V::kWidth) return V::load(p);
-  if constexpr (std::is_same_v<Storage, typename V::Scalar>) {
-    return V::load_first(p, count);
-  } else {
-    Storage buffer[V::kWidth] = {};
-    std::memcpy(buffer, p, count * sizeof(Storage));
-    return V::load(buffer);
-  }
+  return count == V::kWidth ? V::load(p) : V::load_first(p, count);
 }
 
 template <class V, class Storage>
 void store_lanes(V x, Storage* p, int count) {
   if (count == V::kWidth) {
     x.store(p);
-  } else if constexpr (std::is_same_v<Storage, typename V::Scalar>) {
-    x.store_first(p, count);
   } else {
-    Storage buffer[V::kWidth];
-    x.store(buffer);
-    std::memcpy(p, buffer, count * sizeof(Storage));
+    x.store_first(p, count);
   }
 }
 

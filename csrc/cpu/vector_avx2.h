@@ -54,6 +54,12 @@ struct Vector<float> {
   static Vector load_first(const float* p, int count) {
     return {_mm256_maskload_ps(p, first_lanes_32(count))};
   }
+  template <class Half>
+  static Vector load_first(const Half* p, int count) {
+    Half buffer[kWidth] = {};
+    std::memcpy(buffer, p, count * sizeof(Half));
+    return load(buffer);
+  }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(BFloat16* p) const {
@@ -74,6 +80,12 @@ struct Vector<float> {
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store_first(float* p, int count) const { _mm256_maskstore_ps(p, first_lanes_32(count), v); }
+  template <class Half>
+  void store_first(Half* p, int count) const {
+    Half buffer[kWidth];
+    store(buffer);
+    std::memcpy(p, buffer, count * sizeof(Half));
+  }
 };
 
 inline Vector<float> operator+(Vector<float> a, Vector<float> b) {

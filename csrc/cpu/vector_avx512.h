@@ -24,19 +24,35 @@ struct Vector<float> {
   }
 
   static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vector load(const BFloat16* p) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
-  }
-  static Vector load(const Float16* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  template <class Half>
+  static Vector load(const Half* p) {
+    return from_bits(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static Vector load_first(const float* p, int count) {
     return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
   }
+  template <class Half>
+  static Vector load_first(const Half* p, int count) {
+    return from_bits(p, _mm256_maskz_loadu_epi16(first_lanes(count), p));
+  }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(BFloat16* p) const {
+  template <class Half>
+  void store(Half* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bits(p));
+  }
+  void store_first(float* p, int count) const { _mm512_mask_storeu_ps(p, first_lanes(count), v); }
+  template <class Half>
+  void store_first(Half* p, int count) const {
+    _mm256_mask_storeu_epi16(p, first_lanes(count), to_bits(p));
+  }
+
+  // Half precision; the pointer only says which.
+  static Vector from_bits(const BFloat16*, __m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static Vector from_bits(const Float16*, __m256i bits) { return {_mm512_cvtph_ps(bits)}; }
+  __m256i to_bits(const BFloat16*) const {
     const __m512i bits = _mm512_castps_si512(v);
     // Round to nearest even: add 0x7fff plus the lowest bit that is kept; NaN keeps its payload.
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -45,13 +61,11 @@ struct Vector<float> {
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
     const Mask nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     const __m512i wide = _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(wide));
+    return _mm512_cvtepi32_epi16(wide);
   }
-  void store(Float16* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  __m256i to_bits(const Float16*) const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  void store_first(float* p, int count) const { _mm512_mask_storeu_ps(p, first_lanes(count), v); }
 };
 
 inline Vector<float> operator+(Vector<float> a, Vector<float> b) {

@@ -97,17 +97,19 @@ struct Vector<float> : PortableVector<float, int32_t> {
   static Vector load(const Storage* p) {
     return {{Lanes{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}};
   }
-  static Vector load_first(const float* p, int count) {
+  template <class Storage>
+  static Vector load_first(const Storage* p, int count) {
     Vector result = broadcast(0.0f);
-    for (int i = 0; i < count; ++i) result.v[i] = p[i];
+    for (int i = 0; i < count; ++i) result.v[i] = to_float(p[i]);
     return result;
   }
   template <class Storage>
   void store(Storage* p) const {
     for (int i = 0; i < kWidth; ++i) from_float(v[i], p + i);
   }
-  void store_first(float* p, int count) const {
-    for (int i = 0; i < count; ++i) p[i] = v[i];
+  template <class Storage>
+  void store_first(Storage* p, int count) const {
+    for (int i = 0; i < count; ++i) from_float(v[i], p + i);
   }
 };
 

@@ -2,6 +2,8 @@
 // and what the package reports about itself. Loading it registers torch.ops.powergrad.*.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -22,11 +24,16 @@ using Alpha = std::variant<double, at::Tensor>;
 at::Tensor as_tensor(const Alpha& alpha) {
   const double* value = std::get_if<double>(&alpha);
   if (value == nullptr) return std::get<at::Tensor>(alpha);
+  const auto make = [value] {
+    return at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
+  };
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return make();  // a fake one, say
   // Steps come with the same alpha, and making a tensor costs a tenth of a small call.
   thread_local double last_value = std::numeric_limits<double>::quiet_NaN();
   thread_local at::Tensor last;
   if (*value != last_value) {
-    last = at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
+    const c10::InferenceMode ordinary_tensor(false);  // one that training after evaluation can save
+    last = make();
     last_value = *value;
   }
   return last;

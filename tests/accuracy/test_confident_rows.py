@@ -1,8 +1,8 @@
 """Rows whose target is nearly certain: p' - 1 keeps its digits, and so does the loss.
 
-1 - p' is as small as 1e-6 at alpha = 0.3, and 1e-24 at alpha = 1. Rounded before the target is subtracted, p' would be 1 in bfloat16
-from 1 - p' = 2e-3 on, in float32 from 6e-8 on, and the gradient 0. So the bound is that of every
-other row: relative to the row's own, small, gradients.
+1 - p' is as small as 1e-6 at alpha = 0.3, and 1e-24 at alpha = 1. Rounded before the target is
+subtracted, p' would be 1 in bfloat16 from 1 - p' = 2e-3 on, in float32 from 6e-8 on, and the
+gradient 0. So the bound is that of every other row: relative to the row's own, small, gradients.
 """
 
 import pytest

@@ -6,8 +6,15 @@ HYPOTHESIS_PROFILE=explore for many more, and new ones.
 
 import hypothesis
 import torch
-from cases import TARGET_KINDS, check, check_log_softmax, make_logits, make_problem
-from conftest import DTYPES, devices
+from cases import (
+    DTYPES,
+    TARGET_KINDS,
+    check,
+    check_log_softmax,
+    devices,
+    make_logits,
+    make_problem,
+)
 from hypothesis import strategies as some
 
 ALPHAS = some.one_of(some.sampled_from([1.0, 0.5, 0.25, 0.3]), some.floats(0.05, 3.0))
@@ -56,13 +63,11 @@ def problems(draw):
     return problem
 
 
-@hypothesis.settings(deadline=None, max_examples=400)
 @hypothesis.given(problems())
 def test_cross_entropy(problem):
     check(problem)
 
 
-@hypothesis.settings(deadline=None, max_examples=150)
 @hypothesis.given(some.data())
 def test_log_softmax(data):
     shape = data.draw(shapes())

@@ -82,7 +82,8 @@ enum class Arrangement {
 };
 inline constexpr int kArrangements = 4;
 inline const char* name_of(Arrangement a) {
-  return (const char* const[]){"packed", "padded", "nested", "inner"}[static_cast<int>(a)];
+  static const char* const kNames[kArrangements] = {"packed", "padded", "nested", "inner"};
+  return kNames[static_cast<int>(a)];
 }
 
 // `padding` elements follow each contiguous run.

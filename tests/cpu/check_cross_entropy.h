@@ -128,7 +128,7 @@ class CrossEntropyRunner {
   void run(const Kernel<CrossEntropyParams>& kernel, const CrossEntropyParams& p,
            const Execution& execution, bool keeps) const {
     const bool inside = execution.run<Accumulate>(kernel, p, keeps);
-    report_.expect(inside, "%s: wrote past the workspace", execution.name);
+    report_.expect(inside, "wrote past the workspace");
   }
 
   const Problem<Storage>& problem_;
@@ -171,14 +171,14 @@ class CrossEntropyCheck {
       report_.expect(same_numbers(outputs.losses, other.losses) &&
                          same_numbers(outputs.statistics, other.statistics) &&
                          same_numbers(outputs.gradient.block, other.gradient.block),
-                     "forward: %s changes the bits", split.name);
+                     std::string("forward: other bits from ") + split.name);
     }
   }
 
   void check_backward(const Block<Accumulate>& statistics) const {
     const Tensor<Storage> gradient = runner_.backward(statistics, whole(), false);
     check_gradient("backward gradient", gradient);
-    expect_same("in place", gradient, runner_.backward(statistics, whole(), true));
+    expect_same("working in place", gradient, runner_.backward(statistics, whole(), true));
     for (const Execution& split : splits_) {
       expect_same(split.name, gradient, runner_.backward(statistics, split, true));
     }
@@ -192,7 +192,7 @@ class CrossEntropyCheck {
         same = same && same_number(a.at(row, j), b.at(row, j));
       }
     }
-    report_.expect(same, "backward: %s changes the bits", what);
+    report_.expect(same, std::string("backward: other bits from ") + what);
   }
 
   void check_losses(const Block<Accumulate>& losses) const {

@@ -100,7 +100,7 @@ class LogSoftmaxRunner {
   void run(const Kernel<LogSoftmaxParams>& kernel, const LogSoftmaxParams& p,
            const Execution& execution) const {
     const bool inside = execution.run<Accumulate>(kernel, p, false);
-    report_.expect(inside, "%s: wrote past the workspace", execution.name);
+    report_.expect(inside, "wrote past the workspace");
   }
 
   const Problem<Storage>& problem_;
@@ -125,8 +125,8 @@ class LogSoftmaxCheck {
     check_statistics(outputs.statistics);
     check_gradient(outputs.gradient);
     for (const Execution& split : splits(problem_.shape(), problem_.logits.strides)) {
-      report_.expect(outputs.same_as(runner_.forward_and_backward(split)), "%s changes the bits",
-                     split.name);
+      report_.expect(outputs.same_as(runner_.forward_and_backward(split)),
+                     std::string("other bits from ") + split.name);
     }
   }
 

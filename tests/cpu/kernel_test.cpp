@@ -1,5 +1,6 @@
 // The CPU kernels against the equations of powergrad.h: `kernel_test [instruction set]`, every
 // supported one without an argument. Returns 1 when a check fails, 2 for a bad argument.
+#include "conversions.h"
 #include "ordinary_problems.h"
 #include "special_values.h"
 
@@ -39,6 +40,7 @@ void check_all(Reports& reports) {
   check_confident_rows<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);
+  check_nothing_counted<Storage>(reports);
 }
 
 int run(const char* name) {
@@ -47,6 +49,7 @@ int run(const char* name) {
 #define POWERGRAD_CHECK_ALL(type_name, storage, accumulate) check_all<storage>(reports);
   POWERGRAD_FORALL_TYPES(POWERGRAD_CHECK_ALL)
 #undef POWERGRAD_CHECK_ALL
+  check_conversions(reports);
   bool failed = false;
   for (const Report& report : reports) {
     report.summarize();

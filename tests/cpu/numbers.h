@@ -2,10 +2,12 @@
 // numbers. Conversions are written from the formats' definitions, not from the kernels.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <type_traits>
 
 #include "powergrad.h"
 

@@ -49,7 +49,7 @@ inline Options random_options(Random& random) {
   options.weighted = random.one_in(2);
   options.smoothing = random.one_in(3) ? 0.1 : 0.0;
   options.upstream = static_cast<Upstream>(random.below(3));
-  options.total_weight = random.one_in(2) ? 37.5 : 0.0;
+  if (random.one_in(2)) options.total_weight = 37.5;
   return options;
 }
 

@@ -2,6 +2,7 @@
 // reference reads them.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "buffers.h"
@@ -20,7 +21,7 @@ struct Options {
   bool weighted = false;
   double smoothing = 0.0;
   Upstream upstream = Upstream::none;
-  double total_weight = 0.0;  // 0: not divided
+  std::optional<double> total_weight;
 
   bool by_index() const { return target == TargetKind::index64 || target == TargetKind::index32; }
   bool has_class_mass() const { return !by_index() || smoothing > 0.0; }
@@ -29,12 +30,13 @@ struct Options {
     static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
     static const char* const kUpstreams[] = {"no", "one", "row"};
     char text[256];
-    std::snprintf(text, sizeof(text),
-                  "(%lld, %lld, %lld) %s, alpha %g, %s, %s, smoothing %g, %s upstream, total %g",
-                  static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
-                  static_cast<long long>(shape.inner), name_of(arrangement), alpha,
-                  kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted",
-                  smoothing, kUpstreams[static_cast<int>(upstream)], total_weight);
+    std::snprintf(
+        text, sizeof(text),
+        "(%lld, %lld, %lld) %s, alpha %g, %s, %s, smoothing %g, %s upstream, divided by %g",
+        static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
+        static_cast<long long>(shape.inner), name_of(arrangement), alpha,
+        kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted", smoothing,
+        kUpstreams[static_cast<int>(upstream)], total_weight.value_or(1.0));
     return text;
   }
 };
@@ -151,7 +153,7 @@ struct Problem {
     if (options.upstream != Upstream::none) {
       result = row_upstream[options.upstream == Upstream::scalar ? 0 : row];
     }
-    return options.total_weight != 0.0 ? result / options.total_weight : result;
+    return result / options.total_weight.value_or(1.0);
   }
 
   CrossEntropyParams cross_entropy() const {
@@ -189,7 +191,7 @@ struct Problem {
     }
     if (options.upstream != Upstream::none) p.upstream = row_upstream.data();
     p.upstream_stride = options.upstream == Upstream::per_row ? 1 : 0;
-    if (options.total_weight != 0.0) p.total_weight = &options.total_weight;
+    if (options.total_weight) p.total_weight = &*options.total_weight;
     return p;
   }
 

@@ -1,7 +1,7 @@
 // Counts what was checked on one instruction set and describes the first failures.
 #pragma once
 
-#include <cstdarg>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -21,10 +21,9 @@ class Report {
   // Names the case that the next checks belong to.
   void enter(const std::string& context) { context_ = context; }
 
-  template <class... Arguments>
-  void expect(bool holds, const char* format, Arguments... arguments) {
+  void expect(bool holds, const std::string& what) {
     ++checks_;
-    if (!holds) fail(format, arguments...);
+    if (!holds) fail(what);
   }
 
   // Within the tolerance; NaN where NaN is expected, the same infinity where that is.
@@ -38,8 +37,11 @@ class Report {
     }
     ++checks_;
     if (holds) return;
-    fail("%s[%lld, %lld] is %.9Lg, expected %.9Lg within %.3Lg", what, static_cast<long long>(row),
-         static_cast<long long>(column), got, expected.value, expected.tolerance);
+    char text[160];
+    std::snprintf(text, sizeof(text), "%s[%lld, %lld] is %.9Lg, expected %.9Lg within %.3Lg", what,
+                  static_cast<long long>(row), static_cast<long long>(column), got, expected.value,
+                  expected.tolerance);
+    fail(text);
   }
 
   void summarize() const {
@@ -50,14 +52,9 @@ class Report {
  private:
   static constexpr int64_t kDescribed = 20;
 
-  __attribute__((format(printf, 2, 3))) void fail(const char* format, ...) {
+  void fail(const std::string& what) {
     if (++failures_ > kDescribed) return;
-    std::printf("%s: %s: ", set_->name, context_.c_str());
-    va_list arguments;
-    va_start(arguments, format);
-    std::vprintf(format, arguments);
-    va_end(arguments);
-    std::printf("\n");
+    std::printf("%s: %s: %s\n", set_->name, context_.c_str(), what.c_str());
   }
 
   const InstructionSet* set_;

@@ -1,6 +1,7 @@
 // Ways to run a kernel over all rows of a problem. Each must leave the same bits.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "buffers.h"

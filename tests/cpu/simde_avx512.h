@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
-// A 64-byte vector passed by value without AVX-512 has no settled ABI; here none leaves its file.
+// A 64-byte vector passed by value without AVX-512 has no settled ABI: compilers warn of it, though
+// here none leaves its file.
 #pragma GCC diagnostic ignored "-Wpsabi"
+#define POWERGRAD_INLINE inline __attribute__((always_inline))
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -15,7 +17,7 @@
 namespace powergrad_simde {
 
 template <class Wide, class Half>
-Wide join(Half low, Half high) {
+POWERGRAD_INLINE Wide join(Half low, Half high) {
   static_assert(sizeof(Wide) == 2 * sizeof(Half));
   Wide result;
   std::memcpy(&result, &low, sizeof(Half));
@@ -25,7 +27,7 @@ Wide join(Half low, Half high) {
 
 // Half 0 is the low one.
 template <class Half, class Wide>
-Half half_of(Wide x, int which) {
+POWERGRAD_INLINE Half half_of(Wide x, int which) {
   static_assert(sizeof(Wide) == 2 * sizeof(Half));
   Half result;
   std::memcpy(&result, reinterpret_cast<const char*>(&x) + which * sizeof(Half), sizeof(Half));
@@ -35,7 +37,7 @@ Half half_of(Wide x, int which) {
 // Masked memory is touched lane by lane, so that AddressSanitizer sees exactly what the processor
 // would touch.
 template <class Wide, class Scalar>
-Wide load_masked(unsigned mask, const Scalar* p) {
+POWERGRAD_INLINE Wide load_masked(unsigned mask, const Scalar* p) {
   constexpr unsigned kWidth = sizeof(Wide) / sizeof(Scalar);
   Scalar lanes[kWidth];
   for (unsigned i = 0; i < kWidth; ++i) lanes[i] = (mask >> i & 1u) != 0 ? p[i] : Scalar(0);
@@ -45,7 +47,7 @@ Wide load_masked(unsigned mask, const Scalar* p) {
 }
 
 template <class Wide, class Scalar>
-void store_masked(Scalar* p, unsigned mask, Wide x) {
+POWERGRAD_INLINE void store_masked(Scalar* p, unsigned mask, Wide x) {
   constexpr unsigned kWidth = sizeof(Wide) / sizeof(Scalar);
   Scalar lanes[kWidth];
   std::memcpy(lanes, &x, sizeof(x));
@@ -54,13 +56,21 @@ void store_masked(Scalar* p, unsigned mask, Wide x) {
   }
 }
 
-inline __m512i widen_unsigned(__m256i x) {
+POWERGRAD_INLINE __m512i widen_unsigned(__m256i x) {
   return join<__m512i>(_mm256_cvtepu16_epi32(half_of<__m128i>(x, 0)),
                        _mm256_cvtepu16_epi32(half_of<__m128i>(x, 1)));
 }
 
+// The elements are some two-byte type; their bits are what counts.
+inline __m256i load_masked_halves(unsigned mask, const void* p) {
+  return load_masked<__m256i>(mask, static_cast<const uint16_t*>(p));
+}
+inline void store_masked_halves(void* p, unsigned mask, __m256i x) {
+  store_masked(static_cast<uint16_t*>(p), mask, x);
+}
+
 // Keeps the low 16 bits of every lane.
-inline __m256i narrow(__m512i x) {
+POWERGRAD_INLINE __m256i narrow(__m512i x) {
   uint32_t wide[16];
   uint16_t lanes[16];
   std::memcpy(wide, &x, sizeof(x));
@@ -70,24 +80,24 @@ inline __m256i narrow(__m512i x) {
   return result;
 }
 
-inline __m512 half_to_float(__m256i x) {
+POWERGRAD_INLINE __m512 half_to_float(__m256i x) {
   return join<__m512>(_mm256_cvtph_ps(half_of<__m128i>(x, 0)),
                       _mm256_cvtph_ps(half_of<__m128i>(x, 1)));
 }
 
 template <int kRounding>
-__m256i float_to_half(__m512 x) {
+POWERGRAD_INLINE __m256i float_to_half(__m512 x) {
   return join<__m256i>(_mm256_cvtps_ph(half_of<__m256>(x, 0), kRounding),
                        _mm256_cvtps_ph(half_of<__m256>(x, 1), kRounding));
 }
 
-inline __m512d float_to_double(__m256 x) {
+POWERGRAD_INLINE __m512d float_to_double(__m256 x) {
   return join<__m512d>(_mm256_cvtps_pd(half_of<__m128>(x, 0)),
                        _mm256_cvtps_pd(half_of<__m128>(x, 1)));
 }
 
 // floor(log2(|x|)) as a float; the same special values as the instruction.
-inline __m512 exponent(__m512 x) {
+POWERGRAD_INLINE __m512 exponent(__m512 x) {
   float lanes[16];
   std::memcpy(lanes, &x, sizeof(x));
   for (float& lane : lanes) lane = std::logb(lane);
@@ -97,6 +107,7 @@ inline __m512 exponent(__m512 x) {
 }
 
 }  // namespace powergrad_simde
+#undef POWERGRAD_INLINE
 
 // The compiler may define some of these itself, for a target that is not open here.
 #undef _mm512_cvtps_ph
@@ -108,5 +119,7 @@ inline __m512 exponent(__m512 x) {
 #define _mm512_getexp_ps powergrad_simde::exponent
 #define _mm512_maskz_loadu_ps(mask, p) powergrad_simde::load_masked<__m512>(mask, p)
 #define _mm512_maskz_loadu_pd(mask, p) powergrad_simde::load_masked<__m512d>(mask, p)
+#define _mm256_maskz_loadu_epi16 powergrad_simde::load_masked_halves
+#define _mm256_mask_storeu_epi16 powergrad_simde::store_masked_halves
 #define _mm512_mask_storeu_ps powergrad_simde::store_masked<__m512, float>
 #define _mm512_mask_storeu_pd powergrad_simde::store_masked<__m512d, double>

@@ -106,10 +106,11 @@ void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& c
              same_at(output.output, clean_output.output, j) &&
              same_at(output.gradient, clean_output.gradient, j);
     }
-    report.expect(same, "row %lld changes with its neighbours", static_cast<long long>(row));
+    report.expect(same, "row " + std::to_string(row) + " changes with its neighbours");
   }
 }
 
+// A smoothing of 1 stays away: it leaves a masked target 0 times infinity.
 template <class Storage>
 void check_special_values(Reports& reports) {
   Random random(4);
@@ -137,6 +138,24 @@ void check_special_values(Reports& reports) {
         for (Report& report : reports) check_neighbours(problem, clean, edits, report);
       }
     }
+  }
+}
+
+// The mean over nothing: the weights sum to 0, and ignored rows have no gradient all the same.
+template <class Storage>
+void check_nothing_counted(Reports& reports) {
+  Random random(5);
+  for (const Arrangement arrangement : arrangements(17, 0)) {
+    Options options;
+    options.arrangement = arrangement;
+    options.shape = shape_of(arrangement, 17, 1);
+    options.upstream = Upstream::scalar;
+    options.total_weight = 0.0;
+    Problem<Storage> problem(options, random, 0.0, 1.0);
+    for (int64_t row = 0; row < problem.rows(); ++row) {
+      problem.set_target(row, Problem<Storage>::kIgnored);
+    }
+    check_on_all(problem, reports);
   }
 }
 

@@ -135,3 +135,17 @@ def test_only_the_probabilities_want_a_gradient(device):
     assert problem.logits.grad is None
     expected = -torch.log_softmax(problem.logits, 1) / 6
     torch.testing.assert_close(problem.target.grad, expected)
+
+
+def test_training_after_inference_with_the_same_alpha(device):
+    """Nothing that inference mode made is kept and saved for a backward later."""
+    alpha = 0.12345
+    logits = make_logits((6, 50), torch.float32, device)
+    target = torch.arange(6, device=device)
+    with torch.inference_mode():
+        pg.cross_entropy(logits, target, alpha=alpha)
+        pg.log_softmax(logits, alpha=alpha)
+    logits.requires_grad_()
+    losses = pg.cross_entropy(logits, target, reduction="none", alpha=alpha)
+    (losses.sum() + pg.log_softmax(logits, alpha=alpha).sum()).backward()
+    assert logits.grad.isfinite().all()

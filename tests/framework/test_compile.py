@@ -10,9 +10,10 @@ import powergrad_ext as pg
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """No graph of another test, and none left behind."""
+    """No graph of another test, nor one on disk that was made with older operators."""
     torch._dynamo.reset()
-    yield
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
     torch._dynamo.reset()
 
 

@@ -1,4 +1,4 @@
-"""Two processes on gloo train as one does: the gradients of DDP and FSDP2 are those of one process."""
+"""Two processes on gloo: the gradients of DDP and FSDP2 are those of one process."""
 
 import pytest
 import torch

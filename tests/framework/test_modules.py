@@ -1,4 +1,4 @@
-"""The modules: arguments as torch's own, alpha in sight, and everything a module can be put through."""
+"""The modules: arguments as torch's own, alpha in sight, and all that a module is put through."""
 
 import copy
 import io

@@ -12,8 +12,8 @@ ALPHA = torch.tensor(0.3, dtype=torch.float64)
 OPS = torch.ops.powergrad
 
 
-def index_arguments(shape=(6, 10), reduction="mean", dtype=torch.float32, **logits_options):
-    logits = make_logits(shape, dtype, "cpu")
+def index_arguments(shape=(6, 10), reduction="mean"):
+    logits = make_logits(shape, torch.float32, "cpu")
     target = torch.arange(shape[0]) if len(shape) == 2 else torch.zeros(2, shape[2]).long()
     return logits, (target, torch.linspace(0.5, 1.5, shape[1]), -100, reduction, 0.1, ALPHA)
 
@@ -64,6 +64,16 @@ CROSS_ENTROPY_OPERATORS = {
         upstream(z, rest),
         z,
         *rest,
+        saved(z, rest)[1],
+    ),
+    "cross_entropy_backward_target_gradient": lambda z, rest: (
+        torch.randn_like(z),
+        upstream(z, rest),
+        z,
+        rest[1],
+        rest[3],
+        rest[4],
+        ALPHA,
         saved(z, rest)[1],
     ),
     "cross_entropy_target_gradient": lambda z, rest: (

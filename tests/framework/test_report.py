@@ -1,4 +1,4 @@
-"""`python -m powergrad_ext`, and the choice of the instruction set: each in a process of its own."""
+"""`python -m powergrad_ext`, and the choice of the instruction set, in processes of their own."""
 
 import os
 import subprocess

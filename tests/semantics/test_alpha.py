@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import check, make_problem
+from oracle import assert_gradient, definition
 
 import powergrad_ext as pg
 from powergrad_ext import reference
@@ -73,12 +74,24 @@ def test_schedule_that_updates_a_tensor_between_steps(reduction, device):
         check(make_problem((6, 50), torch.float32, device, alpha=alpha, reduction=reduction))
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_change_between_forward_and_backward_is_noticed(reduction, device):
-    """Alpha is saved as torch saves every operand: no gradient mixes the old one with the new."""
-    problem = make_problem((6, 50), torch.float64, device, reduction=reduction)
+def test_change_between_forward_and_backward(device):
+    """Torch's error, as for every operand that backward needs: never a mixture of two alphas."""
+    problem = make_problem((6, 50), torch.float64, device, reduction="none")
     problem.alpha = torch.tensor(0.3, dtype=torch.float64)
     loss = problem.loss(problem.logits.requires_grad_(), problem.target)
     problem.alpha.fill_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward(problem.upstream(loss))
+
+
+def test_change_after_the_gradient_was_computed_in_forward(device):
+    """A mean may keep its gradient from forward: that is the one of the alpha of forward."""
+    problem = make_problem((6, 50), torch.float64, device)
+    problem.alpha = torch.tensor(0.3, dtype=torch.float64)
+    logits = problem.logits.requires_grad_()
+    loss = problem.loss(logits, problem.target)
+    upstream = problem.upstream(loss)
+    expected = problem.expected(definition, upstream)
+    problem.alpha.fill_(2.0)
+    (gradient,) = torch.autograd.grad(loss, logits, upstream)
+    assert_gradient(gradient, expected.gradient, 1)

@@ -210,9 +210,9 @@ def same(a, b):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_quantized_logits():
     quantized = torch.quantize_per_tensor(logits(3, CLASSES), 0.1, 0, torch.qint8)
-    with pytest.raises(TYPE_ERRORS, match="input.*quantized|quantized.*input"):
+    with pytest.raises(TYPE_ERRORS, match=r"input.*quantized|quantized.*input"):
         pg.cross_entropy(quantized, INDEX)
-    with pytest.raises(TYPE_ERRORS, match="input.*quantized|quantized.*input"):
+    with pytest.raises(TYPE_ERRORS, match=r"input.*quantized|quantized.*input"):
         pg.log_softmax(quantized)
 
 

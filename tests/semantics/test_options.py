@@ -1,4 +1,4 @@
-"""Weights, ignored rows, smoothing and reductions, all together: each changes what another means."""
+"""Weights, ignored rows, smoothing and reductions together: each changes what another means."""
 
 import pytest
 import torch
