@@ -179,7 +179,7 @@ def _widened(tensor: Tensor) -> Tensor:
 def _checked(alpha: float | Tensor) -> float | Tensor:
     if isinstance(alpha, Tensor):
         # On another device the value is not waited for.
-        good = alpha.dim() == 0 and not alpha.is_complex()
+        good = alpha.dim() == 0 and alpha.is_floating_point()
         good = good and (alpha.device.type != "cpu" or 0.0 < float(alpha) < math.inf)
     else:
         good = isinstance(alpha, Real) and 0.0 < float(alpha) < math.inf

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,17 @@ def devices() -> list[str]:
     """The CPU, and a GPU where there is one and the module has kernels for it."""
     has_cuda = torch.cuda.is_available() and bool(_C.cuda_architectures())
     return ["cpu", "cuda"] if has_cuda else ["cpu"]
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Runs the CPU kernels of one instruction set."""
+    before = _C.isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
 
 
 @dataclass

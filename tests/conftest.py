@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
-from cases import DTYPES, devices
+from cases import DTYPES, devices, instruction_set
 
 from powergrad_ext._native import _C
 
@@ -28,10 +28,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(params=_C.available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with each instruction set that this CPU has."""
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

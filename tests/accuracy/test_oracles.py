@@ -1,11 +1,11 @@
-"""The two oracles are the same function, so what one says of meaning holds for the other's digits.
+"""The oracles and the specification are the same function.
 
-Also for powergrad_ext.reference, which is the specification in the words of PyTorch.
+So what the identity says of meaning holds for the digits of the definition.
 """
 
 import pytest
 import torch
-from cases import make_problem
+from cases import make_logits, make_problem
 from oracle import definition, identity
 
 from powergrad_ext import reference
@@ -55,3 +55,36 @@ def test_reference_is_the_identity(alpha, shape, options):
     torch.testing.assert_close(loss.detach(), expected.loss)
     for gradient, right in zip(gradients, expected[1:], strict=False):
         torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-13)
+
+
+def test_reference_computes_half_logits_in_float32():
+    problem = make_problem((6, 7), torch.bfloat16, weighted=True, targets="int32")
+    logits = problem.logits.requires_grad_()
+    loss = reference.cross_entropy(logits, problem.target, problem.weight)
+    loss.backward()
+    expected = problem.expected(identity, torch.ones_like(loss))
+    assert loss.dtype == torch.float32
+    assert logits.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.detach().double(), expected.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits.grad.double(), expected.gradient, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_reference_keeps_ignored_rows_out(smoothing):
+    logits = make_logits((4, 7), torch.float64, "cpu")
+    logits[1] = torch.nan
+    logits.requires_grad_()
+    target = torch.tensor([0, -100, 2, 3])
+    loss = reference.cross_entropy(logits, target, label_smoothing=smoothing)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[1] == 0).all()
+
+
+def test_reference_leaves_the_logits_alone():
+    """inplace_backward is a permission, and the specification has no use for it."""
+    problem = make_problem((6, 7), torch.float64)
+    logits = problem.logits.clone().requires_grad_()
+    reference.cross_entropy(logits, problem.target, inplace_backward=True).backward()
+    assert torch.equal(logits.detach(), problem.logits)

@@ -1,5 +1,6 @@
 """Any shape, strides, type and options at once, against the float64 identity.
 
+By way of the definition in long double, which has the digits to judge by (see oracle.py).
 Bounded in time by the number and size of the examples, which are the same in every run; set
 HYPOTHESIS_PROFILE=explore for many more, and new ones.
 """
@@ -12,11 +13,16 @@ from cases import (
     check,
     check_log_softmax,
     devices,
+    instruction_set,
     make_logits,
     make_problem,
 )
 from hypothesis import strategies as some
+from oracle import definition, identity
 
+from powergrad_ext._native import _C
+
+INSTRUCTION_SETS = some.sampled_from(_C.available_isas())
 ALPHAS = some.one_of(some.sampled_from([1.0, 0.5, 0.25, 0.3]), some.floats(0.05, 3.0))
 
 
@@ -63,19 +69,29 @@ def problems(draw):
     return problem
 
 
-@hypothesis.given(problems())
-def test_cross_entropy(problem):
-    check(problem)
+@hypothesis.given(problems(), INSTRUCTION_SETS)
+def test_cross_entropy(problem, isa):
+    with instruction_set(isa):
+        check(problem)
+    upstream = problem.upstream(problem.loss(problem.logits, problem.target))
+    torch.testing.assert_close(
+        problem.expected(definition, upstream),
+        problem.expected(identity, upstream),
+        rtol=1e-9,
+        atol=1e-9,
+        equal_nan=True,
+    )
 
 
-@hypothesis.given(some.data())
-def test_log_softmax(data):
+@hypothesis.given(some.data(), INSTRUCTION_SETS)
+def test_log_softmax(data, isa):
     shape = data.draw(shapes())
     dtype = data.draw(some.sampled_from(DTYPES))
     logits = make_logits(shape, dtype, data.draw(some.sampled_from(devices())))
-    check_log_softmax(
-        data.draw(views(logits)),
-        data.draw(some.integers(-len(shape), len(shape) - 1)),
-        alpha=data.draw(ALPHAS),
-        dtype=data.draw(some.sampled_from([None, torch.float32])),
-    )
+    with instruction_set(isa):
+        check_log_softmax(
+            data.draw(views(logits)),
+            data.draw(some.integers(-len(shape), len(shape) - 1)),
+            alpha=data.draw(ALPHAS),
+            dtype=data.draw(some.sampled_from([None, torch.float32])),
+        )

@@ -43,7 +43,7 @@ class ConversionCheck {
   Problem<Storage> problem_;
 };
 
-// Every number of half the format's exponents or less: their sum stays finite.
+// Every positive finite float16; every bfloat16 below 2^65, so that their sum stays finite.
 template <class Half>
 void check_half_loads(Reports& reports) {
   constexpr int kFinite = 0x7fff >> (Format<Half>::kDigits - 1) << (Format<Half>::kDigits - 1);

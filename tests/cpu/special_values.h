@@ -113,7 +113,7 @@ void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& c
 // A smoothing of 1 stays away: it leaves a masked target 0 times infinity.
 template <class Storage>
 void check_special_values(Reports& reports) {
-  Random random(4);
+  Random random = random_for<Storage>(4);
   int64_t turn = 0;
   for (const int64_t classes : {int64_t{17}, int64_t{99}, kChunk + 1, kLongRow}) {
     for (const double alpha : {1.0, 0.3, 0.7}) {
@@ -144,7 +144,7 @@ void check_special_values(Reports& reports) {
 // The mean over nothing: the weights sum to 0, and ignored rows have no gradient all the same.
 template <class Storage>
 void check_nothing_counted(Reports& reports) {
-  Random random(5);
+  Random random = random_for<Storage>(5);
   for (const Arrangement arrangement : arrangements(17, 0)) {
     Options options;
     options.arrangement = arrangement;

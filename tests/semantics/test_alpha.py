@@ -37,6 +37,7 @@ REFUSED = {
     "nan tensor": torch.tensor(math.nan),
     "infinite tensor": torch.tensor(math.inf),
     "complex tensor": torch.tensor(0.3j),
+    "integer tensor": torch.tensor(1),
 }
 CALLS = {
     "cross_entropy": lambda z, alpha: pg.cross_entropy(z, torch.tensor([1, 2]), alpha=alpha),
