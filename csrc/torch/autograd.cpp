@@ -26,10 +26,13 @@ using torch::autograd::variable_list;
     return op;                                                             \
   }())
 
-// Dense memory that a kernel can be run on right away: no subclass, tracing or functorch level.
+// Dense memory that can be read as it stands: no subclass, tracing, or lazy negation or zero.
 bool is_plain_cpu(const at::Tensor& tensor) {
-  return tensor.is_cpu() && !tensor.key_set().has_any(c10::python_ks) &&
-         !tensor.key_set().has(c10::DispatchKey::Functionalize) &&
+  static constexpr c10::DispatchKeySet kNotPlain =
+      c10::python_ks | c10::DispatchKeySet({c10::DispatchKey::Functionalize,
+                                            c10::DispatchKey::Negative, c10::DispatchKey::Conjugate,
+                                            c10::DispatchKey::ZeroTensor});
+  return tensor.is_cpu() && !tensor.key_set().has_any(kNotPlain) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 

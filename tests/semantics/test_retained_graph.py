@@ -76,3 +76,17 @@ def test_scaled_losses(scale, dtype, device):
     (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, scale))
     expected = problem.expected(definition, torch.full_like(loss, scale))
     assert_gradient(gradient, expected.gradient, 1)
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    [torch._neg_view(torch.tensor(1.0)), torch._efficientzerotensor(())],
+    ids=["lazily negated", "lazy zero"],
+)
+def test_upstream_that_is_not_memory(upstream):
+    """What lies in memory is not the number: 1 for -1, and nothing at all for 0."""
+    problem = make_problem((6, 50), torch.float32, "cpu", reduction="mean")
+    logits = problem.logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(problem.loss(logits, problem.target), logits, upstream)
+    expected = problem.expected(definition, upstream.clone())
+    assert_gradient(gradient, expected.gradient, problem.class_dim)
