@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Gradients: 2 ulp of their own type, plus a share of the largest gradient.
-# - Of the same row where the target is one class: the whole block's would hide a bad row behind a
-#   good one.
-# - Of the block where every class has mass, and for log_softmax: two numbers of like size are
-#   subtracted there, and a row of small gradients is the difference of rounded large ones.
+# - Of the same row: the whole block's would hide a bad row behind a good one.
+# - Where every class has mass, and for log_softmax, two numbers of like size are subtracted, and a
+#   row of small gradients may be the difference of rounded large ones: the largest of those terms,
+#   again of the same row.
 # Losses: relative.
 # The exponent alpha (z - max) is a rounded number too, and hands its error on to the exponential:
 # 4e-6 is the share of float32's rounding at an exponent of 66, 1e-14 that of float64's at 90.
@@ -36,6 +36,7 @@ class Expected(NamedTuple):
     loss: Tensor
     gradient: Tensor
     target_gradient: Tensor | None
+    terms: Tensor | None = None  # what the gradient subtracts, unless the target is one class
 
 
 def identity(
@@ -99,6 +100,7 @@ def definition(
     # p W - mass_j = p (W - mass_j) - mass_j (1 - p)
     others = mass.sum(1, keepdims=True) - mass
     gradient = p * others - mass * complement
+    terms = np.maximum(p * mass.sum(1, keepdims=True), mass)
 
     scale = _long(upstream).reshape(-1, 1)
     if reduction == "mean":
@@ -111,6 +113,9 @@ def definition(
         torch.as_tensor(np.asarray(total, dtype=float)).reshape(upstream.shape),
         _unrows(gradient, logits, class_dim),
         _unrows(of_target, logits, class_dim) if target.is_floating_point() else None,
+        _unrows(terms * abs(scale), logits, class_dim)
+        if target.is_floating_point() or label_smoothing
+        else None,
     )
 
 
@@ -145,17 +150,18 @@ def _unrows(rows: np.ndarray, like: Tensor, class_dim: int) -> Tensor:
 
 def log_softmax_definition(
     logits: Tensor, dim: int, upstream: Tensor, alpha: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, and g - softmax(alpha z) sum(g), in long double."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, g - softmax(alpha z) sum(g), and its terms, in long double."""
     if logits.dim() == 0:
-        both = log_softmax_definition(logits[None], 0, upstream[None], alpha)
-        return both[0][0], both[1][0]
+        rows = log_softmax_definition(logits[None], 0, upstream[None], alpha)
+        return rows[0][0], rows[1][0], rows[2][0]
     with np.errstate(all="ignore"):
         z, g = _rows(logits, dim), _rows(upstream, dim)
         log_p, _ = _softmax(z, np.longdouble(1))
         _, (p, complement) = _softmax(z, np.longdouble(alpha))
         gradient = g * complement - p * (g.sum(1, keepdims=True) - g)
-    return _unrows(log_p, logits, dim), _unrows(gradient, logits, dim)
+        terms = abs(g) + p * abs(g).sum(1, keepdims=True)
+    return tuple(_unrows(rows, logits, dim) for rows in (log_p, gradient, terms))
 
 
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:
@@ -169,16 +175,14 @@ def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.full_like(value, kind.eps), exponent - 1)
 
 
-def assert_gradient(actual: Tensor, expected: Tensor, class_dim: int | None = None) -> None:
-    """Within the promised bound: of the row's largest along `class_dim`, or of the block's."""
+def assert_gradient(
+    actual: Tensor, expected: Tensor, class_dim: int, terms: Tensor | None = None
+) -> None:
+    """Within the promised bound; rows run along `class_dim`."""
     expected = expected.to(actual.device)
     finite = _finite(expected)
-    if not finite.numel():
-        largest = finite
-    elif class_dim is None:
-        largest = finite.abs().max()
-    else:
-        largest = finite.abs().amax(class_dim, keepdim=True)
+    of_row = finite if terms is None else _finite(terms.to(actual.device))
+    largest = of_row.abs().amax(class_dim, keepdim=True) if actual.numel() else of_row
     share = SHARE[accumulation_type(actual.dtype)]
     _assert_within(actual, expected, ULPS * ulp(finite, actual.dtype) + share * largest)
 

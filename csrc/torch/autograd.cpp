@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <cmath>
+
 #include "torch/checks.h"
 #include "torch/operators.h"
 
@@ -29,9 +31,11 @@ using torch::autograd::variable_list;
 // Dense memory that can be read as it stands: no subclass, tracing, or lazy negation or zero.
 bool is_plain_cpu(const at::Tensor& tensor) {
   static constexpr c10::DispatchKeySet kNotPlain =
-      c10::python_ks | c10::DispatchKeySet({c10::DispatchKey::Functionalize,
-                                            c10::DispatchKey::Negative, c10::DispatchKey::Conjugate,
-                                            c10::DispatchKey::ZeroTensor});
+      c10::python_ks |
+      c10::DispatchKeySet({c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
+                           c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor,
+                           c10::DispatchKey::FuncTorchBatched,
+                           c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
   return tensor.is_cpu() && !tensor.key_set().has_any(kNotPlain) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
@@ -71,10 +75,10 @@ struct CrossEntropyOptions {
   }
 };
 
-// Whether an upstream gradient on the CPU is exactly 1; reads it without a round of dispatching.
-bool is_one(const at::Tensor& scalar) {
-  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>() == 1.0
-                                             : *scalar.const_data_ptr<float>() == 1.0f;
+// An upstream gradient on the CPU, read without a round of dispatching.
+double scalar_value(const at::Tensor& scalar) {
+  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>()
+                                             : *scalar.const_data_ptr<float>();
 }
 
 OptionalTensor optional(const at::Tensor& tensor) {
@@ -185,9 +189,11 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
         !is_plain_cpu(grad_output)) {
       return {};
     }
+    const double upstream = scalar_value(grad_output);
+    if (!std::isfinite(upstream)) return {};  // would turn the zeros of ignored rows into NaN
     at::Tensor gradient = std::move(kept->second).toTensor();
     context->saved_data.erase(kept);
-    if (!is_one(grad_output)) gradient.mul_(grad_output);
+    if (upstream != 1.0) gradient.mul_(grad_output);
     return gradient;
   }
 
@@ -202,9 +208,6 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       POWERGRAD_DISPATCHED(cross_entropy_backward_)
           .call(gradient, grad_output, saved[1], optional(saved[2]), options.ignore_index,
                 options.reduction, options.label_smoothing, saved[3], saved[4], saved[5]);
-      // Anything else that saved these logits for its own backward now raises instead of reading
-      // a gradient.
-      input.unsafeGetTensorImpl()->bump_version();
       return gradient;
     }
     return POWERGRAD_DISPATCHED(cross_entropy_backward)

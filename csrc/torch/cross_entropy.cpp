@@ -212,6 +212,8 @@ void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
   call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides,
                        total_weight.const_data_ptr<double>());
   run_cross_entropy_backward(call.params, call.device());
+  // Whoever saved these logits for a backward of its own now raises instead of reading a gradient.
+  input.unsafeGetTensorImpl()->bump_version();
 }
 
 bool is_writable_in_place(const at::Tensor& input) {

@@ -84,11 +84,14 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
   const at::Tensor h = grad.to(logits.scalar_type());
   const at::Tensor g = upstream_of_rows(grad_output, logits, kind, total_weight);
 
-  at::Tensor per_row = (h * (p * total_mass - mass)).sum(class_dim);
+  // Ignored rows are zero also where the mean divides by a total weight of 0.
+  at::Tensor direction = p * total_mass - mass;
+  if (kind == Reduction::mean) direction = direction / total_weight.to(logits.scalar_type());
+  at::Tensor per_row = (h * target_mass.zero_where_ignored(direction)).sum(class_dim);
   if (kind != Reduction::none) per_row = per_row.sum();
-  if (kind == Reduction::mean) per_row = per_row / total_weight.to(per_row.scalar_type());
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
-  const at::Tensor grad_input = g * total_mass * exponent * p * (h - mean_h);
+  const at::Tensor grad_input =
+      target_mass.zero_where_ignored(g * total_mass * exponent * p * (h - mean_h));
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 

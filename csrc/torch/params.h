@@ -38,6 +38,12 @@ struct ReadableLogits {
       tensor = input.contiguous();
       found = find_layout(tensor, class_dim);
     }
+    // Across rows the kernels number classes in float.
+    constexpr int64_t kMostClassesAcrossRows = int64_t{1} << 24;
+    if (!found->contiguous_rows && found->shape.classes > kMostClassesAcrossRows) {
+      tensor = input.movedim(class_dim, -1).contiguous().movedim(-1, class_dim);
+      found = find_layout(tensor, class_dim);
+    }
     layout = *found;
   }
   Strides strides() const { return *strides_in(layout, tensor); }

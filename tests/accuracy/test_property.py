@@ -75,8 +75,8 @@ def test_cross_entropy(problem, isa):
         check(problem)
     upstream = problem.upstream(problem.loss(problem.logits, problem.target))
     torch.testing.assert_close(
-        problem.expected(definition, upstream),
-        problem.expected(identity, upstream),
+        problem.expected(definition, upstream)[:3],
+        problem.expected(identity, upstream)[:3],
         rtol=1e-9,
         atol=1e-9,
         equal_nan=True,
