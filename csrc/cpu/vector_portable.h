@@ -73,6 +73,7 @@ struct PortableVector {
   static constexpr int kWidth = 16 / sizeof(Scalar);
   typedef Scalar Lanes __attribute__((vector_size(16)));
   typedef Integer Mask __attribute__((vector_size(16)));
+  typedef std::make_unsigned_t<Integer> Bits __attribute__((vector_size(16)));  // may wrap around
   Lanes v;
 
   static Mask first_lanes(int count) {
@@ -161,20 +162,24 @@ POWERGRAD_PORTABLE_OPERATORS(double, 6755399441055744.0)
 // a * 2^n for integral n and a near 1; 0 where that is not a normal number.
 inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
   using Mask = Vector<float>::Mask;
-  const Mask normal = n.v >= Vector<float>::broadcast(-125.0f).v;
+  using Bits = Vector<float>::Bits;
+  // Above 1 there are only lanes past the end of a row, of which nothing is used.
+  const Mask normal =
+      (n.v >= Vector<float>::broadcast(-125.0f).v) & (n.v <= Vector<float>::broadcast(1.0f).v);
   const Mask nan = n.v != n.v;
   // Where it is not used, 0 keeps the conversion to an integer defined.
   const Mask exponent = __builtin_convertvector(normal ? n.v : Vector<float>::Lanes{}, Mask);
-  const Mask bits = (Mask)a.v + (exponent << 23);
-  return {{(Vector<float>::Lanes)((bits & normal) | nan)}};
+  const Bits bits = (Bits)a.v + ((Bits)exponent << 23);
+  return {{(Vector<float>::Lanes)((bits & (Bits)normal) | (Bits)nan)}};
 }
 inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
   using Mask = Vector<double>::Mask;
+  using Bits = Vector<double>::Bits;
   const Mask normal = n.v >= Vector<double>::broadcast(-1021.0).v;
   const Mask nan = n.v != n.v;
-  const Mask integer = (Mask)(n.v + Vector<double>::broadcast(6755399441055744.0).v);
-  const Mask bits = (Mask)a.v + (integer << 52);
-  return {{(Vector<double>::Lanes)((bits & normal) | nan)}};
+  const Bits integer = (Bits)(n.v + Vector<double>::broadcast(6755399441055744.0).v);
+  const Bits bits = (Bits)a.v + (integer << 52);
+  return {{(Vector<double>::Lanes)((bits & (Bits)normal) | (Bits)nan)}};
 }
 // floor(log2(a)) for positive a.
 inline Vector<float> exponent(Vector<float> a) {
