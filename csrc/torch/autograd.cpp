@@ -208,6 +208,8 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       POWERGRAD_DISPATCHED(cross_entropy_backward_)
           .call(gradient, grad_output, saved[1], optional(saved[2]), options.ignore_index,
                 options.reduction, options.label_smoothing, saved[3], saved[4], saved[5]);
+      // The alias, made below autograd, has a version of its own.
+      input.unsafeGetTensorImpl()->bump_version();
       return gradient;
     }
     return POWERGRAD_DISPATCHED(cross_entropy_backward)
