@@ -75,6 +75,7 @@ struct CrossEntropyParams {
   DataType dtype;
   Shape shape;
   double alpha;
+  const double* alpha_on_device;  // CUDA: read in place of alpha, unless null
 
   const void* logits;  // (outer, classes, inner) storage
   Strides logits_strides;
@@ -87,9 +88,9 @@ struct CrossEntropyParams {
   Strides target_strides;
   bool target_is_accumulate_type;  // probabilities are `accumulate`, else storage
 
-  const void* weight;      // (classes) accumulate; null: all ones
-  double weight_sum;       // sum of weight, or classes
-  double label_smoothing;  // q becomes (1 - s) q + s / classes
+  const void* weight;        // (classes) accumulate; null: all ones
+  const double* weight_sum;  // scalar, the sum of weight; null: all ones
+  double label_smoothing;    // q becomes (1 - s) q + s / classes
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward
@@ -108,6 +109,7 @@ struct LogSoftmaxParams {
   DataType dtype;
   Shape shape;
   double alpha;
+  const double* alpha_on_device;  // as above
 
   const void* logits;  // (outer, classes, inner) storage
   Strides logits_strides;

@@ -5,29 +5,6 @@
 namespace powergrad {
 namespace {
 
-inline int64_t row_offset(const Shape& shape, const Strides& strides, int64_t row) {
-  if (shape.inner == 1) return row * strides.outer;
-  return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
-}
-
-// What softmax'(z) - target needs of a row: with r' the sum without its maximum, p' is
-// exp(alpha (z - maximum)) * inverse, and the maximum's own p' is 1 - complement.
-template <class Scalar>
-struct SoftmaxRow {
-  Scalar maximum;
-  Scalar pivot;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
-  Scalar inverse;
-  Scalar complement;
-  Scalar mass;
-
-  SoftmaxRow(Scalar row_maximum, Scalar alpha_rest, Scalar row_mass)
-      : maximum(row_maximum),
-        pivot(alpha_rest < 1 ? row_maximum : static_cast<Scalar>(NAN)),
-        inverse(1 / (1 + alpha_rest)),
-        complement(alpha_rest / (1 + alpha_rest)),
-        mass(row_mass) {}
-};
-
 // p' W - mass_j for one vector of a row. Where p' is close to 1, 1 - p' is known to full precision
 // and p' is not: (W - mass_j) - W (1 - p') then keeps what p' W - mass_j would cancel.
 template <class V>
@@ -122,48 +99,6 @@ struct ClassMass {
   }
 };
 
-// What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
-inline double smoothing_mass(const CrossEntropyParams& p) {
-  return p.label_smoothing * p.weight_sum / static_cast<double>(p.shape.classes);
-}
-
-// True when every class has mass: probabilities or label smoothing.
-inline bool has_class_mass(const CrossEntropyParams& p) {
-  return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
-}
-
-// The index target of one row.
-template <class Scalar>
-struct IndexTarget {
-  int64_t index = -1;  // none: the target is given as probabilities
-  bool ignored = false;
-  Scalar point_mass = 0;  // (1 - smoothing) w_index
-  Scalar mass = 0;        // with the index's share of label smoothing
-
-  IndexTarget(const CrossEntropyParams& p, int64_t row) {
-    if (p.target_index == nullptr) return;
-    index = p.target_index_is_int32 ? static_cast<const int32_t*>(p.target_index)[row]
-                                    : static_cast<const int64_t*>(p.target_index)[row];
-    ignored = index == p.ignore_index;
-    if (ignored) return;
-    const Scalar* weight = static_cast<const Scalar*>(p.weight);
-    const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
-    point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
-    mass = point_mass +
-           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));
-  }
-};
-
-template <class Scalar>
-Scalar upstream_of_row(const CrossEntropyParams& p, int64_t row) {
-  double value = 1.0;
-  if (p.upstream != nullptr) {
-    value = static_cast<const Scalar*>(p.upstream)[row * p.upstream_stride];
-  }
-  if (p.total_weight != nullptr) value /= *p.total_weight;
-  return static_cast<Scalar>(value);
-}
-
 template <class Storage>
 struct CrossEntropyRow {
   using Scalar = AccumulateOf<Storage>;
@@ -196,7 +131,7 @@ struct CrossEntropyRow {
   template <class Kind>
   static void reduce(const Params& p, int64_t row, int64_t begin, int64_t end,
                      Workspace& workspace) {
-    const IndexTarget<Scalar> target(p, row);
+    const IndexTarget<Scalar> target(p, target_index(p, row));
     if (target.ignored) return;
     const ClassMass<Storage> mass_of = class_mass(p, row);
     const Storage* z = logits(p, row);
@@ -239,7 +174,7 @@ struct CrossEntropyRow {
 
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
     Scalar& loss = static_cast<Scalar*>(p.losses)[row];
-    const IndexTarget<Scalar> target(p, row);
+    const IndexTarget<Scalar> target(p, target_index(p, row));
     if (target.ignored) {
       loss = 0;
       write_statistics(p, row, 0, 0, 0);
@@ -290,7 +225,7 @@ struct CrossEntropyRow {
                   const Workspace* workspace) {
     const Storage* z = logits(p, row);
     Storage* out = gradient(p, row);
-    const IndexTarget<Scalar> target(p, row);
+    const IndexTarget<Scalar> target(p, target_index(p, row));
     const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), *statistic(p, kAlphaRest, row),
                                      *statistic(p, kTargetMass, row));
     const ClassMass<Storage> mass_of = class_mass(p, row);
@@ -322,7 +257,7 @@ struct CrossEntropyRow {
         map_chunk(FreshExponentials<Scalar>(softmax.maximum, p.alpha));
       }
       if (here) {
-        store_scalar(scale * target_gradient(p.alpha, softmax, z_target, target.mass),
+        store_scalar(scale * softmax.minus_mass(p.alpha, z_target, target.mass),
                      out + target.index);
       }
     }
@@ -336,13 +271,6 @@ struct CrossEntropyRow {
       const V x = load_lanes<V>(z + column, lanes);
       store_lanes(powered(column, lanes, x) * V::broadcast(scale), out + column, lanes);
     });
-  }
-
-  static Scalar target_gradient(double alpha, const SoftmaxRow<Scalar>& softmax, Scalar z,
-                                Scalar mass) {
-    if (z == softmax.pivot) return (softmax.mass - mass) - softmax.mass * softmax.complement;
-    const Scalar powered = std::exp(static_cast<Scalar>(alpha) * (z - softmax.maximum));
-    return powered * softmax.inverse * softmax.mass - mass;
   }
 };
 

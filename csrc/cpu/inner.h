@@ -130,7 +130,7 @@ struct CrossEntropyInner {
 
     Targets(const Params& p, const Tile& tile, const Storage* z) {
       for (int i = 0; i < tile.lanes; ++i) {
-        const IndexTarget<Scalar> target(p, tile.row + i);
+        const IndexTarget<Scalar> target(p, target_index(p, tile.row + i));
         index[i] = target.ignored ? -1 : target.index;
         counts.lane[i] = target.ignored ? 0 : 1;
         point_mass.lane[i] = target.point_mass;
@@ -267,8 +267,7 @@ struct CrossEntropyInner {
     for (int i = 0; i < tile.lanes; ++i) {
       if (targets.index[i] < 0) continue;
       const SoftmaxRow<Scalar> row(maxima.lane[i], alpha_rests.lane[i], masses.lane[i]);
-      const Scalar value = CrossEntropyRow<Storage>::target_gradient(
-          p.alpha, row, targets.logit.lane[i], targets.mass.lane[i]);
+      const Scalar value = row.minus_mass(p.alpha, targets.logit.lane[i], targets.mass.lane[i]);
       store_scalar(scales.lane[i] * value, out + targets.index[i] * p.gradient_strides.classes +
                                                i * p.gradient_strides.inner);
     }

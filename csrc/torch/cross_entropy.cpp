@@ -61,9 +61,9 @@ class CrossEntropyCall {
     if (weight.has_value() && weight->defined()) {
       weight_ = weight->to(accumulate_type(input)).contiguous();
       params.weight = weight_.const_data_ptr();
+      weight_sum_ = weight_.sum(at::kDouble);
+      params.weight_sum = weight_sum_.const_data_ptr<double>();
     }
-    params.weight_sum = weight_.defined() ? weight_.sum(at::kDouble).item<double>()
-                                          : static_cast<double>(params.shape.classes);
     total_ = accumulate_type(input) == at::kDouble ? total_weight_of<double>(params)
                                                    : total_weight_of<float>(params);
   }
@@ -156,6 +156,7 @@ class CrossEntropyCall {
   ReadableLogits logits_;
   at::Tensor target_;
   at::Tensor weight_;
+  at::Tensor weight_sum_;
   at::Tensor losses_;
   at::Tensor statistics_;
   at::Tensor upstream_;

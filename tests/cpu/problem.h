@@ -53,6 +53,7 @@ struct Problem {
   Tensor<Storage> probabilities;
   Tensor<Accumulate> wide_probabilities;
   Block<Accumulate> weight;
+  double weight_sum = 0.0;
   Block<Accumulate> row_upstream;
   Tensor<Storage> upstream;  // of log-softmax
 
@@ -80,6 +81,7 @@ struct Problem {
     for (int64_t row = 0; row < row_upstream.count(); ++row) {
       row_upstream[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
     }
+    for (int64_t j = 0; j < weight.count(); ++j) weight_sum += weight[j];
     const bool ties = random.one_in(4);
     for (int64_t row = 0; row < rows(); ++row) {
       do {
@@ -165,7 +167,6 @@ struct Problem {
     p.logits_strides = logits.strides;
     p.ignore_index = kIgnored;
     p.label_smoothing = options.smoothing;
-    p.weight_sum = static_cast<double>(classes());
     switch (options.target) {
       case TargetKind::index64:
         p.target_index = index64.data();
@@ -186,8 +187,7 @@ struct Problem {
     }
     if (options.weighted) {
       p.weight = weight.data();
-      p.weight_sum = 0.0;
-      for (int64_t j = 0; j < classes(); ++j) p.weight_sum += weight[j];
+      p.weight_sum = &weight_sum;
     }
     if (options.upstream != Upstream::none) p.upstream = row_upstream.data();
     p.upstream_stride = options.upstream == Upstream::per_row ? 1 : 0;

@@ -1,0 +1,100 @@
+// What one row contributes to loss and gradient besides its sums of exponentials: the scalar part
+// of the algorithm, shared by the CPU and CUDA kernels. Internal linkage, as it is compiled for
+// several instruction sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "powergrad.h"
+
+#if defined(__CUDACC__)
+#define POWERGRAD_FUNCTION __host__ __device__ inline
+#else
+#define POWERGRAD_FUNCTION inline
+#endif
+
+namespace powergrad {
+namespace {
+
+POWERGRAD_FUNCTION int64_t row_offset(const Shape& shape, const Strides& strides, int64_t row) {
+  if (shape.inner == 1) return row * strides.outer;
+  return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
+}
+
+// What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
+POWERGRAD_FUNCTION double smoothing_mass(const CrossEntropyParams& p) {
+  if (p.weight_sum == nullptr) return p.label_smoothing;
+  return p.label_smoothing * *p.weight_sum / static_cast<double>(p.shape.classes);
+}
+
+// True when every class has mass: probabilities or label smoothing.
+POWERGRAD_FUNCTION bool has_class_mass(const CrossEntropyParams& p) {
+  return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
+}
+
+// The index target of a row; -1 where targets are probabilities.
+POWERGRAD_FUNCTION int64_t target_index(const CrossEntropyParams& p, int64_t row) {
+  if (p.target_index == nullptr) return -1;
+  return p.target_index_is_int32 ? static_cast<const int32_t*>(p.target_index)[row]
+                                 : static_cast<const int64_t*>(p.target_index)[row];
+}
+
+// The mass that a row has at its target index, besides what label smoothing gives to every class.
+template <class Scalar>
+struct IndexTarget {
+  int64_t index;  // -1: none, the target is given as probabilities
+  bool ignored = false;
+  Scalar point_mass = 0;  // (1 - smoothing) w_index
+  Scalar mass = 0;        // with the index's share of label smoothing
+
+  POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t its_index)
+      : index(its_index) {
+    if (p.target_index == nullptr) return;
+    ignored = index == p.ignore_index;
+    if (ignored) return;
+    const Scalar* weight = static_cast<const Scalar*>(p.weight);
+    const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
+    point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
+    mass = point_mass +
+           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));
+  }
+};
+
+// What the gradient of a row is multiplied by.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar upstream_of_row(const CrossEntropyParams& p, int64_t row) {
+  Scalar value = 1;
+  if (p.upstream != nullptr) {
+    value = static_cast<const Scalar*>(p.upstream)[row * p.upstream_stride];
+  }
+  return p.total_weight == nullptr ? value : value / static_cast<Scalar>(*p.total_weight);
+}
+
+// What softmax'(z) - target needs of a row: with r' the sum without its maximum, p' is
+// exp(alpha (z - maximum)) * inverse, and the maximum's own p' is 1 - complement.
+template <class Scalar>
+struct SoftmaxRow {
+  Scalar maximum;
+  Scalar pivot;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
+  Scalar inverse;
+  Scalar complement;
+  Scalar mass;
+
+  POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_rest, Scalar row_mass)
+      : maximum(row_maximum),
+        pivot(alpha_rest < 1 ? row_maximum : static_cast<Scalar>(NAN)),
+        inverse(1 / (1 + alpha_rest)),
+        complement(alpha_rest / (1 + alpha_rest)),
+        mass(row_mass) {}
+
+  // p' W - mass_j of one logit z.
+  POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
+    if (z == pivot) return (mass - mass_j) - mass * complement;
+    const Scalar powered = std::exp(static_cast<Scalar>(alpha) * (z - maximum));
+    return powered * inverse * mass - mass_j;
+  }
+};
+
+}  // namespace
+}  // namespace powergrad
