@@ -48,6 +48,20 @@ enum class DataType : int32_t {
 };
 inline constexpr int kDataTypes = 4;
 
+template <class Storage>
+struct StorageTraits;
+#define POWERGRAD_STORAGE_TRAITS(name, storage, accumulate) \
+  template <>                                               \
+  struct StorageTraits<storage> {                           \
+    using Accumulate = accumulate;                          \
+    static constexpr DataType dtype = DataType::name;       \
+  };
+POWERGRAD_FORALL_TYPES(POWERGRAD_STORAGE_TRAITS)
+#undef POWERGRAD_STORAGE_TRAITS
+
+template <class Storage>
+using AccumulateOf = typename StorageTraits<Storage>::Accumulate;
+
 // Every tensor of logits is seen as (outer, classes, inner): softmax runs over the middle. There
 // is one row for each (outer, inner), numbered outer * shape.inner + inner.
 struct Shape {

@@ -4,6 +4,7 @@
 // picked by the linker for another.
 #pragma once
 
+#include "alpha.h"
 #include "row.h"
 #include "cpu/lanes.h"
 #include "cpu/exponentials.h"
