@@ -24,6 +24,13 @@
 
 #include <cstdint>
 
+// For the CPU and for CUDA devices.
+#if defined(__CUDACC__)
+#define POWERGRAD_FUNCTION __host__ __device__ inline
+#else
+#define POWERGRAD_FUNCTION inline
+#endif
+
 namespace powergrad {
 
 // The one list of element types: POWERGRAD_FORALL_TYPES(X) expands X(name, storage, accumulate).
@@ -68,7 +75,7 @@ struct Shape {
   int64_t outer;
   int64_t classes;
   int64_t inner;
-  int64_t rows() const { return outer * inner; }
+  POWERGRAD_FUNCTION int64_t rows() const { return outer * inner; }
 };
 
 // Distances in elements. A kernel reads in place when classes == 1 (a row is contiguous) or

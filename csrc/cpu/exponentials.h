@@ -19,8 +19,7 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
 
 // 2^f for |f| <= 1/2, minimax in relative error.
 inline Vector<float> exp2_fraction(Vector<float> f) {
-  static constexpr float kCoefficients[] = {1.0f,        0.693147f,   0.24022247f,
-                                            0.05550711f, 0.00967129f, 0.0013269515f};  // 9.3e-8
+  static constexpr float kCoefficients[] = {POWERGRAD_EXP2_COEFFICIENTS};
   return polynomial(f, kCoefficients);
 }
 inline Vector<double> exp2_fraction(Vector<double> f) {
