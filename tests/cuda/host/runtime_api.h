@@ -1,0 +1,50 @@
+// How kernels are launched, and how a test says what they are launched on.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace powergrad::host_cuda {
+
+// What a launcher can ask of a device.
+struct Device {
+  int major;  // compute capability; clusters from 9 on
+  int multiprocessors;
+  int shared_memory;  // the most that a block can opt in to, bytes
+};
+inline constexpr Device kSm80{8, 108, 163 * 1024};
+inline constexpr Device kSm90{9, 132, 227 * 1024};
+
+struct Options {
+  Device device = kSm90;
+  uint64_t seed = 0;  // of the order of threads: 0 forward, 1 backward, else random
+  std::optional<uint64_t>
+      only_block;  // run none but this one, numbered along x first, in its cluster
+};
+
+// For the launches that follow. Forgets what kernels have opted in to.
+void configure(const Options& options);
+
+// Why the last launch failed, or what the last call refused; empty after a launch without an error.
+const std::string& failure();
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* function,
+                   const std::function<void()>& call);
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                   Arguments&&... arguments) {
+  const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
+  return launch(*config, reinterpret_cast<const void*>(kernel),
+                [&] { std::apply(kernel, copies); });
+}
+
+}  // namespace powergrad::host_cuda
+
+// The toolkit's own forgets the types of the arguments.
+#define cudaLaunchKernelEx powergrad::host_cuda::launch
