@@ -7,7 +7,6 @@
 #include <functional>
 #include <optional>
 #include <string>
-#include <tuple>
 
 namespace powergrad::host_cuda {
 
@@ -38,13 +37,18 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function,
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                   Arguments&&... arguments) {
-  const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
-  return launch(*config, reinterpret_cast<const void*>(kernel),
-                [&] { std::apply(kernel, copies); });
+                   Arguments... arguments) {
+  return launch(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }
 
 }  // namespace powergrad::host_cuda
 
 // The toolkit's own forgets the types of the arguments.
 #define cudaLaunchKernelEx powergrad::host_cuda::launch
+
+// The toolkit has this only for its own compiler.
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute,
+                                 int value) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
