@@ -41,23 +41,15 @@ To from_bits(From value) {
   return result;
 }
 
-}  // namespace powergrad::host_cuda
-
-using powergrad::host_cuda::Site;
-
-inline void __syncthreads(Site site = Site::here()) {
-  powergrad::host_cuda::synchronise_block(site);
-}
-inline void __syncwarp(Site site = Site::here()) { powergrad::host_cuda::synchronise_warp(site); }
+inline void __syncthreads(Site site = Site::here()) { synchronise_block(site); }
+inline void __syncwarp(Site site = Site::here()) { synchronise_warp(site); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Site site = Site::here()) {
-  using namespace powergrad::host_cuda;
   return from_bits<T>(shuffle(mask, from_bits<uint64_t>(value), lane, width, site));
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, Site site = Site::here()) {
-  using namespace powergrad::host_cuda;
   return from_bits<T>(shuffle_xor(mask, from_bits<uint64_t>(value), lanes, width, site));
 }
 
@@ -83,15 +75,27 @@ void __stcg(T* pointer, T value) {
   *pointer = value;
 }
 
-inline float __int_as_float(int bits) { return powergrad::host_cuda::from_bits<float>(bits); }
-inline int __float_as_int(float value) { return powergrad::host_cuda::from_bits<int>(value); }
-inline float __uint_as_float(unsigned bits) { return powergrad::host_cuda::from_bits<float>(bits); }
-inline unsigned __float_as_uint(float value) {
-  return powergrad::host_cuda::from_bits<unsigned>(value);
-}
-inline double __longlong_as_double(long long bits) {
-  return powergrad::host_cuda::from_bits<double>(bits);
-}
-inline long long __double_as_longlong(double value) {
-  return powergrad::host_cuda::from_bits<long long>(value);
-}
+inline float __int_as_float(int bits) { return from_bits<float>(bits); }
+inline int __float_as_int(float value) { return from_bits<int>(value); }
+inline float __uint_as_float(unsigned bits) { return from_bits<float>(bits); }
+inline unsigned __float_as_uint(float value) { return from_bits<unsigned>(value); }
+inline double __longlong_as_double(long long bits) { return from_bits<double>(bits); }
+inline long long __double_as_longlong(double value) { return from_bits<long long>(value); }
+
+}  // namespace powergrad::host_cuda
+
+using powergrad::host_cuda::__double_as_longlong;
+using powergrad::host_cuda::__float_as_int;
+using powergrad::host_cuda::__float_as_uint;
+using powergrad::host_cuda::__int_as_float;
+using powergrad::host_cuda::__ldcg;
+using powergrad::host_cuda::__ldcs;
+using powergrad::host_cuda::__ldg;
+using powergrad::host_cuda::__longlong_as_double;
+using powergrad::host_cuda::__shfl_sync;
+using powergrad::host_cuda::__shfl_xor_sync;
+using powergrad::host_cuda::__stcg;
+using powergrad::host_cuda::__stcs;
+using powergrad::host_cuda::__syncthreads;
+using powergrad::host_cuda::__syncwarp;
+using powergrad::host_cuda::__uint_as_float;

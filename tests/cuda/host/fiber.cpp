@@ -61,6 +61,7 @@ Fiber::Fiber(std::size_t stack_size) : stack_size_(stack_size), identity_(create
 Fiber::~Fiber() {
   if (mapping_ == nullptr) return;
   destroy_identity(identity_);
+  unpoison(mapping_, kGuard + stack_size_);  // if it was abandoned halfway
   munmap(mapping_, kGuard + stack_size_);
 }
 

@@ -102,7 +102,7 @@ void check_right_kernels() {
 
     configure({kSm90, seed, {}});
     std::vector<int> visits(7 * 2 * 3 * 60);
-    const Configuration grid(dim3(7, 2, 3), dim3(5, 4, 3), 0);
+    const Configuration grid({7, 2, 3}, {5, 4, 3}, 0);
     expect(cudaLaunchKernelEx(&grid.config, count_visits, visits.data()) == cudaSuccess &&
                visits == std::vector<int>(visits.size(), 1),
            "every thread runs once, seed " + std::to_string(seed));
@@ -114,6 +114,14 @@ void check_right_kernels() {
            "shuffles, seed " + std::to_string(seed));
   }
   expect(run_far_row(Bug::none).empty(), "one far row: " + run_far_row(Bug::none));
+}
+
+void check_after_failure() {
+  configure({});
+  expect(run_row_sums(Bug::assertion, 4).find("assertion") != std::string::npos, "an assertion");
+  expect(cudaGetLastError() == cudaErrorAssert && cudaGetLastError() == cudaSuccess, "its error");
+  const std::string wrong = run_row_sums(Bug::none, 4);
+  expect(wrong.empty(), "right sums after an assertion: " + wrong);
 }
 
 void check_refusals() {
@@ -214,6 +222,7 @@ void check_planted_bugs() {
 
 int run() {
   check_right_kernels();
+  check_after_failure();
   check_refusals();
   check_opt_in();
   check_planted_bugs();

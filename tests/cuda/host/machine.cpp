@@ -37,6 +37,7 @@ cudaError_t Machine::run(const Launch& launch, uint64_t seed, std::optional<uint
   launch_ = &launch;
   schedule_ = Schedule(seed);
   error_ = cudaSuccess;
+  failure_.clear();
   running.grid_size = launch.grid;
   running.block_size = launch.block;
   const unsigned threads = launch.cluster_size * volume(launch.block);
@@ -50,11 +51,10 @@ cudaError_t Machine::run(const Launch& launch, uint64_t seed, std::optional<uint
     cluster_ = &clusters_[done % alternating];
     run_cluster(index * launch.cluster_size);
   }
+  if (error_ != cudaSuccess) abandon(*cluster_);
   for (Cluster& cluster : clusters_) {
     acquire(&cluster.token);
     cluster.memories.clear();
-    // What a thread leaves that did not come to its end is of no use.
-    if (error_ != cudaSuccess) cluster.fibers.clear();
   }
   return error_;
 }
@@ -67,6 +67,16 @@ void Machine::prepare(Cluster& cluster, unsigned threads) {
     cluster.memories.emplace_back(launch_->shared_memory);
   }
   release(&cluster.token);
+}
+
+// Not all of its threads have come to their end.
+void Machine::abandon(Cluster& cluster) {
+  for (const auto& fiber : cluster.fibers) {
+    assume_identity(fiber->identity());
+    release(&cluster.token);
+  }
+  assume_identity(host_.identity());
+  cluster.fibers.clear();
 }
 
 void Machine::run_cluster(uint64_t first_block) {

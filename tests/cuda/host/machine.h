@@ -96,6 +96,7 @@ class Machine {
 
  private:
   void prepare(Cluster& cluster, unsigned threads);
+  void abandon(Cluster& cluster);
   void run_cluster(uint64_t first_block);
   void place_block(unsigned rank, uint64_t block);
   static void enter_thread();

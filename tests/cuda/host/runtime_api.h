@@ -21,9 +21,10 @@ inline constexpr Device kSm90{9, 132, 227 * 1024};
 
 struct Options {
   Device device = kSm90;
-  uint64_t seed = 0;  // of the order of threads: 0 forward, 1 backward, else random
-  std::optional<uint64_t>
-      only_block;  // run none but this one, numbered along x first, in its cluster
+  // Of the order of threads: 0 forward, 1 backward, any other random.
+  uint64_t seed = 0;
+  // Run no other block, but the rest of its cluster; numbered along x first.
+  std::optional<uint64_t> only_block;
 };
 
 // For the launches that follow. Forgets what kernels have opted in to.

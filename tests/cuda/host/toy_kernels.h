@@ -94,9 +94,6 @@ __global__ void __launch_bounds__(1024) row_sums(RowSums p) {
   const int row = static_cast<int>(blockIdx.x / size);
   if (bug == Bug::exit_before_shuffle && thread == 5) return;
   if (bug == Bug::exit_before_barrier && thread / 32 == 1) return;
-  if (bug == Bug::assertion && thread == 7) {
-    host_cuda::device_assertion_failed("thread != 7", __FILE__, __LINE__);
-  }
 
   const int64_t begin =
       bug == Bug::offset_of_32_bits ? row * p.stride : row * static_cast<int64_t>(p.stride);
@@ -109,6 +106,9 @@ __global__ void __launch_bounds__(1024) row_sums(RowSums p) {
 
   float* shared = reinterpret_cast<float*>(host_cuda::dynamic_shared_memory());
   block_sum(p, value, shared);
+  if (bug == Bug::assertion && thread == 7) {
+    host_cuda::device_assertion_failed("thread != 7", __FILE__, __LINE__);
+  }
   if (bug != Bug::missing_first_cluster_barrier) host_cuda::cluster_sync();
   if (rank == 0 && thread < 32) {
     float* total = shared + blockDim.x / 32;
