@@ -29,6 +29,13 @@ inline constexpr int64_t kLongRow = 9001;
 // share a warp; a warp; a block of 2 warps, of 8; clusters of 4 blocks and 8.
 inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 513, 1000, 4099, 40009};
 
+// Which problems are checked: ThreadSanitizer needs ten times as long for one.
+#if defined(POWERGRAD_SANITIZE_THREAD)
+inline constexpr int kEvery = 5;
+#else
+inline constexpr int kEvery = 1;
+#endif
+
 template <class Storage>
 inline constexpr bool kCanKeep = false;  // an execution's affair
 
