@@ -70,7 +70,7 @@ void register_device_operators(torch::Library& m) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(powergrad, CPU, m) { register_device_operators(m); }
-// Without CUDA kernels the operators raise NotImplementedError (check_device_has_kernels).
+// Without CUDA kernels the operators raise NotImplementedError (functions_of).
 TORCH_LIBRARY_IMPL(powergrad, CUDA, m) { register_device_operators(m); }
 // Tensors that are not dense are refused by the operators' own checks.
 TORCH_LIBRARY_IMPL(powergrad, SparseCPU, m) { register_device_operators(m); }
