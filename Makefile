@@ -36,11 +36,11 @@ format: $(VENV)/.test ## put everything into style
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
-core-test: build/core build/sanitized ## test the kernels without torch, plain and under the sanitizers
+core-test: build/core build/address build/thread ## test the kernels without torch, plain and under the sanitizers
 
-build/sanitized: OPTIONS = -DPOWERGRAD_SANITIZE=ON
-.PHONY: build/core build/sanitized
-build/core build/sanitized: $(VENV)/.test
+build/address build/thread: OPTIONS = -DPOWERGRAD_SANITIZE=$(notdir $@)
+.PHONY: build/core build/address build/thread
+build/core build/address build/thread: $(VENV)/.test
 	cmake -S . -B $@ -G Ninja -DPOWERGRAD_TORCH=OFF $(OPTIONS)
 	cmake --build $@
 	ctest --test-dir $@ --output-on-failure --parallel 2

@@ -24,6 +24,13 @@
 
 #include <cstdint>
 
+// For the CPU and for CUDA devices.
+#if defined(__CUDACC__)
+#define POWERGRAD_FUNCTION __host__ __device__ inline
+#else
+#define POWERGRAD_FUNCTION inline
+#endif
+
 namespace powergrad {
 
 // The one list of element types: POWERGRAD_FORALL_TYPES(X) expands X(name, storage, accumulate).
@@ -48,13 +55,27 @@ enum class DataType : int32_t {
 };
 inline constexpr int kDataTypes = 4;
 
+template <class Storage>
+struct StorageTraits;
+#define POWERGRAD_STORAGE_TRAITS(name, storage, accumulate) \
+  template <>                                               \
+  struct StorageTraits<storage> {                           \
+    using Accumulate = accumulate;                          \
+    static constexpr DataType dtype = DataType::name;       \
+  };
+POWERGRAD_FORALL_TYPES(POWERGRAD_STORAGE_TRAITS)
+#undef POWERGRAD_STORAGE_TRAITS
+
+template <class Storage>
+using AccumulateOf = typename StorageTraits<Storage>::Accumulate;
+
 // Every tensor of logits is seen as (outer, classes, inner): softmax runs over the middle. There
 // is one row for each (outer, inner), numbered outer * shape.inner + inner.
 struct Shape {
   int64_t outer;
   int64_t classes;
   int64_t inner;
-  int64_t rows() const { return outer * inner; }
+  POWERGRAD_FUNCTION int64_t rows() const { return outer * inner; }
 };
 
 // Distances in elements. A kernel reads in place when classes == 1 (a row is contiguous) or

@@ -8,12 +8,6 @@
 
 #include "powergrad.h"
 
-#if defined(__CUDACC__)
-#define POWERGRAD_FUNCTION __host__ __device__ inline
-#else
-#define POWERGRAD_FUNCTION inline
-#endif
-
 namespace powergrad {
 namespace {
 
@@ -88,11 +82,17 @@ struct SoftmaxRow {
         complement(alpha_rest / (1 + alpha_rest)),
         mass(row_mass) {}
 
-  // p' W - mass_j of one logit z.
-  POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
-    if (z == pivot) return (mass - mass_j) - mass * complement;
-    const Scalar powered = std::exp(static_cast<Scalar>(alpha) * (z - maximum));
+  // p' W - mass_j of one logit z, with powered = exp(alpha (z - maximum)). Where p' is close to 1,
+  // 1 - p' is known to full precision and p' is not: (W - mass_j) - W (1 - p') then keeps what
+  // p' W - mass_j would cancel. Its first difference is a fused operation of its own: where mass_j
+  // is a product, the compiler would otherwise fuse that product into the difference, which is then
+  // the product's rounding error instead of 0.
+  POWERGRAD_FUNCTION Scalar minus_mass_from(Scalar powered, Scalar z, Scalar mass_j) const {
+    if (z == pivot) return std::fma(mass_j, Scalar(-1), mass) - mass * complement;
     return powered * inverse * mass - mass_j;
+  }
+  POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
+    return minus_mass_from(std::exp(static_cast<Scalar>(alpha) * (z - maximum)), z, mass_j);
   }
 };
 

@@ -4,6 +4,8 @@
 // picked by the linker for another.
 #pragma once
 
+#include "alpha.h"
+#include "exp2_polynomial.h"
 #include "row.h"
 #include "cpu/lanes.h"
 #include "cpu/exponentials.h"

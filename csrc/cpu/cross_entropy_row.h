@@ -5,12 +5,9 @@
 namespace powergrad {
 namespace {
 
-// p' W - mass_j for one vector of a row. Where p' is close to 1, 1 - p' is known to full precision
-// and p' is not: (W - mass_j) - W (1 - p') then keeps what p' W - mass_j would cancel.
+// SoftmaxRow::minus_mass_from where z is the pivot, for one vector of a row.
 template <class V>
 V near_one_minus_mass(V total, V complement, V mass) {
-  // As a fused operation of its own: where mass_j is a product, the compiler would otherwise fuse
-  // that product into the difference, which is then the product's rounding error instead of 0.
   const V others = multiply_add(mass, V::broadcast(-1), total);
   return others - total * complement;
 }

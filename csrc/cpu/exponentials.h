@@ -19,8 +19,7 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
 
 // 2^f for |f| <= 1/2, minimax in relative error.
 inline Vector<float> exp2_fraction(Vector<float> f) {
-  static constexpr float kCoefficients[] = {1.0f,        0.693147f,   0.24022247f,
-                                            0.05550711f, 0.00967129f, 0.0013269515f};  // 9.3e-8
+  static constexpr float kCoefficients[] = {POWERGRAD_EXP2_COEFFICIENTS};
   return polynomial(f, kCoefficients);
 }
 inline Vector<double> exp2_fraction(Vector<double> f) {
@@ -87,72 +86,30 @@ inline Vector<double> log1p(Vector<double> r) {
   return Vector<double>::load(lanes);
 }
 
-// How the pair (exp(t), exp(alpha t)) is had. One exponential gives both when alpha = N/D with
-// small N and D: u = exp(t / D), exp(alpha t) = u^N, exp(t) = u^D.
-template <class V>
-struct Exponentials {
-  V plain;
-  V powered;
-};
-
-template <int kPower, class V>
-V power(V x) {
-  if constexpr (kPower == 1) {
-    return x;
-  } else if constexpr (kPower % 2 == 0) {
-    return power<kPower / 2>(x * x);
-  } else {
-    return x * power<kPower - 1>(x);
+template <int kNumerator, int kDenominator, class V>
+struct Evaluator<RationalAlpha<kNumerator, kDenominator>, V> {
+  Exponential<V> root;
+  explicit Evaluator(double) : root(1.0 / kDenominator) {}
+  Exponentials<V> operator()(V t) const {
+    const V u = root(t);
+    return {power<kDenominator>(u), power<kNumerator>(u)};
   }
-}
-
-template <int kNumerator, int kDenominator>
-struct RationalAlpha {
-  template <class V>
-  struct Evaluator {
-    Exponential<V> root;
-    explicit Evaluator(double) : root(1.0 / kDenominator) {}
-    Exponentials<V> operator()(V t) const {
-      const V u = root(t);
-      return {power<kDenominator>(u), power<kNumerator>(u)};
-    }
-  };
 };
 
-struct AnyAlpha {
-  template <class V>
-  struct Evaluator {
-    Exponential<V> plain;
-    Exponential<V> powered;
-    explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
-    Exponentials<V> operator()(V t) const { return {plain(t), powered(t)}; }
-  };
+template <class V>
+struct Evaluator<AnyAlpha, V> {
+  Exponential<V> plain;
+  Exponential<V> powered;
+  explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
+  Exponentials<V> operator()(V t) const { return {plain(t), powered(t)}; }
 };
 
-// Forward without backward: the powered exponential is not wanted.
-struct NoAlpha {
-  template <class V>
-  struct Evaluator {
-    Exponential<V> plain;
-    explicit Evaluator(double) : plain(1.0) {}
-    Exponentials<V> operator()(V t) const { return {plain(t), V::broadcast(0)}; }
-  };
+template <class V>
+struct Evaluator<NoAlpha, V> {
+  Exponential<V> plain;
+  explicit Evaluator(double) : plain(1.0) {}
+  Exponentials<V> operator()(V t) const { return {plain(t), V::broadcast(0)}; }
 };
-
-// Calls function(kind) with the cheapest kind that is exact for this alpha in Scalar arithmetic.
-template <class Scalar, class Function>
-void with_alpha_kind(double alpha, bool wanted, const Function& function) {
-  const auto is = [alpha](double numerator, double denominator) {
-    return static_cast<Scalar>(alpha) == static_cast<Scalar>(numerator / denominator);
-  };
-  if (!wanted) return function(NoAlpha{});
-  if (is(1, 1)) return function(RationalAlpha<1, 1>{});
-  if (is(1, 2)) return function(RationalAlpha<1, 2>{});
-  if (is(1, 3)) return function(RationalAlpha<1, 3>{});
-  if (is(1, 4)) return function(RationalAlpha<1, 4>{});
-  if (is(3, 10)) return function(RationalAlpha<3, 10>{});
-  return function(AnyAlpha{});
-}
 
 }  // namespace
 }  // namespace powergrad

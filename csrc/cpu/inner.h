@@ -42,8 +42,8 @@ struct InnerState {
 
 // Maximum and sums of every lane's row; z is the tile's first class. The powered exponentials go
 // to `kept` (same lanes, kept_stride per class) unless that is null.
-template <class Evaluator, class Storage, class V>
-InnerState<V> reduce_inner(const Evaluator& evaluate, const Storage* z, int64_t classes,
+template <class Kind, class Storage, class V>
+InnerState<V> reduce_inner(const Evaluator<Kind, V>& evaluate, const Storage* z, int64_t classes,
                            int64_t stride, int lanes, typename V::Scalar* kept,
                            int64_t kept_stride) {
   const V zero = V::broadcast(0);
@@ -156,7 +156,7 @@ struct CrossEntropyInner {
 
   template <class Kind>
   static void forward_tile(const Params& p, const Tile& tile) {
-    const typename Kind::template Evaluator<V> evaluate(p.alpha);
+    const Evaluator<Kind, V> evaluate(p.alpha);
     const Storage* z = logits(p, tile);
     const Targets targets(p, tile, z);
     Scalar* kept = nullptr;
@@ -165,9 +165,9 @@ struct CrossEntropyInner {
         kept = static_cast<Scalar*>(p.gradient) + tile.offset(p.gradient_strides);
       }
     }
-    const auto state = reduce_inner<decltype(evaluate), Storage, V>(
-        evaluate, z, p.shape.classes, p.logits_strides.classes, tile.lanes, kept,
-        p.gradient_strides.classes);
+    const auto state =
+        reduce_inner<Kind, Storage, V>(evaluate, z, p.shape.classes, p.logits_strides.classes,
+                                       tile.lanes, kept, p.gradient_strides.classes);
 
     V mass = V::broadcast(0);
     V distance = V::broadcast(0);
@@ -283,10 +283,10 @@ struct LogSoftmaxInner {
 
   template <class Kind>
   static void forward_tile(const Params& p, const Tile& tile) {
-    const typename Kind::template Evaluator<V> evaluate(p.alpha);
+    const Evaluator<Kind, V> evaluate(p.alpha);
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
     Storage* out = static_cast<Storage*>(p.output) + tile.offset(p.output_strides);
-    const auto state = reduce_inner<decltype(evaluate), Storage, V>(
+    const auto state = reduce_inner<Kind, Storage, V>(
         evaluate, z, p.shape.classes, p.logits_strides.classes, tile.lanes, nullptr, 0);
     const V log_sum = log1p(state.rest);
     for (int64_t c = 0; c < p.shape.classes; ++c) {

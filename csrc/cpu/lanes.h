@@ -1,23 +1,9 @@
-// What every vector type gets from its primitives: partial vectors, single elements, and the traits
-// of a storage type. Included inside the target region.
+// What every vector type gets from its primitives: partial vectors and single elements. Included
+// inside the target region.
 #pragma once
 
 namespace powergrad {
 namespace {
-
-template <class Storage>
-struct StorageTraits;
-#define POWERGRAD_STORAGE_TRAITS(name, storage, accumulate) \
-  template <>                                               \
-  struct StorageTraits<storage> {                           \
-    using Accumulate = accumulate;                          \
-    static constexpr DataType dtype = DataType::name;       \
-  };
-POWERGRAD_FORALL_TYPES(POWERGRAD_STORAGE_TRAITS)
-#undef POWERGRAD_STORAGE_TRAITS
-
-template <class Storage>
-using AccumulateOf = typename StorageTraits<Storage>::Accumulate;
 
 template <class Storage>
 using VectorOf = Vector<AccumulateOf<Storage>>;

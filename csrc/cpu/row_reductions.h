@@ -75,11 +75,11 @@ Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
 }
 
 // Running sums of exp(z - reference) and exp(alpha (z - reference)) over one chunk.
-template <class Evaluator, class Storage>
+template <class Kind, class Storage>
 struct ExponentialSums {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  const Evaluator& evaluate;
+  const Evaluator<Kind, V>& evaluate;
   V reference;
   Scalar* kept;  // exp(alpha (z - reference)) goes here, unless null
   LongSum<V> plain;
@@ -125,14 +125,13 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count, Accumula
                          ChunkState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  using Evaluator = typename Kind::template Evaluator<V>;
-  const Evaluator evaluate(alpha);
+  const Evaluator<Kind, V> evaluate(alpha);
   const Largest<Scalar> largest = find_largest(z, count);
   const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
   // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
   const Scalar reference = masked_out ? Scalar(0) : largest.value;
-  ExponentialSums<Evaluator, Storage> sums{evaluate, V::broadcast(reference), kept,
-                                           LongSum<V>::start(), LongSum<V>::start()};
+  ExponentialSums<Kind, Storage> sums{evaluate, V::broadcast(reference), kept, LongSum<V>::start(),
+                                      LongSum<V>::start()};
   const int64_t at = masked_out ? count : largest.column;
   const int64_t before = at == count ? count : at - at % V::kWidth;
   sums.add_columns(z, 0, before);

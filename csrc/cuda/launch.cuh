@@ -1,0 +1,96 @@
+// Launching a kernel over the rows of a call, and what of it has to be known when compiling.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "alpha.h"
+#include "cuda/primitives.cuh"
+#include "cuda/row_plan.h"
+
+namespace powergrad {
+namespace {
+
+inline constexpr int kMostThreads = 256;
+
+// Blocks per multiprocessor that the compiler should leave registers for; 0: its own choice, which
+// spills in float64.
+template <class Storage>
+inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> ? 1 : 0;
+
+template <class Storage>
+struct StorageTag {
+  using Type = Storage;
+};
+
+// Calls function(StorageTag<Storage>) for the logits' type.
+template <class Function>
+cudaError_t with_storage(DataType dtype, const Function& function) {
+  switch (dtype) {
+#define POWERGRAD_CASE(name, storage, accumulate) \
+  case DataType::name:                            \
+    return function(StorageTag<storage>{});
+    POWERGRAD_FORALL_TYPES(POWERGRAD_CASE)
+#undef POWERGRAD_CASE
+  }
+  return cudaErrorInvalidValue;
+}
+
+// Calls function(std::integral_constant<int, kPack>): see row_plan.h.
+template <class Storage, class Function>
+cudaError_t with_pack(const Strides& logits_strides, const Function& function) {
+  if (logits_strides.classes == 1) {
+    return function(std::integral_constant<int, kVectorBytes / sizeof(Storage)>{});
+  }
+  return function(std::integral_constant<int, 1>{});
+}
+
+template <class Function>
+cudaError_t with_bool(bool value, const Function& function) {
+  return value ? function(std::true_type{}) : function(std::false_type{});
+}
+
+// Calls function(kind) for this call's alpha: see alpha.h. No fraction is worth a kernel of its own
+// in float64, nor for an exponent that is known only to the device.
+template <class Scalar, class Params, class Function>
+cudaError_t with_kind(const Params& p, const Function& function) {
+  if (p.statistics == nullptr) return function(NoAlpha{});
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return function(AnyAlpha{});
+  } else {
+    if (p.alpha_on_device != nullptr) return function(AnyAlpha{});
+    return with_alpha_kind<Scalar>(p.alpha, true, function);
+  }
+}
+
+template <class Params>
+cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, const RowPlan& plan,
+                        int pack_bytes, cudaStream_t stream) {
+  const int64_t blocks = plan.row_blocks * plan.parts;
+  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes(pack_bytes));
+  config.stream = stream;
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (config.dynamicSmemBytes > kWithoutAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(config.dynamicSmemBytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute cluster{};
+  if (plan.is_cluster) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, Params(params), RowPlan(plan));
+}
+
+}  // namespace
+}  // namespace powergrad

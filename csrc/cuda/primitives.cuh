@@ -1,0 +1,104 @@
+// What the kernels use of the device beyond ordinary C++. Everything that is written in PTX or
+// depends on the architecture is here, each beside what stands for it when the tests run the
+// kernels on a CPU (POWERGRAD_HOST_CUDA).
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if !defined(POWERGRAD_HOST_CUDA)
+#include <cooperative_groups.h>
+
+// As torch's CUDA_KERNEL_ASSERT: <cassert> leaves it out of code that is compiled with NDEBUG.
+extern "C" __device__ void __assert_fail(const char* assertion, const char* file, unsigned int line,
+                                         const char* function) noexcept;
+#endif
+
+namespace powergrad {
+namespace {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+#if defined(POWERGRAD_HOST_CUDA)
+
+// 2^x as wrong as the instruction may be: off by up to 2^-22.5, a subnormal result flushed to 0.
+inline float fast_exp2(float x) {
+  const float exact = std::exp2(x);
+  if (exact < 0x1p-126f) return 0.0f;
+  if (exact == 1.0f || !std::isfinite(exact)) return exact;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const float noise = static_cast<float>((bits * 2654435761u) >> 8) * 0x1p-23f - 1.0f;
+  return exact * (1.0f + noise * 1.6858739e-7f);
+}
+
+inline unsigned char* dynamic_shared_memory() { return host_cuda::dynamic_shared_memory(); }
+inline int cluster_rank() { return static_cast<int>(host_cuda::cluster_rank()); }
+inline void cluster_sync() { host_cuda::cluster_sync(); }
+template <class T>
+T* map_to_rank(T* pointer, int rank) {
+  return host_cuda::map_to_rank(pointer, static_cast<unsigned>(rank));
+}
+[[noreturn]] inline void assertion_failed(const char* what, const char* file, int line) {
+  host_cuda::device_assertion_failed(what, file, line);
+}
+
+#else
+
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The only shared memory: its parts are laid out by RowPlan.
+__device__ __forceinline__ unsigned char* dynamic_shared_memory() {
+  extern __shared__ __align__(16) unsigned char powergrad_shared_memory[];
+  return powergrad_shared_memory;
+}
+
+// A launch without clusters is one of clusters of one block; architectures before sm_90 know no
+// other (RowPlan asks for none there).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ int cluster_rank() {
+  return static_cast<int>(cooperative_groups::this_cluster().block_rank());
+}
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+template <class T>
+__device__ __forceinline__ T* map_to_rank(T* pointer, int rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(pointer, rank);
+}
+#else
+__device__ __forceinline__ int cluster_rank() { return 0; }
+__device__ __forceinline__ void cluster_sync() {}
+template <class T>
+__device__ __forceinline__ T* map_to_rank(T* pointer, int) {
+  return pointer;
+}
+#endif
+
+__device__ __forceinline__ void assertion_failed(const char* what, const char* file, int line) {
+  __assert_fail(what, file, static_cast<unsigned int>(line), "");
+}
+
+#endif
+
+#define POWERGRAD_DEVICE_ASSERT(condition) \
+  ((condition) ? static_cast<void>(0) : assertion_failed(#condition, __FILE__, __LINE__))
+
+// One transaction of a thread: 16 bytes, at a multiple of 16.
+inline constexpr int kVectorBytes = 16;
+
+// Memory that is not read or written again soon is marked to leave the caches first. Not the
+// read-only path: backward may write over the logits.
+__device__ __forceinline__ uint4 load_streaming(const uint4* p) { return __ldcs(p); }
+__device__ __forceinline__ void store_streaming(uint4* p, uint4 value) { __stcs(p, value); }
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,122 @@
+#include "cuda/row_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace powergrad {
+namespace {
+
+constexpr int kVectorBytes = 16;
+constexpr int kWarp = 32;
+constexpr int kMostBlocksOfCluster = 8;  // more are not portable between devices
+constexpr int kPacksInFlight = 4;        // a thread's loads before their first use
+
+struct Device {
+  int major = 0;
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // the most that a block may have
+
+  cudaError_t read() {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const auto attribute = [&](int* value, cudaDeviceAttr which) {
+      if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, which, device);
+    };
+    attribute(&major, cudaDevAttrComputeCapabilityMajor);
+    attribute(&multiprocessors, cudaDevAttrMultiProcessorCount);
+    attribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    return error;
+  }
+  bool has_clusters() const { return major >= 9; }
+};
+
+int element_bytes(DataType dtype) {
+  switch (dtype) {
+#define POWERGRAD_BYTES(name, storage, accumulate) \
+  case DataType::name:                             \
+    return sizeof(storage);
+    POWERGRAD_FORALL_TYPES(POWERGRAD_BYTES)
+#undef POWERGRAD_BYTES
+  }
+  return 0;
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The least power of two that is at least x, within bounds that are powers of two.
+int power_of_two(int64_t x, int least, int most) {
+  int result = least;
+  while (result < x && result < most) result *= 2;
+  return result;
+}
+
+// Contiguous rows that are reduced.
+void share_out(RowWork work, const Device& device, int pack_bytes, RowPlan* plan) {
+  // Up to a warp, few packs per lane; from there a lane has 16 of them, four rounds of loads, and
+  // rows get more lanes instead, up to a block of 8 warps.
+  plan->lanes = power_of_two(divide_up(plan->packs, kPacksInFlight), 4, kWarp);
+  if (plan->lanes == kWarp) plan->lanes = power_of_two(divide_up(plan->packs, 16), kWarp, 256);
+  plan->threads =
+      plan->lanes > kWarp ? plan->lanes : 128;  // no block has two rows of several warps
+  const int64_t blocks_worth = divide_up(plan->packs, int64_t{plan->lanes} * 16);
+  if (!device.has_clusters() || blocks_worth == 1) return;
+  // A row that stays in shared memory is spread until a block's share is 32 KB, which leaves room
+  // for several blocks; any other only until there is work for every multiprocessor.
+  const int64_t idle = device.multiprocessors / std::max<int64_t>(plan->rows, 1);
+  const int64_t wanted = work == RowWork::reduce_and_map
+                             ? divide_up(int64_t{plan->packs} * pack_bytes, 32 * 1024)
+                             : std::min(idle, blocks_worth);
+  plan->parts = power_of_two(wanted, 1, kMostBlocksOfCluster);
+}
+
+}  // namespace
+
+cudaError_t plan_rows(const Shape& shape, const Strides& strides, DataType dtype, RowWork work,
+                      int state_bytes, RowPlan* plan) {
+  Device device;
+  const cudaError_t error = device.read();
+  if (error != cudaSuccess) return error;
+  const bool contiguous = strides.classes == 1;
+  const int pack_bytes = contiguous ? kVectorBytes : element_bytes(dtype);
+  const int64_t elements = pack_bytes / element_bytes(dtype);
+  // A row may start in the middle of a vector.
+  const int64_t packs = contiguous ? divide_up(shape.classes, elements) + 1 : shape.classes;
+  // Pack and class numbers are ints, also of those just past a row's end.
+  if (packs * elements > std::numeric_limits<int>::max() / 2) return cudaErrorInvalidValue;
+  *plan = RowPlan{};
+  plan->rows = shape.rows();
+  plan->packs = static_cast<int>(packs);
+  plan->parts = 1;
+  if (!contiguous) {
+    // Threads across rows; with enough classes for it, 8 of them on one row.
+    plan->lanes = packs >= 64 ? 8 : 1;
+    plan->threads = plan->lanes == 1 ? 128 : 256;
+  } else if (work == RowWork::map) {
+    plan->lanes = power_of_two(packs, 1, kWarp);
+    if (packs > kWarp) plan->lanes = power_of_two(divide_up(packs, kPacksInFlight), kWarp, 256);
+    plan->threads = std::max(plan->lanes, 128);
+  } else {
+    share_out(work, device, pack_bytes, plan);
+  }
+  if (work == RowWork::map) {
+    plan->parts = static_cast<int>(
+        divide_up(packs, int64_t{plan->lanes} * kPacksInFlight * (contiguous ? 1 : 4)));
+  } else {
+    plan->is_cluster = plan->parts > 1;
+    int meeting = 0;
+    if (plan->lanes > (contiguous ? kWarp : 1)) {
+      meeting = contiguous ? plan->threads / kWarp + 1 : plan->threads;
+    }
+    plan->scratch_bytes = static_cast<int>(divide_up(int64_t{meeting} * state_bytes, 16) * 16);
+  }
+  plan->steps = static_cast<int>(divide_up(packs, int64_t{plan->lanes} * plan->parts));
+  const int64_t kept = int64_t{plan->steps} * plan->threads * pack_bytes;
+  plan->is_resident =
+      work == RowWork::reduce_and_map && plan->scratch_bytes + kept <= device.shared_bytes;
+  const int64_t rows_of_block = plan->threads / plan->lanes;
+  plan->row_blocks = contiguous ? divide_up(plan->rows, rows_of_block)
+                                : shape.outer * divide_up(shape.inner, rows_of_block);
+  return cudaSuccess;
+}
+
+}  // namespace powergrad

@@ -1,0 +1,128 @@
+// Sums over the rows of a call: what the mean divides by, and the reduced loss. In float64, in an
+// order that depends only on the number of rows: blocks leave partial sums, and one block adds
+// those.
+#include <algorithm>
+
+#include "cuda/cross_entropy_gradient.cuh"
+#include "cuda/launchers.h"
+#include "cuda/meeting.cuh"
+
+namespace powergrad {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kRowsOfBlock = 64 * kThreads;  // before another one joins
+
+// term(row) for the rows of this block, to *destination(block).
+template <class Term, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(const int64_t rows, const Term term, const Finish finish) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t stride = int64_t{kThreads} * gridDim.x;
+  double sum = 0.0;
+  for (int64_t row = int64_t{blockIdx.x} * kThreads + thread; row < rows; row += stride) {
+    sum += term(row);
+  }
+  double* sums_of_warps = reinterpret_cast<double*>(dynamic_shared_memory());
+  sum = sum_of_lanes(sum, kWarp);
+  if (thread % kWarp == 0) sums_of_warps[thread / kWarp] = sum;
+  __syncthreads();
+  if (thread >= kWarp) return;
+  sum = sum_of_lanes(thread < kThreads / kWarp ? sums_of_warps[thread] : 0.0, kWarp);
+  if (thread == 0) finish(static_cast<int>(blockIdx.x), sum);
+}
+
+template <class Term, class Finish>
+cudaError_t launch(int blocks, int64_t rows, const Term& term, const Finish& finish,
+                   cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kThreads / kWarp * sizeof(double);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, sum_rows_kernel<Term, Finish>, int64_t{rows}, Term(term),
+                            Finish(finish));
+}
+
+struct PartialSums {
+  double* partials;
+  __device__ double operator()(int64_t block) const { return partials[block]; }
+  __device__ void operator()(int block, double sum) const { partials[block] = sum; }
+};
+
+template <class Term, class Finish>
+cudaError_t sum_rows(int64_t rows, double* partials, const Term& term, const Finish& finish,
+                     cudaStream_t stream) {
+  const int64_t wanted = (rows + kRowsOfBlock - 1) / kRowsOfBlock;
+  const int blocks = static_cast<int>(std::min<int64_t>(wanted, kSumPartials));
+  if (blocks <= 1) return launch(1, rows, term, finish, stream);
+  const PartialSums parts{partials};
+  const cudaError_t error = launch(blocks, rows, term, parts, stream);
+  if (error != cudaSuccess) return error;
+  return launch(1, blocks, parts, finish, stream);
+}
+
+// The weight of a row's target, if it counts.
+template <class Scalar>
+struct TargetWeight {
+  CrossEntropyParams params;
+  __device__ double operator()(int64_t row) const {
+    const IndexTarget<Scalar> target = checked_target<Scalar>(params, row);
+    if (target.ignored) return 0.0;
+    const Scalar* weight = static_cast<const Scalar*>(params.weight);
+    return weight == nullptr ? 1.0 : static_cast<double>(weight[target.index]);
+  }
+};
+
+struct StoreDouble {
+  double* result;
+  __device__ void operator()(int, double sum) const { *result = sum; }
+};
+
+template <class Scalar>
+struct Loss {
+  const Scalar* losses;
+  __device__ double operator()(int64_t row) const { return losses[row]; }
+};
+
+template <class Scalar>
+struct StoreLoss {
+  Scalar* result;
+  const double* divisor;
+  __device__ void operator()(int, double sum) const {
+    *result = static_cast<Scalar>(divisor == nullptr ? sum : sum / *divisor);
+  }
+};
+
+struct EveryRow {
+  __device__ double operator()(int64_t) const { return 1.0; }
+};
+
+template <class Function>
+cudaError_t with_accumulate(DataType dtype, const Function& function) {
+  return dtype == DataType::float64 ? function(double{}) : function(float{});
+}
+
+}  // namespace
+
+cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weight, double* partials,
+                                cudaStream_t stream) {
+  const StoreDouble finish{total_weight};
+  if (p.target_index == nullptr) {
+    return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
+  }
+  return with_accumulate(p.dtype, [&](auto scalar) {
+    return sum_rows(p.shape.rows(), partials, TargetWeight<decltype(scalar)>{p}, finish, stream);
+  });
+}
+
+cudaError_t launch_reduce_losses(const CrossEntropyParams& p, const double* divisor, void* loss,
+                                 double* partials, cudaStream_t stream) {
+  return with_accumulate(p.dtype, [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    return sum_rows(p.shape.rows(), partials, Loss<Scalar>{static_cast<const Scalar*>(p.losses)},
+                    StoreLoss<Scalar>{static_cast<Scalar*>(loss), divisor}, stream);
+  });
+}
+
+}  // namespace powergrad

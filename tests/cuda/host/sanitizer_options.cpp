@@ -1,0 +1,11 @@
+// How the sanitizers that a test is built with behave.
+
+extern "C" {
+
+const char* __asan_default_options() {
+  return "detect_stack_use_after_return=0";  // fibers are restarted without a word
+}
+
+const char* __tsan_default_options() { return "halt_on_error=1"; }
+
+}  // extern "C"
