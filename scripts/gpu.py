@@ -52,7 +52,7 @@ def pytest(*words: str) -> tuple[str, ...]:
 
 def sanitizer(tool: str) -> Step:
     """Every kernel once, watched by one of compute-sanitizer's tools."""
-    watched = python("tests/cuda/every_kernel.py")
+    watched = python("tests/gpu/every_kernel.py")
     command = ("compute-sanitizer", f"--tool={tool}", "--error-exitcode=1", *watched)
     return Step("sanitize", tool, command, programs=("compute-sanitizer",))
 
@@ -66,12 +66,12 @@ def benchmark(name: str, *words: str) -> Step:
 def steps() -> list[Step]:
     """All there is to do, in order."""
     shared = ("tests/semantics", "tests/accuracy", "tests/framework")
-    large = "tests/cuda/test_large_indices.py"
+    large = "tests/gpu/test_large_indices.py"
     return [
         Step("build", "machine", ("nvidia-smi",), programs=("nvidia-smi",), always=True),
         Step("build", "extension", python("setup.py", "build_ext", "--inplace"), always=True),
         Step("build", "report", python("-m", "powergrad_ext"), always=True),
-        Step("test", "what only a GPU can show", pytest("tests/cuda", f"--ignore={large}")),
+        Step("test", "what only a GPU can show", pytest("tests/gpu", f"--ignore={large}")),
         Step("test", "large indices", pytest(large)),
         Step("test", "shared tests on the GPU", pytest(*shared, "-k", "cuda")),
         Step("test", "shared tests on the CPU", pytest(*shared, "-k", "not cuda")),

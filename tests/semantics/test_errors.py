@@ -215,7 +215,7 @@ def test_invalid_under_autograd(bad, kind, words, device):
 
 def skip_device_assertion(device, kind):
     if kind is IndexError and device.type == "cuda":
-        pytest.skip("a target out of range ends the process: tests/cuda/test_assertions.py")
+        pytest.skip("a target out of range ends the process: tests/gpu/test_assertions.py")
 
 
 def same(a, b):
