@@ -20,7 +20,8 @@ from typing import NamedTuple
 # gives a module for any CPU. No C++ standard either: torch passes the one its headers need.
 CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fvisibility=hidden"]
 # No fast maths, which the promised accuracy has no room for. Lines, for profilers and sanitizers.
-NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+# The threads take an architecture each.
+NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden", "--threads=4"]
 
 SOURCE_GROUPS = ("cpu", "cuda", "torch", "torch_cuda")
 DEFAULT_CUDA_FOLDER = "/usr/local/cuda"
