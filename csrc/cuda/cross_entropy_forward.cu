@@ -6,7 +6,7 @@
 #include "cuda/cross_entropy_gradient.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
-#include "cuda/softmax_state.cuh"
+#include "cuda/softmax_accumulator.cuh"
 
 namespace powergrad {
 namespace {
@@ -16,28 +16,29 @@ struct ForwardRow {
   using Scalar = AccumulateOf<Storage>;
   using State = SoftmaxState<Scalar, kClassMass>;
   using Merge = SoftmaxMerge<Kind, Scalar, kClassMass>;
+  using Accumulator = SoftmaxAccumulator<Kind, Scalar, kClassMass>;
   static constexpr int kSteps = kStepsAtOnce<Storage, kPack, kClassMass>;
 
   // One thread's share of the row.
   __device__ static State reduce(const RowReader<Storage, kPack>& reader, const Merge& merge,
                                  const Walk<kPack>& walk,
                                  const ClassMassIf<kClassMass, Storage, kPack>& mass_of) {
-    State state;
+    Accumulator accumulator(merge);
     reader.template first_pass<kSteps>([&](int begin, const Pack<Storage, kPack>(&packs)[kSteps]) {
       const Numbers<Scalar, kSteps, kPack> z = numbers(packs);
-      merge.add(state, z);
-      if constexpr (kClassMass) add_mass(begin, z, walk, mass_of, state);
+      accumulator.add(z);
+      if constexpr (kClassMass) add_mass(begin, z, walk, mass_of, accumulator);
     });
-    return state;
+    return accumulator.state();
   }
 
   // Classes outside the row have no mass, but a logit of -infinity.
   __device__ static void add_mass(int begin, const Numbers<Scalar, kSteps, kPack>& z,
                                   const Walk<kPack>& walk, const ClassMass<Storage, kPack>& mass_of,
-                                  State& state) {
+                                  Accumulator& accumulator) {
     Numbers<Scalar, kSteps, kPack> mass;
     mass_of.load(begin, mass);
-    const Scalar reference = state.reference();
+    const Scalar reference = accumulator.reference();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int pack = walk.pack(begin + s);
@@ -50,8 +51,7 @@ struct ForwardRow {
         masses += mass.at[s][i];
         distances += is_inside ? mass.at[s][i] * (reference - z.at[s][i]) : Scalar(0);
       }
-      state.mass += masses;
-      state.distance += distances;
+      accumulator.add_mass(masses, distances);
     }
   }
 };

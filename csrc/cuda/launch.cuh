@@ -50,17 +50,29 @@ cudaError_t with_bool(bool value, const Function& function) {
   return value ? function(std::true_type{}) : function(std::false_type{});
 }
 
-// Calls function(kind) for this call's alpha: see alpha.h. No fraction is worth a kernel of its own
-// in float64, nor for an exponent that is known only to the device.
+// What the kernels make of a kind of alpha (alpha.h). No fraction is worth a kernel of its own in
+// float64, and one of larger numbers neither: its powers would multiply the error of the special
+// function unit, and a polynomial's share costs as much as they do.
+template <class Scalar, class Kind>
+struct KindInKernels {
+  using Type = AnyAlpha;
+};
+template <class Scalar>
+struct KindInKernels<Scalar, NoAlpha> {
+  using Type = NoAlpha;
+};
+template <int kDenominator>
+struct KindInKernels<float, RationalAlpha<1, kDenominator>> {
+  using Type = RationalAlpha<1, kDenominator>;
+};
+
+// Calls function(kind) for this call's alpha; one that only the device knows may be anything.
 template <class Scalar, class Params, class Function>
 cudaError_t with_kind(const Params& p, const Function& function) {
-  if (p.statistics == nullptr) return function(NoAlpha{});
-  if constexpr (std::is_same_v<Scalar, double>) {
-    return function(AnyAlpha{});
-  } else {
-    if (p.alpha_on_device != nullptr) return function(AnyAlpha{});
-    return with_alpha_kind<Scalar>(p.alpha, true, function);
-  }
+  if (p.statistics != nullptr && p.alpha_on_device != nullptr) return function(AnyAlpha{});
+  return with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
+    return function(typename KindInKernels<Scalar, decltype(kind)>::Type{});
+  });
 }
 
 template <class Params>

@@ -2,6 +2,7 @@
 //
 // Memory: the upstream gradient g once (row_plan.h says up to which number of classes), the logits
 // once, the gradient once.
+#include "cuda/compensated_sum.cuh"
 #include "cuda/exponentials.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
       }
     });
   }
-  Sum<Scalar> sum{total.sum};
+  Sum<Scalar> sum{total.value};
   meet<kPack>(plan, sum, MergeSums{});
 
   if (thread.active) {

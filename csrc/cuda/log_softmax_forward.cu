@@ -3,8 +3,7 @@
 // Memory: the logits once, the output once (row_plan.h says up to which number of classes).
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
-#include "cuda/softmax_state.cuh"
-#include "cuda/walk.cuh"
+#include "cuda/softmax_accumulator.cuh"
 
 namespace powergrad {
 namespace {
@@ -22,11 +21,12 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
   const RowReader<Storage, kPack> reader(plan, logits, walk, from_number<Storage>(kLowest<Scalar>));
   const Merge merge{Evaluator<Kind, Scalar>(alpha_of(p))};
 
-  typename Merge::State state;
+  SoftmaxAccumulator<Kind, Scalar, false> accumulator(merge);
   if (thread.active) {
     reader.template first_pass<kSteps>(
-        [&](int, const Pack<Storage, kPack>(&packs)[kSteps]) { merge.add(state, numbers(packs)); });
+        [&](int, const Pack<Storage, kPack>(&packs)[kSteps]) { accumulator.add(numbers(packs)); });
   }
+  auto state = accumulator.state();
   meet<kPack>(plan, state, merge);
 
   if (thread.active) {

@@ -77,20 +77,6 @@ struct MergeSums {
   }
 };
 
-// One thread's sum of very many terms of either sign, with compensation (Kahan).
-template <class Scalar>
-struct CompensatedSum {
-  Scalar sum = 0;
-  Scalar lost = 0;
-  __device__ void add(Scalar x) {
-    const Scalar term = x - lost;
-    const Scalar next = sum + term;
-    const Scalar error = (next - sum) - term;
-    lost = error == error ? error : Scalar(0);  // an infinite sum stays infinite
-    sum = next;
-  }
-};
-
 // To be called last: nobody leaves while others may read its shared memory.
 __device__ inline void leave(const RowPlan& plan) {
   if (plan.is_cluster) cluster_sync();

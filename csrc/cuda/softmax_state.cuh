@@ -4,7 +4,6 @@
 
 #include "cuda/exponentials.cuh"
 #include "cuda/meeting.cuh"
-#include "cuda/walk.cuh"
 
 namespace powergrad {
 namespace {
@@ -90,39 +89,6 @@ struct SoftmaxMerge {
     total.rest += ones;
     total.alpha_rest += ones;
     return total;
-  }
-
-  // Merges the logits of some packs. One exponential per element, or two, and none again unless the
-  // maximum rises.
-  template <int kSteps, int kPack>
-  __device__ void add(State& state, const Numbers<Scalar, kSteps, kPack>& z) const {
-    Scalar maximum = state.maximum;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) maximum = fmax(maximum, z.at[s][i]);
-    }
-    int ones = maximum == state.maximum ? 0 : -1;  // a new maximum is among these
-    rebase(state, maximum);
-    const Scalar reference = state.reference();
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      // Short chains of additions lose less than long ones.
-      Scalar rest = 0;
-      Scalar alpha_rest = 0;
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        const Exponentials<Scalar> e = evaluate(z.at[s][i] - reference, s * kPack + i);
-        const bool is_one = z.at[s][i] == reference;
-        ones += is_one ? 1 : 0;
-        rest += is_one ? Scalar(0) : e.plain;
-        if constexpr (kHasAlpha) alpha_rest += is_one ? Scalar(0) : e.powered;
-      }
-      state.rest += rest;
-      if constexpr (kHasAlpha) state.alpha_rest += alpha_rest;
-    }
-    state.rest += static_cast<Scalar>(ones);
-    if constexpr (kHasAlpha) state.alpha_rest += static_cast<Scalar>(ones);
   }
 };
 

@@ -1,6 +1,8 @@
-// Ways to run a kernel over all rows of a problem. Each must leave the same bits.
+// The CPU kernels as the checks run them: a machine is an instruction set, and an execution one way
+// to run a kernel over all rows of a problem. Each way must leave the same bits.
 #pragma once
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -8,6 +10,21 @@
 #include "cpu/kernels.h"
 
 namespace powergrad::test {
+
+using Machine = InstructionSet;
+
+// Classes that are reduced at once.
+inline constexpr int64_t kPiece = kChunk;
+// Several chunks, the last one partial.
+inline constexpr int64_t kLongRow = 2 * kChunk + 904;
+// One class and two; around the widths of vectors (2, 4, 8 and 16 lanes) and two of the widest;
+// a size that is a whole number of some of them only; around one chunk; several chunks.
+inline constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
+                                     33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
+
+// Half precision has room to keep its exponentials between the phases, or has not.
+template <class Storage>
+inline constexpr bool kCanKeep = !std::is_same_v<Storage, AccumulateOf<Storage>>;
 
 using Cuts = std::vector<int64_t>;  // where [0, end) is cut into pieces; increasing
 
@@ -71,6 +88,21 @@ struct Execution {
     return workspace.band_untouched();
   }
 };
+
+// One kernel of a machine, as the checks call it. What is wrong with how it ran, else nothing.
+#define POWERGRAD_RUN(name, Params)                                                            \
+  inline std::string run_##name(const Machine& machine, const Params& p,                       \
+                                const Execution& execution, bool keeps) {              \
+    const auto& kernel = machine.tables[static_cast<int>(p.dtype)].name;                       \
+    const bool inside = p.dtype == DataType::float64 ? execution.run<double>(kernel, p, keeps) \
+                                                     : execution.run<float>(kernel, p, keeps); \
+    return inside ? "" : "wrote past the workspace";                                           \
+  }
+POWERGRAD_RUN(cross_entropy_forward, CrossEntropyParams)
+POWERGRAD_RUN(cross_entropy_backward, CrossEntropyParams)
+POWERGRAD_RUN(log_softmax_forward, LogSoftmaxParams)
+POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
+#undef POWERGRAD_RUN
 
 inline Execution whole() { return {"whole", false, {}}; }
 

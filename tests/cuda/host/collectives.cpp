@@ -76,11 +76,25 @@ bool Machine::all_shuffle(const Thread& thread) {
   return all;
 }
 
+// The lanes of the mask that hold, as bits.
+uint64_t Machine::votes(const Barrier& warp, unsigned mask) {
+  uint64_t result = 0;
+  for (int lane = 0; lane < warp.count; ++lane) {
+    if ((mask >> lane & 1) != 0) result |= warp.threads[lane].shuffle.value << lane;
+  }
+  return result;
+}
+
 void Machine::finish_shuffle(Barrier& warp, unsigned mask) {
   for (int lane = 0; lane < warp.count; ++lane) {
     if ((mask >> lane & 1) == 0) continue;
     Thread& thread = warp.threads[lane];
     const int source = thread.shuffle.source;
+    if (source == kEveryLane) {
+      thread.shuffle.result = votes(warp, mask);
+      wake(thread);
+      continue;
+    }
     if ((mask >> source & 1) == 0) {
       fail(cudaErrorLaunchFailure, "the shuffle at %s:%d reads lane %d, not in its mask %08x",
            thread.site.file, thread.site.line, source, mask);

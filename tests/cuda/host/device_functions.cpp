@@ -21,6 +21,11 @@ uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, int width, Site s
   return machine().shuffle(mask, value, source <= last ? source : lane, site);
 }
 
+unsigned vote(unsigned mask, bool holds, Site site) {
+  const uint64_t value = holds ? 1 : 0;
+  return static_cast<unsigned>(machine().shuffle(mask, value, kEveryLane, site));
+}
+
 unsigned char* dynamic_shared_memory() { return machine().shared_memory().begin(); }
 unsigned cluster_rank() { return machine().block_rank(); }
 unsigned cluster_size() { return machine().cluster_size(); }

@@ -15,6 +15,7 @@ void synchronise_warp(Site site);
 void synchronise_block(Site site);
 uint64_t shuffle(unsigned mask, uint64_t value, int source, int width, Site site);
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, int width, Site site);
+unsigned vote(unsigned mask, bool holds, Site site);
 
 // This block's dynamic shared memory, the only shared memory there is.
 unsigned char* dynamic_shared_memory();
@@ -53,6 +54,11 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, Site site =
   return from_bits<T>(shuffle_xor(mask, from_bits<uint64_t>(value), lanes, width, site));
 }
 
+inline unsigned __ballot_sync(unsigned mask, int holds, Site site = Site::here()) {
+  return vote(mask, holds != 0, site);
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 // The caches that a load or store is meant for are no matter here.
 template <class T>
 T __ldg(const T* pointer) {
@@ -84,6 +90,7 @@ inline long long __double_as_longlong(double value) { return from_bits<long long
 
 }  // namespace powergrad::host_cuda
 
+using powergrad::host_cuda::__ballot_sync;
 using powergrad::host_cuda::__double_as_longlong;
 using powergrad::host_cuda::__float_as_int;
 using powergrad::host_cuda::__float_as_uint;
@@ -92,6 +99,7 @@ using powergrad::host_cuda::__ldcg;
 using powergrad::host_cuda::__ldcs;
 using powergrad::host_cuda::__ldg;
 using powergrad::host_cuda::__longlong_as_double;
+using powergrad::host_cuda::__popc;
 using powergrad::host_cuda::__shfl_sync;
 using powergrad::host_cuda::__shfl_xor_sync;
 using powergrad::host_cuda::__stcg;

@@ -27,9 +27,11 @@ struct Launch {
   std::function<void()> kernel;  // the kernel with its arguments
 };
 
+inline constexpr int kEveryLane = -1;
+
 struct Shuffle {
   unsigned mask;
-  int source;
+  int source;  // kEveryLane: a vote, whose result has a bit for each
   uint64_t value;
   uint64_t result;
 };
@@ -109,6 +111,7 @@ class Machine {
   void meet(Barrier& barrier, Site site);
   void leave(Barrier& barrier);
   bool all_shuffle(const Thread& thread);
+  static uint64_t votes(const Barrier& warp, unsigned mask);
   void finish_shuffle(Barrier& warp, unsigned mask);
 
   Block& block_of(const Thread& thread) { return cluster_->blocks[thread.place.block]; }

@@ -8,9 +8,6 @@ namespace powergrad::test {
 
 inline constexpr double kAlphas[] = {1.0, 0.5, 1.0 / 3.0, 0.25, 0.3, 0.7, 2.0};
 
-// Several chunks, the last one partial.
-inline constexpr int64_t kLongRow = 2 * kChunk + 904;
-
 using Reports = std::vector<Report>;
 
 // Every dtype has its own sequence, so that the options it does not meet another one does.
@@ -61,10 +58,6 @@ inline Options random_options(Random& random) {
 
 template <class Storage>
 void check_sizes(Reports& reports) {
-  // One class and two; around the widths of vectors (2, 4, 8 and 16 lanes) and two of the widest;
-  // a size that is a whole number of some of them only; around one chunk; several chunks.
-  constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
-                                33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
   Random random = random_for<Storage>(1);
   int64_t turn = 0;
   for (const int64_t classes : kSizes) {
@@ -137,7 +130,7 @@ void check_far_rows(Reports& reports) {
   const double step = static_cast<double>(ulp<Storage>(static_cast<long double>(kOffset)));
   Random random = random_for<Storage>(3);
   int64_t turn = 0;
-  for (const int64_t classes : {int64_t{17}, kChunk + 1}) {
+  for (const int64_t classes : {int64_t{17}, kPiece + 1}) {
     for (const double alpha : kAlphas) {
       ++turn;
       for (const Arrangement arrangement : arrangements(classes, turn)) {

@@ -1,4 +1,4 @@
-// One log-softmax problem on one instruction set.
+// One log-softmax problem on one machine.
 #pragma once
 
 #include "problem.h"
@@ -58,7 +58,7 @@ struct LogSoftmaxOutputs {
   }
 };
 
-// Runs the kernels of one instruction set on a problem.
+// Runs the kernels of one machine on a problem.
 template <class Storage>
 class LogSoftmaxRunner {
  public:
@@ -66,9 +66,7 @@ class LogSoftmaxRunner {
   using Outputs = LogSoftmaxOutputs<Storage>;
 
   LogSoftmaxRunner(const Problem<Storage>& problem, Report& report)
-      : problem_(problem),
-        report_(report),
-        table_(report.set().tables[static_cast<int>(Traits<Storage>::dtype)]) {
+      : problem_(problem), report_(report) {
     report.enter("log-softmax " + problem.describe());
   }
 
@@ -78,10 +76,10 @@ class LogSoftmaxRunner {
     p.output = outputs.output.block.data();
     p.output_strides = outputs.output.strides;
     p.statistics = outputs.statistics.data();
-    run(table_.log_softmax_forward, p, execution);
+    run(run_log_softmax_forward, p, execution);
     p.gradient = outputs.gradient.block.data();
     p.gradient_strides = outputs.gradient.strides;
-    run(table_.log_softmax_backward, p, execution);
+    run(run_log_softmax_backward, p, execution);
     report_.expect(outputs.edges_untouched(), "wrote outside its outputs");
     return outputs;
   }
@@ -91,21 +89,20 @@ class LogSoftmaxRunner {
     Tensor<Storage> output(problem_.shape(), problem_.strides(0));
     p.output = output.block.data();
     p.output_strides = output.strides;
-    run(table_.log_softmax_forward, p, whole());
+    run(run_log_softmax_forward, p, whole());
     report_.expect(output.padding_untouched(), "wrote outside the output");
     return output;
   }
 
  private:
-  void run(const Kernel<LogSoftmaxParams>& kernel, const LogSoftmaxParams& p,
-           const Execution& execution) const {
-    const bool inside = execution.run<Accumulate>(kernel, p, false);
-    report_.expect(inside, "wrote past the workspace");
+  template <class Kernel>
+  void run(const Kernel& kernel, const LogSoftmaxParams& p, const Execution& execution) const {
+    const std::string wrong = kernel(report_.machine(), p, execution, false);
+    report_.expect(wrong.empty(), wrong);
   }
 
   const Problem<Storage>& problem_;
   Report& report_;
-  const KernelTable& table_;
 };
 
 template <class Storage>

@@ -1,4 +1,4 @@
-// One cross-entropy problem on one instruction set, in every way that the kernels offer.
+// One cross-entropy problem on one machine, in every way that the kernels offer.
 #pragma once
 
 #include "problem.h"
@@ -70,7 +70,7 @@ struct CrossEntropyOutputs {
   }
 };
 
-// Runs the kernels of one instruction set on a problem.
+// Runs the kernels of one machine on a problem.
 template <class Storage>
 class CrossEntropyRunner {
  public:
@@ -78,9 +78,7 @@ class CrossEntropyRunner {
   using Outputs = CrossEntropyOutputs<Storage>;
 
   CrossEntropyRunner(const Problem<Storage>& problem, Report& report)
-      : problem_(problem),
-        report_(report),
-        table_(report.set().tables[static_cast<int>(Traits<Storage>::dtype)]) {
+      : problem_(problem), report_(report) {
     report.enter("cross-entropy " + problem.describe());
   }
 
@@ -88,7 +86,7 @@ class CrossEntropyRunner {
     CrossEntropyParams p = problem_.cross_entropy();
     Block<Accumulate> losses(problem_.rows());
     p.losses = losses.data();
-    run(table_.cross_entropy_forward, p, whole(), false);
+    run(run_cross_entropy_forward, p, whole(), false);
     report_.expect(losses.band_untouched(), "wrote past the losses");
     return losses;
   }
@@ -103,7 +101,7 @@ class CrossEntropyRunner {
       p.gradient = outputs.gradient.block.data();
       p.gradient_strides = outputs.gradient.strides;
     }
-    run(table_.cross_entropy_forward, p, execution, keeps);
+    run(run_cross_entropy_forward, p, execution, keeps);
     report_.expect(outputs.edges_untouched(), "forward wrote outside its outputs");
     return outputs;
   }
@@ -118,22 +116,22 @@ class CrossEntropyRunner {
     p.gradient = gradient.block.data();
     p.gradient_strides = gradient.strides;
     if (in_place) p.logits = p.gradient;
-    run(table_.cross_entropy_backward, p, execution, false);
+    run(run_cross_entropy_backward, p, execution, false);
     report_.expect(gradient.padding_untouched(), "backward wrote outside its gradient");
     report_.expect(same_numbers(own_statistics, statistics), "backward wrote to the statistics");
     return gradient;
   }
 
  private:
-  void run(const Kernel<CrossEntropyParams>& kernel, const CrossEntropyParams& p,
-           const Execution& execution, bool keeps) const {
-    const bool inside = execution.run<Accumulate>(kernel, p, keeps);
-    report_.expect(inside, "wrote past the workspace");
+  template <class Kernel>
+  void run(const Kernel& kernel, const CrossEntropyParams& p, const Execution& execution,
+           bool keeps) const {
+    const std::string wrong = kernel(report_.machine(), p, execution, keeps);
+    report_.expect(wrong.empty(), wrong);
   }
 
   const Problem<Storage>& problem_;
   Report& report_;
-  const KernelTable& table_;
 };
 
 template <class Storage>
@@ -156,7 +154,7 @@ class CrossEntropyCheck {
     check_losses(forward_only.losses);
     check_statistics(forward_only.statistics);
     check_forward_with_gradient(false);
-    if (!std::is_same_v<Storage, Accumulate>) check_forward_with_gradient(true);
+    if (kCanKeep<Storage>) check_forward_with_gradient(true);
     check_backward(forward_only.statistics);
   }
 

@@ -10,15 +10,15 @@ enum class Edit {
   none,
   scattered_masked,  // -infinity here and there
   vector_masked,     // -infinity over any vector's width
-  first_chunk_masked,
-  last_chunk_masked,
+  first_piece_masked,
+  last_piece_masked,
   all_but_one_masked,
   target_masked,
   ignored_nan,  // NaN everywhere in an ignored row
   all_masked,
   nan_first,
   nan_last,
-  nan_among_masked,  // the rest of its chunk is -infinity
+  nan_among_masked,  // the rest of its piece is -infinity
   infinite,
 };
 inline constexpr int kEdits = 13;
@@ -36,8 +36,8 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
       if (j != kept || edit == Edit::all_masked) problem.logits.at(row, j) = narrow<Storage>(value);
     }
   };
-  const int64_t last_chunk = (chunk_count(problem.shape()) - 1) * kChunk;
-  const int64_t first_chunk_end = std::min(kChunk, classes);
+  const int64_t last_piece = (classes - 1) / kPiece * kPiece;
+  const int64_t first_piece_end = std::min(kPiece, classes);
   switch (edit) {
     case Edit::none:
       break;
@@ -47,11 +47,11 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
     case Edit::vector_masked:
       set(0, std::min<int64_t>(48, classes), 1, -kInfinity);
       break;
-    case Edit::first_chunk_masked:
-      set(0, first_chunk_end, 1, -kInfinity);
+    case Edit::first_piece_masked:
+      set(0, first_piece_end, 1, -kInfinity);
       break;
-    case Edit::last_chunk_masked:
-      set(last_chunk, classes, 1, -kInfinity);
+    case Edit::last_piece_masked:
+      set(last_piece, classes, 1, -kInfinity);
       break;
     case Edit::all_but_one_masked:
     case Edit::all_masked:
@@ -72,7 +72,7 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
       set(classes - 1, classes, 1, kNaN);
       break;
     case Edit::nan_among_masked:
-      set(0, first_chunk_end, 1, -kInfinity);
+      set(0, first_piece_end, 1, -kInfinity);
       set(5, 6, 1, kNaN);
       break;
     case Edit::infinite:
@@ -115,7 +115,7 @@ template <class Storage>
 void check_special_values(Reports& reports) {
   Random random = random_for<Storage>(4);
   int64_t turn = 0;
-  for (const int64_t classes : {int64_t{17}, int64_t{99}, kChunk + 1, kLongRow}) {
+  for (const int64_t classes : {int64_t{17}, int64_t{99}, kPiece + 1, kLongRow}) {
     for (const double alpha : {1.0, 0.3, 0.7}) {
       ++turn;
       if (!is_small(classes) && turn % 3 != classes % 3) continue;  // one alpha is enough

@@ -1,4 +1,4 @@
-// Counts what was checked on one instruction set and describes the first failures.
+// Counts what was checked on one machine (running.h) and describes the first failures.
 #pragma once
 
 #include <cmath>
@@ -6,16 +6,16 @@
 #include <cstdio>
 #include <string>
 
-#include "cpu/kernels.h"
 #include "reference.h"
+#include "running.h"
 
 namespace powergrad::test {
 
 class Report {
  public:
-  explicit Report(const InstructionSet& set) : set_(&set) {}
+  explicit Report(const Machine& machine) : machine_(&machine) {}
 
-  const InstructionSet& set() const { return *set_; }
+  const Machine& machine() const { return *machine_; }
   int64_t failures() const { return failures_; }
 
   // Names the case that the next checks belong to.
@@ -45,7 +45,7 @@ class Report {
   }
 
   void summarize() const {
-    std::printf("%s: %lld checks, %lld failures, largest error %.2f of its bound\n", set_->name,
+    std::printf("%s: %lld checks, %lld failures, largest error %.2f of its bound\n", machine_->name,
                 static_cast<long long>(checks_), static_cast<long long>(failures_), worst_);
   }
 
@@ -54,10 +54,10 @@ class Report {
 
   void fail(const std::string& what) {
     if (++failures_ > kDescribed) return;
-    std::printf("%s: %s: %s\n", set_->name, context_.c_str(), what.c_str());
+    std::printf("%s: %s: %s\n", machine_->name, context_.c_str(), what.c_str());
   }
 
-  const InstructionSet* set_;
+  const Machine* machine_;
   std::string context_;
   int64_t checks_ = 0;
   int64_t failures_ = 0;

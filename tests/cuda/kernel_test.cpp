@@ -1,0 +1,37 @@
+// The CUDA kernels, run by the host layer, against the equations of powergrad.h. Returns 1 when a
+// check fails.
+#include "conversions.h"
+#include "ordinary_problems.h"
+#include "special_values.h"
+
+namespace powergrad::test {
+namespace {
+
+template <class Storage>
+void check_all(Reports& reports) {
+  check_sizes<Storage>(reports);
+  check_confident_rows<Storage>(reports);
+  check_far_rows<Storage>(reports);
+  check_special_values<Storage>(reports);
+  check_nothing_counted<Storage>(reports);
+}
+
+int run() {
+  Reports reports;
+  for (const Machine& machine : kMachines) reports.emplace_back(machine);
+#define POWERGRAD_CHECK_ALL(type_name, storage, accumulate) check_all<storage>(reports);
+  POWERGRAD_FORALL_TYPES(POWERGRAD_CHECK_ALL)
+#undef POWERGRAD_CHECK_ALL
+  check_conversions(reports);
+  bool failed = false;
+  for (const Report& report : reports) {
+    report.summarize();
+    failed = failed || report.failures() > 0;
+  }
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace powergrad::test
+
+int main() { return powergrad::test::run(); }

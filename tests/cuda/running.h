@@ -1,0 +1,66 @@
+// The CUDA kernels as the checks run them: a machine is a device that the host layer plays, and an
+// execution an order of its threads, with or without room to keep rows in shared memory. Each
+// must leave the same bits.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "buffers.h"
+#include "cuda/launchers.h"
+
+namespace powergrad::test {
+
+struct Machine {
+  const char* name;
+  host_cuda::Device device;
+};
+
+// Clusters on one, none on the other.
+inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80}, {"sm_90", host_cuda::kSm90}};
+
+// Classes that some threads reduce at once: more than a warp does, in any type.
+inline constexpr int64_t kPiece = 2048;
+// A cluster, of 4 blocks or 8.
+inline constexpr int64_t kLongRow = 40009;
+// One class and two; around the sizes of packs (2, 4 and 8 classes) and of groups of lanes that
+// share a warp; a warp; a block of 2 warps, of 8; clusters.
+inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 513, 1000, 4099, kLongRow};
+
+template <class Storage>
+inline constexpr bool kCanKeep = false;  // an execution's affair
+
+struct Execution {
+  const char* name;
+  uint64_t seed;
+  bool has_room;
+};
+
+inline Execution whole() { return {"whole", 0, true}; }
+
+inline std::vector<Execution> splits(const Shape&, const Strides&) {
+  return {{"threads backwards, rows read twice", 1, false}, {"threads in random order", 2, true}};
+}
+
+inline void configure(const Machine& machine, const Execution& execution) {
+  host_cuda::Options options{machine.device, execution.seed, std::nullopt};
+  // Enough for the meetings of threads alone.
+  if (!execution.has_room) options.device.shared_memory = 0;
+  host_cuda::configure(options);
+}
+
+// A launcher, as the checks call it. What is wrong with how it ran, else nothing.
+#define POWERGRAD_RUN(name, Params)                                              \
+  inline std::string run_##name(const Machine& machine, const Params& p,         \
+                                const Execution& execution, bool) {      \
+    configure(machine, execution);                                               \
+    const cudaError_t error = launch_##name(p, nullptr);                         \
+    return error == cudaSuccess ? "" : "launch failed: " + host_cuda::failure(); \
+  }
+POWERGRAD_RUN(cross_entropy_forward, CrossEntropyParams)
+POWERGRAD_RUN(cross_entropy_backward, CrossEntropyParams)
+POWERGRAD_RUN(log_softmax_forward, LogSoftmaxParams)
+POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
+#undef POWERGRAD_RUN
+
+}  // namespace powergrad::test
