@@ -1,6 +1,7 @@
 # What can be done here; `make` alone lists it.
-#   PYTHON  the Python that the virtual environment is made with
+#   PYTHON  the Python that the virtual environment is made with, and that `make gpu` runs
 #   VENV    the folder of that environment
+#   OUT     the folder for what `make gpu` finds
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
 PYTHON = python3
 VENV = .venv
@@ -11,7 +12,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_bui
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help demo test build lint format core-test bench clean
+.PHONY: help demo test build lint format core-test bench gpu clean
 
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': *' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -47,6 +48,9 @@ build/core build/address build/thread: $(VENV)/.test
 
 bench: $(VENV)/.demo ## compare speed with F.cross_entropy
 	python bench/run.py
+
+gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benchmark (PART=one)
+	$(PYTHON) scripts/gpu.py $(PART)
 
 clean: ## remove all that was built; the virtual environment stays
 	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ about to build. So nothing here imports the package, and torch is imported only 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,11 +19,15 @@ from typing import NamedTuple
 # No instruction set is named: each kernel file opens its own target region, so one set of flags
 # gives a module for any CPU. No C++ standard either: torch passes the one its headers need.
 CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fvisibility=hidden"]
-NVCC_FLAGS = ["-O3", "-DNDEBUG"]
+# No fast maths, which the promised accuracy has no room for. Lines, for profilers and sanitizers.
+# The threads take an architecture each.
+NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden", "--threads=4"]
 
 SOURCE_GROUPS = ("cpu", "cuda", "torch", "torch_cuda")
 DEFAULT_CUDA_FOLDER = "/usr/local/cuda"
-DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+# The last one also as PTX, for what comes after it.
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+OLD_TOOLKIT_ARCHITECTURES = "8.0;9.0+PTX"  # before CUDA 12.8
 
 
 class Recipe(NamedTuple):
@@ -75,8 +80,9 @@ def recipe(csrc: Path) -> Recipe:
     macros = []
     if with_cuda:
         sources += groups["cuda"] + groups["torch_cuda"]
-        macros = ["-DPOWERGRAD_WITH_CUDA"]
-    return Recipe(sources, csrc, CXX_FLAGS + macros, NVCC_FLAGS + macros, with_cuda)
+        architectures = ",".join(re.split("[ ;]+", os.environ["TORCH_CUDA_ARCH_LIST"]))
+        macros = ["-DPOWERGRAD_WITH_CUDA", f"-DPOWERGRAD_CUDA_ARCHITECTURES={architectures}"]
+    return Recipe(sources, csrc, CXX_FLAGS + macros, NVCC_FLAGS, with_cuda)
 
 
 def compiler() -> list[str]:
@@ -143,5 +149,7 @@ def _cuda_is_buildable() -> bool:
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if not named and Path(DEFAULT_CUDA_FOLDER).is_dir():
         named = os.environ["CUDA_HOME"] = DEFAULT_CUDA_FOLDER
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    newer = [int(number) for number in torch.version.cuda.split(".")] >= [12, 8]
+    default = DEFAULT_CUDA_ARCHITECTURES if newer else OLD_TOOLKIT_ARCHITECTURES
+    os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
     return bool(named) or shutil.which("nvcc") is not None

@@ -172,8 +172,6 @@ def _fingerprint(recipe: _build.Recipe) -> str:
     for path in sorted(path for path in csrc.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(csrc)}\0".encode() + path.read_bytes() + b"\0")
     settings = [*recipe.cxx_flags, *recipe.nvcc_flags, str(torch.version.git_version)]
-    if recipe.with_cuda:
-        settings.append(os.environ["TORCH_CUDA_ARCH_LIST"])
     digest.update("\0".join(settings).encode())
     return digest.hexdigest()[:12]
 

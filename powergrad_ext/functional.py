@@ -52,7 +52,9 @@ def cross_entropy(
         reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
         label_smoothing: in [0, 1].
         alpha: a float, or a 0-d floating point tensor on the CPU or on input's device, which can be
-            changed under torch.compile without compiling again. Finite and > 0.
+            changed under torch.compile without compiling again. Finite and > 0. A tensor on a GPU
+            is read there, whenever the kernels run: it can be changed between replays of a CUDA
+            graph, and its value is not checked.
         inplace_backward: let backward write the gradient over input; the caller promises not to use
             the logits again. Another backward that needs them raises. A permission: under
             torch.compile and torch.func, or where a layout forbids it, nothing is overwritten.
@@ -63,7 +65,8 @@ def cross_entropy(
 
     Raises:
         ValueError: alpha, reduction, or batch sizes that differ.
-        IndexError: a target outside [0, C) that is not ignore_index.
+        IndexError: a target outside [0, C) that is not ignore_index; on a GPU, a device-side
+            assertion, as torch's own.
         TypeError: logits that are not floating point.
         RuntimeError: label_smoothing outside [0, 1]; target, weight or devices that do not fit.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.

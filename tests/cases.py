@@ -151,7 +151,7 @@ def check(problem: Problem) -> None:
 
 
 def check_log_softmax(
-    logits: Tensor, dim: int, *, alpha: float = 0.3, dtype: torch.dtype | None = None
+    logits: Tensor, dim: int, *, alpha: float | Tensor = 0.3, dtype: torch.dtype | None = None
 ) -> None:
     """Log-probabilities and gradient are within the promised bounds, and nothing was written."""
     logits = logits.detach().requires_grad_()
@@ -161,7 +161,7 @@ def check_log_softmax(
     (gradient,) = torch.autograd.grad(output, logits, upstream)
 
     seen = logits.detach() if dtype is None else logits.detach().to(dtype)
-    expected, expected_gradient, terms = log_softmax_definition(seen, dim, upstream, alpha)
+    expected, expected_gradient, terms = log_softmax_definition(seen, dim, upstream, float(alpha))
     assert output.dtype == seen.dtype
     assert gradient.dtype == logits.dtype
     assert_log_probabilities(output.detach(), expected)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
-import hypothesis
 import pytest
 import torch
 from cases import DTYPES, devices, instruction_set
 
 from powergrad_ext._native import _C
 
-# The same examples in every run: a failure in CI is a failure on a desk.
-hypothesis.settings.register_profile(
-    "ci", deadline=None, max_examples=300, derandomize=True, database=None
-)
-hypothesis.settings.register_profile("explore", deadline=None, max_examples=5000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+with suppress(ModuleNotFoundError):  # where it is missing, its tests are skipped
+    import hypothesis
+
+    # The same examples in every run: a failure in CI is a failure on a desk.
+    hypothesis.settings.register_profile(
+        "ci", deadline=None, max_examples=300, derandomize=True, database=None
+    )
+    hypothesis.settings.register_profile("explore", deadline=None, max_examples=5000)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A GPU has no instruction set to choose: one run of each test is enough there."""
+    items[:] = [item for item in items if not _repeats_on_gpu(getattr(item, "callspec", None))]
+
+
+def _repeats_on_gpu(call: Any) -> bool:
+    if call is None or call.params.get("device") != "cuda":
+        return False
+    first = _C.available_isas()[0]
+    return call.params.get("isa", first) != first
 
 
 @pytest.fixture(params=devices())

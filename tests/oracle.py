@@ -49,8 +49,9 @@ def identity(
     **options: Any,
 ) -> Expected:
     """Loss, gradient and gradient of probability targets in float64, by torch's own derivative."""
+    logits, target, upstream = logits.cpu(), target.cpu(), upstream.cpu()
     z = logits.detach().double().requires_grad_()
-    weight = None if weight is None else weight.double()
+    weight = None if weight is None else weight.cpu().double()
     probabilities = target.is_floating_point()
     q = target.detach().double().requires_grad_() if probabilities else target.long()
     loss = F.cross_entropy(z, q, weight, **options)

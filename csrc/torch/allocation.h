@@ -6,7 +6,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/scalar_tensor.h>
 
 namespace powergrad {
 
@@ -18,15 +17,6 @@ inline at::Tensor new_empty(at::IntArrayRef sizes, const at::TensorOptions& opti
 inline at::Tensor new_empty_like(const at::Tensor& tensor) {
   if (!tensor.is_cpu() || !tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
   return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.options());
-}
-
-template <class Scalar>
-at::Tensor new_scalar(Scalar value, const at::TensorOptions& options) {
-  const auto typed = options.dtype(c10::CppTypeToScalarType<Scalar>::value);
-  if (!options.device().is_cpu()) return at::scalar_tensor(value, typed);
-  at::Tensor result = at::detail::empty_cpu({}, typed);
-  *result.mutable_data_ptr<Scalar>() = value;
-  return result;
 }
 
 }  // namespace powergrad

@@ -28,15 +28,15 @@ using torch::autograd::variable_list;
     return op;                                                             \
   }())
 
-// Dense memory that can be read as it stands: no subclass, tracing, or lazy negation or zero.
-bool is_plain_cpu(const at::Tensor& tensor) {
+// Dense memory that can be used as it stands: no subclass, tracing, or lazy negation or zero.
+bool is_plain(const at::Tensor& tensor) {
   static constexpr c10::DispatchKeySet kNotPlain =
       c10::python_ks |
       c10::DispatchKeySet({c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
                            c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor,
                            c10::DispatchKey::FuncTorchBatched,
                            c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
-  return tensor.is_cpu() && !tensor.key_set().has_any(kNotPlain) &&
+  return (tensor.is_cpu() || tensor.is_cuda()) && !tensor.key_set().has_any(kNotPlain) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
@@ -49,10 +49,14 @@ bool is_plain_cpu(const at::Tensor& tensor) {
 //  - the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading) expect
 //    to decide what is kept until backward.
 // Otherwise backward computes the gradient from the logits.
+//
+// So it does on a GPU. There a step is bound by memory: three passes (forward reads, backward reads
+// and writes) against two if the upstream gradient is 1, but four if it is not, and which of them
+// it is cannot be known without waiting for the device.
 bool computes_gradient_in_forward(const at::Tensor& input, std::string_view reduction,
                                   bool inplace_backward) {
-  return input.requires_grad() && !inplace_backward && reduction != "none" &&
-         input.scalar_type() != at::kHalf && is_plain_cpu(input) &&
+  return input.requires_grad() && !inplace_backward && reduction != "none" && input.is_cpu() &&
+         input.scalar_type() != at::kHalf && is_plain(input) &&
          !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
@@ -185,8 +189,8 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   // once, and a second backward through the same graph computes its own.
   static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
-    if (kept == context->saved_data.end() || at::GradMode::is_enabled() ||
-        !is_plain_cpu(grad_output)) {
+    if (kept == context->saved_data.end() || at::GradMode::is_enabled() || !grad_output.is_cpu() ||
+        !is_plain(grad_output)) {
       return {};
     }
     const double upstream = scalar_value(grad_output);
@@ -200,8 +204,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   static at::Tensor compute_gradient(const at::Tensor& grad_output, const variable_list& saved,
                                      const CrossEntropyOptions& options) {
     const at::Tensor& input = saved[0];
-    const bool plain =
-        !at::GradMode::is_enabled() && is_plain_cpu(input) && is_plain_cpu(grad_output);
+    const bool plain = !at::GradMode::is_enabled() && is_plain(input) && is_plain(grad_output);
     if (plain && options.inplace_backward && is_writable_in_place(input)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       at::Tensor gradient = input.detach();

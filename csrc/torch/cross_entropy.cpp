@@ -1,40 +1,11 @@
 // The raw operators of cross-entropy: check, lay out, allocate, run, reduce.
 #include "torch/allocation.h"
 #include "torch/operators.h"
-#include "torch/parallel_sum.h"
 #include "torch/params.h"
 #include "torch/run.h"
 
 namespace powergrad {
 namespace {
-
-// What reduction="mean" divides by: the summed weights of the targets that count. Raises for a
-// target out of range before anything is computed.
-template <class Index, class Scalar>
-double total_weight_of(const CrossEntropyParams& p) {
-  const auto* target = static_cast<const Index*>(p.target_index);
-  const auto* weight = static_cast<const Scalar*>(p.weight);
-  const int64_t classes = p.shape.classes;
-  return parallel_sum(p.shape.rows(), [&](int64_t begin, int64_t end) {
-    double sum = 0.0;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t index = target[row];
-      if (index == p.ignore_index) continue;
-      if (index < 0 || index >= classes) {
-        raise_target_out_of_bounds(index, classes, p.ignore_index);
-      }
-      sum += weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
-    }
-    return sum;
-  });
-}
-
-template <class Scalar>
-double total_weight_of(const CrossEntropyParams& p) {
-  if (p.target_index == nullptr) return static_cast<double>(p.shape.rows());
-  return p.target_index_is_int32 ? total_weight_of<int32_t, Scalar>(p)
-                                 : total_weight_of<int64_t, Scalar>(p);
-}
 
 // The arguments of one call as the kernels take them; owns every tensor that the struct points to.
 class CrossEntropyCall {
@@ -44,13 +15,14 @@ class CrossEntropyCall {
   CrossEntropyCall(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
                    int64_t ignore_index, std::string_view reduction, double label_smoothing,
                    const at::Tensor& alpha)
-      : input_((check_device_has_kernels(input.device()),
-                check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
+      : functions_(functions_of(input.device())),
+        input_((check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
                                     alpha),
                 input)),
         reduction_(parse_reduction(reduction)),
-        logits_(input, class_dim_of(input)) {
-    params.alpha = alpha_value(alpha);
+        logits_(input, class_dim_of(input)),
+        exponent_(alpha) {
+    exponent_.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits_.layout.shape;
     params.logits = logits_.tensor.const_data_ptr();
@@ -64,12 +36,13 @@ class CrossEntropyCall {
       weight_sum_ = weight_.sum(at::kDouble);
       params.weight_sum = weight_sum_.const_data_ptr<double>();
     }
-    total_ = accumulate_type(input) == at::kDouble ? total_weight_of<double>(params)
-                                                   : total_weight_of<float>(params);
   }
 
-  // Room for what forward writes.
+  // Room for what forward writes. The total weight comes first: nothing is computed for a target
+  // out of range.
   void expect_forward(bool needs_backward) {
+    total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
+    functions_.total_weight(params, total_weight_.mutable_data_ptr<double>(), input_.device());
     losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
     params.losses = losses_.mutable_data_ptr();
     statistics_ = new_empty({needs_backward ? kStatistics : 0, params.shape.rows()},
@@ -77,20 +50,21 @@ class CrossEntropyCall {
     params.statistics = needs_backward ? statistics_.mutable_data_ptr() : nullptr;
   }
 
-  // Where gradients go, and what the mean divides them by.
-  void expect_gradient(void* gradient, const Strides& strides, const double* total_weight) {
+  void expect_gradient(void* gradient, const Strides& strides) {
     params.gradient = gradient;
     params.gradient_strides = strides;
-    params.total_weight = reduction_ == Reduction::mean ? total_weight : nullptr;
+    params.total_weight = divisor();
   }
 
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
+    functions_.check_targets(params, input_.device());
     check_statistics(statistics, input_, kStatistics, params.shape);
     TORCH_CHECK(total_weight.dim() == 0 && total_weight.scalar_type() == at::kDouble &&
                     total_weight.device() == input_.device(),
                 "total_weight must be what the forward operator returned (a 0-d float64 tensor),",
                 " got ", total_weight.scalar_type(), " of shape ", total_weight.sizes());
+    total_weight_ = total_weight;
     statistics_ = statistics;
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
     set_upstream(grad_output);
@@ -98,16 +72,24 @@ class CrossEntropyCall {
 
   Destination new_gradient() const { return Destination(logits_.layout, input_); }
 
+  void forward() const { functions_.cross_entropy_forward(params, input_.device()); }
+  void backward() const { functions_.cross_entropy_backward(params, input_.device()); }
+
   at::Tensor loss() const {
     if (reduction_ == Reduction::none) return losses_;
-    return losses_.scalar_type() == at::kDouble ? reduced_loss<double>() : reduced_loss<float>();
+    at::Tensor loss = new_empty({}, losses_.options());
+    functions_.reduce_losses(params, divisor(), loss.mutable_data_ptr(), input_.device());
+    return loss;
   }
   const at::Tensor& statistics() const { return statistics_; }
-  const double* total_weight_data() const { return &total_; }
-  at::Tensor total_weight() const { return new_scalar(total_, input_.options()); }
-  c10::Device device() const { return input_.device(); }
+  const at::Tensor& total_weight() const { return total_weight_; }
 
  private:
+  // What losses and gradients are divided by, if by anything.
+  const double* divisor() const {
+    return reduction_ == Reduction::mean ? total_weight_.const_data_ptr<double>() : nullptr;
+  }
+
   void set_upstream(const at::Tensor& grad_output) {
     const bool per_row = reduction_ == Reduction::none;
     TORCH_CHECK(grad_output.device() == input_.device() &&
@@ -139,28 +121,18 @@ class CrossEntropyCall {
     }
   }
 
-  template <class Scalar>
-  at::Tensor reduced_loss() const {
-    const Scalar* losses = losses_.const_data_ptr<Scalar>();
-    const double sum = parallel_sum(losses_.numel(), [losses](int64_t begin, int64_t end) {
-      double block = 0.0;
-      for (int64_t row = begin; row < end; ++row) block += losses[row];
-      return block;
-    });
-    const double loss = reduction_ == Reduction::mean ? sum / total_ : sum;
-    return new_scalar(static_cast<Scalar>(loss), losses_.options());
-  }
-
+  const DeviceFunctions& functions_;
   at::Tensor input_;
   Reduction reduction_;
   ReadableLogits logits_;
+  Exponent exponent_;
   at::Tensor target_;
   at::Tensor weight_;
   at::Tensor weight_sum_;
   at::Tensor losses_;
   at::Tensor statistics_;
   at::Tensor upstream_;
-  double total_;
+  at::Tensor total_weight_;
 };
 
 }  // namespace
@@ -171,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
     const at::Tensor& alpha, bool needs_backward) {
   CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
   call.expect_forward(needs_backward);
-  run_cross_entropy_forward(call.params, call.device());
+  call.forward();
   return {call.loss(), call.statistics(), call.total_weight()};
 }
 
@@ -182,8 +154,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward
   CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
   call.expect_forward(true);
   const Destination gradient = call.new_gradient();
-  call.expect_gradient(gradient.data(), gradient.strides(), call.total_weight_data());
-  run_cross_entropy_forward(call.params, call.device());
+  call.expect_gradient(gradient.data(), gradient.strides());
+  call.forward();
   return {call.loss(), gradient.finish(), call.statistics(), call.total_weight()};
 }
 
@@ -195,8 +167,8 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
   CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
   call.set_backward(grad_output, statistics, total_weight);
   const Destination gradient = call.new_gradient();
-  call.expect_gradient(gradient.data(), gradient.strides(), total_weight.const_data_ptr<double>());
-  run_cross_entropy_backward(call.params, call.device());
+  call.expect_gradient(gradient.data(), gradient.strides());
+  call.backward();
   return gradient.finish();
 }
 
@@ -210,9 +182,8 @@ void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
               "cross_entropy_backward_(): argument 'input' must have contiguous rows or contiguous",
               " neighbouring rows and no overlapping elements, got strides ", input.strides());
   call.set_backward(grad_output, statistics, total_weight);
-  call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides,
-                       total_weight.const_data_ptr<double>());
-  run_cross_entropy_backward(call.params, call.device());
+  call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides);
+  call.backward();
   // Whoever saved these logits for a backward of its own now raises instead of reading a gradient.
   input.unsafeGetTensorImpl()->bump_version();
 }

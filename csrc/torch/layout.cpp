@@ -14,6 +14,9 @@
 namespace powergrad {
 namespace {
 
+// Across rows the kernels number classes in float.
+constexpr int64_t kMostClassesAcrossRows = int64_t{1} << 24;
+
 struct Dimension {
   int64_t size;
   int64_t stride;
@@ -89,6 +92,7 @@ std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
     return Layout{{rows, classes, 1}, class_dim, end - begin, /*contiguous_rows=*/true};
   }
   const bool contiguous_rows = classes <= 1 || tensor.stride(class_dim) == 1;
+  if (!contiguous_rows && classes > kMostClassesAcrossRows) return std::nullopt;
   // The longest outer group first for contiguous rows (usually all of them), the longest inner
   // group first otherwise.
   for (int64_t i = 0; i <= end - begin; ++i) {

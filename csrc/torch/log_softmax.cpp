@@ -14,14 +14,17 @@ at::Tensor at_least_1d(const at::Tensor& tensor) {
 
 struct LogSoftmaxCall {
   LogSoftmaxParams params{};
+  const DeviceFunctions& functions;
   at::Tensor input;
   ReadableLogits logits;
+  Exponent exponent;
 
   LogSoftmaxCall(const at::Tensor& any_input, int64_t dim, const at::Tensor& alpha)
-      : input((check_device_has_kernels(any_input.device()),
-               check_log_softmax(any_input, dim, alpha), at_least_1d(any_input))),
-        logits(input, dim < 0 ? dim + input.dim() : dim) {
-    params.alpha = alpha_value(alpha);
+      : functions(functions_of(any_input.device())),
+        input((check_log_softmax(any_input, dim, alpha), at_least_1d(any_input))),
+        logits(input, dim < 0 ? dim + input.dim() : dim),
+        exponent(alpha) {
+    exponent.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits.layout.shape;
     params.logits = logits.tensor.const_data_ptr();
@@ -45,7 +48,7 @@ std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, 
   params.output = output.data();
   params.output_strides = output.strides();
   params.statistics = needs_backward ? statistics.mutable_data_ptr() : nullptr;
-  run_log_softmax_forward(params, input.device());
+  call.functions.log_softmax_forward(params, input.device());
   return {output.finish().view(input.sizes()), statistics};
 }
 
@@ -67,7 +70,7 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
   params.upstream_strides = *strides_in(call.logits.layout, upstream);
   params.gradient = gradient.data();
   params.gradient_strides = gradient.strides();
-  run_log_softmax_backward(params, input.device());
+  call.functions.log_softmax_backward(params, input.device());
   return gradient.finish().view(input.sizes());
 }
 

@@ -8,7 +8,10 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <limits>
+#include <sstream>
+#include <string>
 #include <variant>
+#include <vector>
 
 #include "torch/checks.h"
 #include "torch/instruction_set.h"
@@ -61,6 +64,20 @@ at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha)
   return op.call(input, dim, as_tensor(alpha));
 }
 
+// What the build passed for the kernels, as TORCH_CUDA_ARCH_LIST names them.
+std::vector<std::string> cuda_architectures() {
+#if defined(POWERGRAD_CUDA_ARCHITECTURES)
+#define POWERGRAD_AS_TEXT(...) #__VA_ARGS__
+#define POWERGRAD_EXPANDED_AS_TEXT(...) POWERGRAD_AS_TEXT(__VA_ARGS__)
+  std::istringstream list(POWERGRAD_EXPANDED_AS_TEXT(POWERGRAD_CUDA_ARCHITECTURES));
+  std::vector<std::string> names;
+  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+  return names;
+#else
+  return {};
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -78,7 +95,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("isa", [] { return active_instruction_set().name; });
   m.def("set_isa", &set_instruction_set);
   m.def("available_isas", &supported_instruction_sets);
-  m.def("cuda_architectures", [] { return std::vector<std::string>(); });
+  m.def("cuda_architectures", &cuda_architectures);
 }
 
 }  // namespace powergrad

@@ -70,12 +70,15 @@ void register_device_operators(torch::Library& m) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(powergrad, CPU, m) { register_device_operators(m); }
-// Without CUDA kernels the operators raise NotImplementedError (check_device_has_kernels).
+// Without CUDA kernels the operators raise NotImplementedError (functions_of).
 TORCH_LIBRARY_IMPL(powergrad, CUDA, m) { register_device_operators(m); }
 // Tensors that are not dense are refused by the operators' own checks.
 TORCH_LIBRARY_IMPL(powergrad, SparseCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, SparseCsrCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, QuantizedCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, MkldnnCPU, m) { register_device_operators(m); }
+TORCH_LIBRARY_IMPL(powergrad, SparseCUDA, m) { register_device_operators(m); }
+TORCH_LIBRARY_IMPL(powergrad, SparseCsrCUDA, m) { register_device_operators(m); }
+TORCH_LIBRARY_IMPL(powergrad, QuantizedCUDA, m) { register_device_operators(m); }
 
 }  // namespace powergrad

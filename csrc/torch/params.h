@@ -38,9 +38,7 @@ struct ReadableLogits {
       tensor = input.contiguous();
       found = find_layout(tensor, class_dim);
     }
-    // Across rows the kernels number classes in float.
-    constexpr int64_t kMostClassesAcrossRows = int64_t{1} << 24;
-    if (!found->contiguous_rows && found->shape.classes > kMostClassesAcrossRows) {
+    if (!found) {
       tensor = input.movedim(class_dim, -1).contiguous().movedim(-1, class_dim);
       found = find_layout(tensor, class_dim);
     }
@@ -50,6 +48,25 @@ struct ReadableLogits {
   at::TensorOptions accumulate_options() const {
     return tensor.options().dtype(accumulate_type(tensor));
   }
+};
+
+// The exponent: a number on the CPU, checked; on a GPU an address, since looking at what is there
+// would mean waiting for it.
+class Exponent {
+ public:
+  explicit Exponent(const at::Tensor& alpha)
+      : value_(alpha.is_cpu() ? alpha_value(alpha) : 0.0),
+        on_device_(alpha.is_cpu() ? at::Tensor() : alpha.to(at::kDouble)) {}
+
+  template <class Params>
+  void fill(Params& params) const {
+    params.alpha = value_;
+    params.alpha_on_device = on_device_.defined() ? on_device_.const_data_ptr<double>() : nullptr;
+  }
+
+ private:
+  double value_;
+  at::Tensor on_device_;
 };
 
 inline void check_statistics(const at::Tensor& statistics, const at::Tensor& input, int64_t count,

@@ -1,6 +1,5 @@
-// The launcher boundary: a filled struct goes to the kernels of a device. The operators above it
-// are the same for every device; run_cpu.cpp is the CPU's half (the CUDA half is the sources'
-// group torch_cuda).
+// The boundary between the operators, which are the same for every device, and a device's half of
+// the binding: whatever reads or writes the data of a tensor lies behind it.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -9,12 +8,26 @@
 
 namespace powergrad {
 
-void run_cross_entropy_forward(const CrossEntropyParams& params, c10::Device device);
-void run_cross_entropy_backward(const CrossEntropyParams& params, c10::Device device);
-void run_log_softmax_forward(const LogSoftmaxParams& params, c10::Device device);
-void run_log_softmax_backward(const LogSoftmaxParams& params, c10::Device device);
+// Every function takes the device on which the pointers of its struct are.
+struct DeviceFunctions {
+  void (*cross_entropy_forward)(const CrossEntropyParams&, c10::Device);
+  void (*cross_entropy_backward)(const CrossEntropyParams&, c10::Device);
+  void (*log_softmax_forward)(const LogSoftmaxParams&, c10::Device);
+  void (*log_softmax_backward)(const LogSoftmaxParams&, c10::Device);
 
-// NotImplementedError where the device has no kernels in this build.
-void check_device_has_kernels(c10::Device device);
+  // What reduction="mean" divides by: the summed weights of the targets that count. Stops at a
+  // target out of range, by IndexError on a CPU and a device-side assertion on a GPU.
+  void (*total_weight)(const CrossEntropyParams&, double* total_weight, c10::Device);
+  // The same for a call that has its total weight already.
+  void (*check_targets)(const CrossEntropyParams&, c10::Device);
+  // The sum of params.losses, divided by *divisor unless that is null, to `loss`.
+  void (*reduce_losses)(const CrossEntropyParams&, const double* divisor, void* loss, c10::Device);
+};
+
+// NotImplementedError where this build has no kernels for the device.
+const DeviceFunctions& functions_of(c10::Device device);
+
+const DeviceFunctions& cpu_functions();
+const DeviceFunctions& cuda_functions();  // in a build with CUDA kernels
 
 }  // namespace powergrad

@@ -1,14 +1,15 @@
 // Rows in parallel over torch's threads; one huge row by its chunks when there are fewer rows than
 // threads. The bits are the same either way.
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "torch/checks.h"
 #include "torch/instruction_set.h"
+#include "torch/parallel_sum.h"
 #include "torch/run.h"
 
 namespace powergrad {
@@ -36,6 +37,7 @@ class OwnedWorkspace : public Workspace {
   std::unique_ptr<char[]> scratch_;
 };
 
+bool is_double(DataType dtype) { return dtype == DataType::float64; }
 bool is_half(DataType dtype) { return dtype == DataType::bfloat16 || dtype == DataType::float16; }
 
 int64_t scratch_bytes(const CrossEntropyParams& p) {
@@ -69,8 +71,8 @@ void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
   }
 }
 
-template <class Params>
-void run(Kernel<Params> KernelTable::* kernel, const Params& p) {
+template <class Params, Kernel<Params> KernelTable::* kernel>
+void run(const Params& p, c10::Device) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return;
   const KernelTable& table = active_instruction_set().tables[static_cast<int>(p.dtype)];
   const bool contiguous_rows = p.logits_strides.classes == 1;
@@ -81,25 +83,70 @@ void run(Kernel<Params> KernelTable::* kernel, const Params& p) {
   }
 }
 
+template <class Index, class Scalar>
+double total_weight_of(const CrossEntropyParams& p) {
+  const auto* target = static_cast<const Index*>(p.target_index);
+  const auto* weight = static_cast<const Scalar*>(p.weight);
+  const int64_t classes = p.shape.classes;
+  return parallel_sum(p.shape.rows(), [&](int64_t begin, int64_t end) {
+    double sum = 0.0;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t index = target[row];
+      if (index == p.ignore_index) continue;
+      if (index < 0 || index >= classes) {
+        raise_target_out_of_bounds(index, classes, p.ignore_index);
+      }
+      sum += weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
+    }
+    return sum;
+  });
+}
+
+template <class Scalar>
+double total_weight_of(const CrossEntropyParams& p) {
+  if (p.target_index == nullptr) return static_cast<double>(p.shape.rows());
+  return p.target_index_is_int32 ? total_weight_of<int32_t, Scalar>(p)
+                                 : total_weight_of<int64_t, Scalar>(p);
+}
+
+void total_weight(const CrossEntropyParams& p, double* total, c10::Device) {
+  *total = is_double(p.dtype) ? total_weight_of<double>(p) : total_weight_of<float>(p);
+}
+
+void check_targets(const CrossEntropyParams& p, c10::Device device) {
+  double unused;
+  total_weight(p, &unused, device);
+}
+
+template <class Scalar>
+void reduce_losses_of(const CrossEntropyParams& p, const double* divisor, void* loss) {
+  const auto* losses = static_cast<const Scalar*>(p.losses);
+  const double sum = parallel_sum(p.shape.rows(), [losses](int64_t begin, int64_t end) {
+    double block = 0.0;
+    for (int64_t row = begin; row < end; ++row) block += losses[row];
+    return block;
+  });
+  *static_cast<Scalar*>(loss) = static_cast<Scalar>(divisor != nullptr ? sum / *divisor : sum);
+}
+
+void reduce_losses(const CrossEntropyParams& p, const double* divisor, void* loss, c10::Device) {
+  const auto reduce = is_double(p.dtype) ? reduce_losses_of<double> : reduce_losses_of<float>;
+  reduce(p, divisor, loss);
+}
+
 }  // namespace
 
-void check_device_has_kernels(c10::Device device) {
-  TORCH_CHECK_NOT_IMPLEMENTED(device.is_cpu(), "powergrad_ext was built without kernels for ",
-                              device, "; move the tensors to the CPU, or install a build with",
-                              " CUDA kernels (python -m powergrad_ext shows what was built)");
-}
-
-void run_cross_entropy_forward(const CrossEntropyParams& params, c10::Device) {
-  run(&KernelTable::cross_entropy_forward, params);
-}
-void run_cross_entropy_backward(const CrossEntropyParams& params, c10::Device) {
-  run(&KernelTable::cross_entropy_backward, params);
-}
-void run_log_softmax_forward(const LogSoftmaxParams& params, c10::Device) {
-  run(&KernelTable::log_softmax_forward, params);
-}
-void run_log_softmax_backward(const LogSoftmaxParams& params, c10::Device) {
-  run(&KernelTable::log_softmax_backward, params);
+const DeviceFunctions& cpu_functions() {
+  static constexpr DeviceFunctions functions{
+      run<CrossEntropyParams, &KernelTable::cross_entropy_forward>,
+      run<CrossEntropyParams, &KernelTable::cross_entropy_backward>,
+      run<LogSoftmaxParams, &KernelTable::log_softmax_forward>,
+      run<LogSoftmaxParams, &KernelTable::log_softmax_backward>,
+      total_weight,
+      check_targets,
+      reduce_losses,
+  };
+  return functions;
 }
 
 }  // namespace powergrad

@@ -5,7 +5,7 @@ Bounded in time by the number and size of the examples, which are the same in ev
 HYPOTHESIS_PROFILE=explore for many more, and new ones.
 """
 
-import hypothesis
+import pytest
 import torch
 from cases import (
     DTYPES,
@@ -17,10 +17,12 @@ from cases import (
     make_logits,
     make_problem,
 )
-from hypothesis import strategies as some
 from oracle import definition, identity
 
 from powergrad_ext._native import _C
+
+hypothesis = pytest.importorskip("hypothesis")
+some = hypothesis.strategies
 
 INSTRUCTION_SETS = some.sampled_from(_C.available_isas())
 ALPHAS = some.one_of(some.sampled_from([1.0, 0.5, 0.25, 0.3]), some.floats(0.05, 3.0))

@@ -66,9 +66,22 @@ def test_cuda_is_built_where_torch_has_it_and_a_toolkit_is_here(
     (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0+PTX")
     recipe = _build.recipe(tmp_path)
     assert recipe.with_cuda
     assert [path.name for path in recipe.sources] == ["a.cpp", "b.cu", "c.cpp"]
     assert "-DPOWERGRAD_WITH_CUDA" in recipe.cxx_flags
-    assert "-DPOWERGRAD_WITH_CUDA" in recipe.nvcc_flags
+    assert "-DPOWERGRAD_CUDA_ARCHITECTURES=9.0,12.0+PTX" in recipe.cxx_flags
+
+
+@pytest.mark.parametrize(("toolkit", "newest"), [("12.6", "9.0+PTX"), ("13.0", "12.0+PTX")])
+def test_cuda_is_built_for_all_architectures_that_the_toolkit_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str, newest: str
+) -> None:
+    (tmp_path / "sources.txt").write_text("cuda b.cu\n")
+    monkeypatch.setattr("torch.version.cuda", toolkit)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    (macro,) = (flag for flag in _build.recipe(tmp_path).cxx_flags if "ARCHITECTURES" in flag)
+    assert macro.split("=")[1].split(",")[:1] == ["8.0"]
+    assert macro.endswith(newest)

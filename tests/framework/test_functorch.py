@@ -21,9 +21,11 @@ calls = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def samples(shape, **options):
+def samples(device, shape, **options):
     """A batch of problems of one kind; the options of the first serve all."""
-    problems = [make_problem(shape, torch.float64, seed=seed, **options) for seed in range(SAMPLES)]
+    problems = [
+        make_problem(shape, torch.float64, device, seed=seed, **options) for seed in range(SAMPLES)
+    ]
     logits = torch.stack([problem.logits for problem in problems])
     target = torch.stack([problem.target for problem in problems])
     return logits, target, problems[0]
@@ -46,31 +48,31 @@ def assert_same(transform, logits, target, problem, **how):
 
 @calls
 @shapes
-def test_grad(shape, options):
-    logits, target, problem = samples(shape, **options)
+def test_grad(shape, options, device):
+    logits, target, problem = samples(device, shape, **options)
     assert_same(grad, logits[0], target[0], problem)
     assert_same(grad_and_value, logits[0], target[0], problem)
 
 
 @calls
 @shapes
-def test_vmap(shape, options):
-    logits, target, problem = samples(shape, **options)
+def test_vmap(shape, options, device):
+    logits, target, problem = samples(device, shape, **options)
     assert_same(vmap, logits, target, problem, scalar=False)
 
 
 @calls
 @shapes
-def test_vmap_of_grad(shape, options):
+def test_vmap_of_grad(shape, options, device):
     """Per-sample gradients."""
-    logits, target, problem = samples(shape, **options)
+    logits, target, problem = samples(device, shape, **options)
     assert_same(lambda loss: vmap(grad(loss)), logits, target, problem)
 
 
 @shapes
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (-1, 0), (1, -1)], ids=str)
-def test_vmap_over_other_dimensions(in_dims, shape):
-    logits, target, problem = samples(shape)
+def test_vmap_over_other_dimensions(in_dims, shape, device):
+    logits, target, problem = samples(device, shape)
     placed = [
         tensor[0] if dim is None else tensor.movedim(0, dim)
         for tensor, dim in zip((logits, target), in_dims, strict=True)
@@ -80,14 +82,14 @@ def test_vmap_over_other_dimensions(in_dims, shape):
 
 
 @calls
-def test_grad_of_vmap(options):
-    logits, target, problem = samples((5, 7), **options)
+def test_grad_of_vmap(options, device):
+    logits, target, problem = samples(device, (5, 7), **options)
     assert_same(lambda loss: grad(lambda z, t: vmap(loss)(z, t).sum()), logits, target, problem)
 
 
 @calls
-def test_grad_of_grad(options):
-    logits, target, problem = samples((5, 7), **options)
+def test_grad_of_grad(options, device):
+    logits, target, problem = samples(device, (5, 7), **options)
     assert_same(
         lambda loss: grad(lambda z, t: grad(loss)(z, t).square().sum()),
         logits[0],
@@ -96,29 +98,29 @@ def test_grad_of_grad(options):
     )
 
 
-def test_vmap_of_vmap():
-    logits, target, problem = samples((5, 7))
+def test_vmap_of_vmap(device):
+    logits, target, problem = samples(device, (5, 7))
     deeper = logits.reshape(2, 2, 5, 7), target.reshape(2, 2, 5)
     assert_same(lambda loss: vmap(vmap(loss)), *deeper, problem)
     assert_same(lambda loss: vmap(vmap(grad(loss))), *deeper, problem)
 
 
-def test_jacobian_of_unreduced_losses():
-    logits, target, problem = samples((5, 7), reduction="none")
+def test_jacobian_of_unreduced_losses(device):
+    logits, target, problem = samples(device, (5, 7), reduction="none")
     assert_same(jacrev, logits[0], target[0], problem, scalar=False)
 
 
-def test_gradient_of_probabilities():
-    logits, target, problem = samples((5, 7), targets="probabilities")
+def test_gradient_of_probabilities(device):
+    logits, target, problem = samples(device, (5, 7), targets="probabilities")
     assert_same(lambda loss: grad(loss, argnums=(0, 1)), logits[0], target[0], problem)
     assert_same(lambda loss: vmap(grad(loss, argnums=(0, 1))), logits, target, problem)
 
 
-def test_ensemble_over_alpha_and_weights():
+def test_ensemble_over_alpha_and_weights(device):
     """One sample, several exponents or class weights."""
-    logits, target, _ = samples((5, 7))
-    alphas = torch.tensor([0.25, 0.3, 1.0, 2.0], dtype=torch.float64)
-    weights = torch.rand(SAMPLES, 7, generator=generator(1), dtype=torch.float64)
+    logits, target, _ = samples(device, (5, 7))
+    alphas = torch.tensor([0.25, 0.3, 1.0, 2.0], dtype=torch.float64, device=device)
+    weights = torch.rand(SAMPLES, 7, generator=generator(1), dtype=torch.float64).to(device)
 
     def gradient(module, weight, alpha):
         return grad(lambda z: module.cross_entropy(z, target[0], weight, alpha=alpha))(logits[0])
@@ -131,8 +133,8 @@ def test_ensemble_over_alpha_and_weights():
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_log_softmax(dim):
-    logits = make_logits((SAMPLES, 5, 7), torch.float64, "cpu")
+def test_log_softmax(dim, device):
+    logits = make_logits((SAMPLES, 5, 7), torch.float64, device)
 
     def solve(module):
         def function(z):
@@ -142,7 +144,7 @@ def test_log_softmax(dim):
         second = grad(lambda z: grad(lambda y: function(y).square().sum())(z).square().sum())
         return (
             output,
-            pull_back(torch.linspace(-1, 1, output.numel()).reshape(output.shape).double()),
+            pull_back(torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(output)),
             vmap(second)(logits),
         )
 
@@ -150,10 +152,10 @@ def test_log_softmax(dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_per_sample_gradients_are_the_gradients_of_the_samples(dtype):
+def test_per_sample_gradients_are_the_gradients_of_the_samples(dtype, device):
     """In the types that models are trained in: the bits of separate calls."""
-    logits = make_logits((SAMPLES, 5, 7), dtype, "cpu")
-    target = torch.arange(5).expand(SAMPLES, 5)
+    logits = make_logits((SAMPLES, 5, 7), dtype, device)
+    target = torch.arange(5, device=device).expand(SAMPLES, 5)
     per_sample = vmap(grad(lambda z, t: pg.cross_entropy(z, t)))(logits, target)
     for i in range(SAMPLES):
         alone = grad(lambda z: pg.cross_entropy(z, target[0]))(logits[i])

@@ -12,28 +12,32 @@ ALPHA = torch.tensor(0.3, dtype=torch.float64)
 OPS = torch.ops.powergrad
 
 
-def index_arguments(shape=(6, 10), reduction="mean"):
-    logits = make_logits(shape, torch.float32, "cpu")
+def index_arguments(device, shape=(6, 10), reduction="mean"):
+    logits = make_logits(shape, torch.float32, device)
     target = torch.arange(shape[0]) if len(shape) == 2 else torch.zeros(2, shape[2]).long()
-    return logits, (target, torch.linspace(0.5, 1.5, shape[1]), -100, reduction, 0.1, ALPHA)
+    weight = torch.linspace(0.5, 1.5, shape[1])
+    return logits, (target.to(device), weight.to(device), -100, reduction, 0.1, ALPHA)
 
 
-def probability_arguments():
-    logits = make_logits((6, 10), torch.bfloat16, "cpu")
+def inner_arguments(device):
+    return index_arguments(device, (2, 5, 7), "none")
+
+
+def probability_arguments(device):
+    logits = make_logits((6, 10), torch.bfloat16, device)
     return logits, (logits.float().softmax(1), None, -100, "none", 0.0, ALPHA)
 
 
-def transposed_arguments():
-    logits, rest = index_arguments()
+def transposed_arguments(device):
+    logits, rest = index_arguments(device)
     return logits.T.contiguous().T, rest
 
 
-ARGUMENTS = {
-    "mean": index_arguments(),
-    "none, inner dimension": index_arguments((2, 5, 7), "none"),
-    "probabilities, bfloat16": probability_arguments(),
-    "transposed": transposed_arguments(),
-}
+cases = pytest.mark.parametrize(
+    "make_arguments",
+    [index_arguments, inner_arguments, probability_arguments, transposed_arguments],
+    ids=lambda function: function.__name__.removesuffix("_arguments"),
+)
 
 
 def saved(logits, rest):
@@ -119,29 +123,29 @@ def test_no_operator_is_left_out():
     assert registered == checked
 
 
-@pytest.mark.parametrize("case", ARGUMENTS.values(), ids=ARGUMENTS.keys())
+@cases
 @pytest.mark.parametrize("name", CROSS_ENTROPY_OPERATORS)
-def test_cross_entropy_operators(name, case):
-    logits, rest = case
+def test_cross_entropy_operators(name, make_arguments, device):
+    logits, rest = make_arguments(device)
     torch.library.opcheck(operator(name), CROSS_ENTROPY_OPERATORS[name](logits, rest))
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("name", LOG_SOFTMAX_OPERATORS)
-def test_log_softmax_operators(name, dim):
-    logits = make_logits((2, 5, 7), torch.float32, "cpu")
+def test_log_softmax_operators(name, dim, device):
+    logits = make_logits((2, 5, 7), torch.float32, device)
     torch.library.opcheck(operator(name), LOG_SOFTMAX_OPERATORS[name](logits, dim))
 
 
-@pytest.mark.parametrize("case", ARGUMENTS.values(), ids=ARGUMENTS.keys())
-def test_cross_entropy(case):
+@cases
+def test_cross_entropy(make_arguments, device):
     """With autograd: the gradients of traced and eager calls are compared too."""
-    logits, (*rest, alpha) = case
+    logits, (*rest, alpha) = make_arguments(device)
     logits = logits.detach().requires_grad_()
     torch.library.opcheck(operator("cross_entropy"), (logits, *rest), {"alpha": alpha})
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_log_softmax(dim):
-    logits = make_logits((2, 5, 7), torch.float32, "cpu").requires_grad_()
+def test_log_softmax(dim, device):
+    logits = make_logits((2, 5, 7), torch.float32, device).requires_grad_()
     torch.library.opcheck(operator("log_softmax"), (logits, dim), {"alpha": ALPHA})

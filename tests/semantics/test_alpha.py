@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from cases import check, make_problem
+from cases import check, check_log_softmax, make_logits, make_problem
 from oracle import assert_gradient, definition
 
 import powergrad_ext as pg
@@ -67,9 +67,18 @@ def test_no_gradient_is_defined_for_alpha(call):
         call(torch.randn(2, 5), torch.tensor(0.3, requires_grad=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_tensor_on_the_device_of_the_logits(dtype, device):
+    """On a GPU the kernels read it there."""
+    alpha = torch.tensor(0.3, dtype=dtype, device=device)
+    check(make_problem((6, 50), torch.float64, device, alpha=alpha))
+    check_log_softmax(make_logits((6, 50), torch.float64, device), 1, alpha=alpha)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_schedule_that_updates_a_tensor_between_steps(reduction, device):
-    alpha = torch.tensor(1.0)
+@pytest.mark.parametrize("beside_the_logits", [False, True], ids=["on the CPU", "on the device"])
+def test_schedule_that_updates_a_tensor_between_steps(beside_the_logits, reduction, device):
+    alpha = torch.tensor(1.0, device=device if beside_the_logits else "cpu")
     for step in (1.0, 0.5, 0.3):
         alpha.fill_(step)
         check(make_problem((6, 50), torch.float32, device, alpha=alpha, reduction=reduction))
@@ -85,9 +94,9 @@ def test_change_between_forward_and_backward(device):
         loss.backward(problem.upstream(loss))
 
 
-def test_change_after_the_gradient_was_computed_in_forward(device):
-    """A mean may keep its gradient from forward: that is the one of the alpha of forward."""
-    problem = make_problem((6, 50), torch.float64, device)
+def test_change_after_the_gradient_was_computed_in_forward():
+    """On a CPU a mean keeps its gradient from forward: that is the one of the alpha of forward."""
+    problem = make_problem((6, 50), torch.float64, "cpu")
     problem.alpha = torch.tensor(0.3, dtype=torch.float64)
     logits = problem.logits.requires_grad_()
     loss = problem.loss(logits, problem.target)

@@ -79,13 +79,17 @@ def test_scaled_losses(scale, dtype, device):
 
 
 @pytest.mark.parametrize(
-    "upstream",
-    [torch._neg_view(torch.tensor(1.0)), torch._efficientzerotensor(())],
+    "make_upstream",
+    [
+        lambda device: torch._neg_view(torch.tensor(1.0, device=device)),
+        lambda device: torch._efficientzerotensor((), device=device),
+    ],
     ids=["lazily negated", "lazy zero"],
 )
-def test_upstream_that_is_not_memory(upstream):
+def test_upstream_that_is_not_memory(make_upstream, device):
     """What lies in memory is not the number: 1 for -1, and nothing at all for 0."""
-    problem = make_problem((6, 50), torch.float32, "cpu", reduction="mean")
+    problem = make_problem((6, 50), torch.float32, device, reduction="mean")
+    upstream = make_upstream(device)
     logits = problem.logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(problem.loss(logits, problem.target), logits, upstream)
     expected = problem.expected(definition, upstream.clone())

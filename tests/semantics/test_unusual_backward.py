@@ -11,62 +11,74 @@ import powergrad_ext as pg
 TARGET = torch.tensor([0, 1, 2, -100])
 
 
-def make_logits():
-    return torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+def make_logits(device):
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    return logits.to(device).requires_grad_()
 
 
 @pytest.mark.parametrize("inplace_backward", [False, True])
-def test_batch_of_upstream_gradients(inplace_backward):
+def test_batch_of_upstream_gradients(inplace_backward, device):
     """is_grads_batched runs backward under vmap."""
-    logits = make_logits()
-    upstreams = torch.tensor([1.0, 2.0, -1.0])
-    loss = pg.cross_entropy(logits, TARGET, alpha=1.0, inplace_backward=inplace_backward)
+    logits, target = make_logits(device), TARGET.to(device)
+    upstreams = torch.tensor([1.0, 2.0, -1.0], device=device)
+    loss = pg.cross_entropy(logits, target, alpha=1.0, inplace_backward=inplace_backward)
     (ours,) = torch.autograd.grad(loss, logits, upstreams, is_grads_batched=True)
-    expected = F.cross_entropy(logits, TARGET)
+    expected = F.cross_entropy(logits, target)
     (right,) = torch.autograd.grad(expected, logits, upstreams, is_grads_batched=True)
     torch.testing.assert_close(ours, right)
 
 
 @pytest.mark.parametrize("upstream", [math.inf, math.nan])
-def test_ignored_rows_under_an_upstream_that_is_not_finite(upstream):
-    logits = make_logits()
-    pg.cross_entropy(logits, TARGET).backward(torch.tensor(upstream))
-    assert torch.equal(logits.grad[3], torch.zeros(5))
+def test_ignored_rows_under_an_upstream_that_is_not_finite(upstream, device):
+    logits = make_logits(device)
+    pg.cross_entropy(logits, TARGET.to(device)).backward(torch.tensor(upstream, device=device))
+    assert (logits.grad[3] == 0).all()
     assert not logits.grad[:3].isfinite().any()
 
 
-def test_second_order_with_every_row_ignored():
+def test_second_order_with_every_row_ignored(device):
     """The mean divides by 0, and no row asks for it."""
-    logits = make_logits()
-    loss = pg.cross_entropy(logits, torch.full((4,), -100))
+    logits = make_logits(device)
+    loss = pg.cross_entropy(logits, torch.full((4,), -100, device=device))
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), logits)
-    assert torch.equal(second, torch.zeros(4, 5))
+    assert (second == 0).all()
 
 
-def test_raw_operator_in_place_tells_who_saved_the_logits():
-    logits = torch.randn(4, 5, requires_grad=True)
+def test_raw_operator_in_place_tells_who_saved_the_logits(device):
+    logits, target = make_logits(device), TARGET.to(device)
+    upstream = torch.ones((), device=device)
     middle = logits * 1.0
     squares = middle.square().sum()  # saves middle
     alpha = torch.tensor(0.3)
     with torch.no_grad():
         _, statistics, total = torch.ops.powergrad.cross_entropy_forward(
-            middle, TARGET, None, -100, "mean", 0.0, alpha, True
+            middle, target, None, -100, "mean", 0.0, alpha, True
         )
         torch.ops.powergrad.cross_entropy_backward_(
-            middle, torch.ones(()), TARGET, None, -100, "mean", 0.0, alpha, statistics, total
+            middle, upstream, target, None, -100, "mean", 0.0, alpha, statistics, total
         )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squares.backward()
 
 
-def test_more_classes_than_float_can_number():
+def test_more_classes_than_float_can_number(device):
     """Across rows classes are numbered in float: past 2**24 another layout has to be read."""
-    logits = torch.zeros(2**24 + 50, 2, dtype=torch.bfloat16)
+    logits = torch.zeros(2**24 + 50, 2, dtype=torch.bfloat16, device=device)
     logits[-1] = 1.0
     value = pg.log_softmax(logits, 0)[-1].float()
     expected = 1.0 - math.log(2**24 + 49 + math.e)
-    torch.testing.assert_close(value, torch.full((2,), expected), rtol=2**-8, atol=0.0)
+    torch.testing.assert_close(value, torch.full_like(value, expected), rtol=2**-8, atol=0.0)
+
+
+def test_more_classes_than_float_can_number_are_not_overwritten_in_place(device):
+    """They are copied to be read, so their own memory is not in the layout of the gradient."""
+    logits = torch.zeros(1, 2**24 + 1, 2, dtype=torch.bfloat16, device=device).requires_grad_()
+    target = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    loss = pg.cross_entropy(logits * 1.0, target, reduction="sum", inplace_backward=True)
+    loss.backward()
+    assert torch.equal(logits.grad[0, 0].float(), torch.full((2,), -1.0, device=device))
+    assert logits.grad[0, 1:].abs().max() < 1e-6
 
 
 def test_no_kernels_for_the_device():

@@ -1,0 +1,158 @@
+"""What nvcc makes of the CUDA kernels: the resources that ptxas reports, and the machine code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from commands import REPOSITORY, run
+
+from powergrad_ext import _build
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+# No block is larger: the launch bound of every kernel.
+THREADS = 256
+
+
+class Limits(NamedTuple):
+    """What a multiprocessor has room for."""
+
+    warps: int
+    blocks: int
+    registers: int = 65536
+
+
+LIMITS = {
+    "sm_80": Limits(64, 32),
+    "sm_90": Limits(64, 32),
+    "sm_100": Limits(64, 32),
+    "sm_120": Limits(48, 24),
+}
+
+
+class Kernel(NamedTuple):
+    """What ptxas says of a kernel."""
+
+    symbol: str
+    architecture: str
+    registers: int
+    shared_bytes: int
+    local_bytes: int  # stack frame and spills
+
+    def occupancy(self, threads: int = THREADS) -> float:
+        """The share of a multiprocessor's warps that blocks of so many threads leave running.
+
+        As far as registers limit it: shared memory that is asked for at launch is not known here.
+        """
+        limits = LIMITS[self.architecture]
+        of_warp = -(-self.registers * 32 // 256) * 256  # a warp gets registers by 256
+        warps = limits.registers // of_warp // 4 * 4  # and there are four schedulers
+        of_block = threads // 32
+        return (
+            min(warps // of_block, limits.blocks, limits.warps // of_block)
+            * of_block
+            / (limits.warps)
+        )
+
+
+def nvcc() -> Path | None:
+    """The toolkit's compiler, where there is one."""
+    folder = os.environ.get("CUDA_HOME") or _build.DEFAULT_CUDA_FOLDER
+    found = shutil.which("nvcc", path=f"{folder}/bin") or shutil.which("nvcc")
+    return None if found is None else Path(found)
+
+
+def disassembler() -> str | None:
+    """From the toolkit or from the package nvidia-cuda-nvdisasm, whose folder is not on PATH."""
+    packaged = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin")
+    return shutil.which("nvdisasm") or shutil.which("nvdisasm", path=str(packaged))
+
+
+def compile_kernels(source: Path, architecture: str, folder: Path) -> tuple[Path, str]:
+    """Machine code of one source for one architecture, and what ptxas said of it.
+
+    Both are kept under a name that changes with the sources: compiling takes a minute.
+    """
+    compiler = nvcc()
+    assert compiler is not None
+    flags = [*_build.NVCC_FLAGS, "-std=c++17", "-Xptxas", "-v,-warn-spills"]
+    csrc = REPOSITORY / "csrc"
+    digest = hashlib.sha256(f"{compiler} {flags} {source}".encode())
+    for path in sorted({source, *csrc.glob("*.h"), *(csrc / "cuda").iterdir()}):
+        digest.update(path.read_bytes())
+    name = f"{source.stem}.{architecture}.{digest.hexdigest()[:12]}"
+    code, report = folder / f"{name}.cubin", folder / f"{name}.txt"
+    if not report.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{source.stem}.{architecture}.*"):
+            old.unlink()
+        command = [compiler, "-cubin", f"-arch={architecture}", *flags, f"-I{csrc}", source]
+        done = run(*command, "-o", code, cwd=folder)
+        report.write_text(done.stdout + done.stderr)
+    return code, report.read_text()
+
+
+def parse_ptxas(text: str) -> Iterator[Kernel]:
+    """The kernels in the output of `nvcc -Xptxas -v`."""
+    entries = re.split(r"Compiling entry function '(\S+)' for '(\S+)'", text)
+    for symbol, architecture, report in zip(
+        entries[1::3], entries[2::3], entries[3::3], strict=True
+    ):
+        # Of functions that are called, too, each in lines of its own.
+        memory = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)
+        used = re.search(r"Used (\d+) registers", report)
+        assert used is not None, report
+        assert memory, report
+        shared = re.search(r"(\d+) bytes smem", report)
+        yield Kernel(
+            symbol,
+            architecture,
+            int(used[1]),
+            int(shared[1]) if shared else 0,
+            sum(map(int, memory)),
+        )
+
+
+def demangled(symbols: list[str]) -> list[str]:
+    """Readable names: the function and its template arguments."""
+    words = "\n".join(symbols)
+    done = subprocess.run(["c++filt"], input=words, capture_output=True, text=True, check=True)
+    names = re.sub(r"powergrad::|_GLOBAL__N__\w+::|^void ", "", done.stdout, flags=re.MULTILINE)
+    return [name.rsplit("(", 1)[0] for name in names.splitlines()]
+
+
+def machine_code(code: Path) -> dict[str, str]:
+    """The instructions of every kernel, by its symbol."""
+    program = disassembler()
+    assert program is not None
+    text = run(program, "-c", "-ndf", code, cwd=code.parent).stdout
+    parts = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def table(kernels: list[Kernel]) -> str:
+    """Registers and occupancy of every kernel on every architecture."""
+    by_name: dict[str, dict[str, Kernel]] = {}
+    for name, kernel in zip(demangled([k.symbol for k in kernels]), kernels, strict=True):
+        by_name.setdefault(name, {})[kernel.architecture] = kernel
+    lines = [
+        f"Registers, static shared memory, and occupancy by registers at {THREADS} threads a block",
+        "".join(f"{architecture:<16}" for architecture in ARCHITECTURES) + "kernel",
+    ]
+    for name, kernel_on in sorted(by_name.items()):
+        cells = (_cell(kernel_on.get(architecture)) for architecture in ARCHITECTURES)
+        lines.append("".join(f"{cell:<16}" for cell in cells) + name)
+    return "\n".join(lines) + "\n"
+
+
+def _cell(kernel: Kernel | None) -> str:
+    if kernel is None:
+        return "-"
+    return f"{kernel.registers} {kernel.shared_bytes}B {kernel.occupancy():.0%}"
