@@ -9,7 +9,7 @@ namespace powergrad {
 namespace {
 
 template <class Storage, int kPack, bool kClassMass>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const RowPlan plan) {
   using Scalar = AccumulateOf<Storage>;
   constexpr int kSteps = kStepsAtOnce<Storage, kPack, kClassMass>;

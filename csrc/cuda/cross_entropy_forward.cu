@@ -69,7 +69,7 @@ __device__ void write_row(const CrossEntropyParams& p, int64_t row, Scalar loss,
 }
 
 template <class Storage, int kPack, class Kind, bool kClassMass, bool kGradient>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const RowPlan plan) {
   using Row = ForwardRow<Storage, kPack, Kind, kClassMass>;
   using Scalar = typename Row::Scalar;
@@ -142,10 +142,10 @@ cudaError_t launch_cross_entropy_forward(const CrossEntropyParams& p, cudaStream
   return with_storage(p.dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::Type;
     return with_pack<Storage>(p.logits_strides, [&](auto pack) {
-      return with_kind<AccumulateOf<Storage>>(p, [&](auto kind) {
+      constexpr int kPack = decltype(pack)::value;
+      return with_kind<Storage, kPack>(p, [&](auto kind) {
         return with_bool(has_class_mass(p), [&](auto class_mass) {
           using Kind = decltype(kind);
-          constexpr int kPack = decltype(pack)::value;
           constexpr bool kClassMass = decltype(class_mass)::value;
           if constexpr (!std::is_same_v<Kind, NoAlpha>) {
             if (p.gradient != nullptr) {

@@ -13,10 +13,9 @@ namespace {
 
 inline constexpr int kMostThreads = 256;
 
-// Blocks per multiprocessor that the compiler should leave registers for; 0: its own choice, which
-// spills in float64.
-template <class Storage>
-inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> ? 1 : 0;
+// Blocks per multiprocessor that the compiler is told to leave registers for. Left to itself it
+// aims at five and spills for it.
+inline constexpr int kLeastBlocks = 1;
 
 template <class Storage>
 struct StorageTag {
@@ -50,28 +49,31 @@ cudaError_t with_bool(bool value, const Function& function) {
   return value ? function(std::true_type{}) : function(std::false_type{});
 }
 
-// What the kernels make of a kind of alpha (alpha.h). No fraction is worth a kernel of its own in
-// float64, and one of larger numbers neither: its powers would multiply the error of the special
-// function unit, and a polynomial's share costs as much as they do.
-template <class Scalar, class Kind>
+// What the kernels make of a kind of alpha (alpha.h). One exponential for both pays where loads are
+// wide and the special function unit is what limits: not in float64, nor where a load brings one
+// class. A fraction of larger numbers is left out, as its powers would multiply that unit's error.
+template <class Storage, int kPack, class Kind>
 struct KindInKernels {
   using Type = AnyAlpha;
 };
-template <class Scalar>
-struct KindInKernels<Scalar, NoAlpha> {
+template <class Storage, int kPack>
+struct KindInKernels<Storage, kPack, NoAlpha> {
   using Type = NoAlpha;
 };
-template <int kDenominator>
-struct KindInKernels<float, RationalAlpha<1, kDenominator>> {
-  using Type = RationalAlpha<1, kDenominator>;
+template <class Storage, int kPack, int kDenominator>
+struct KindInKernels<Storage, kPack, RationalAlpha<1, kDenominator>> {
+  static constexpr bool kPays =
+      !std::is_same_v<Storage, double> && (kPack > 1 || kDenominator == 1);
+  using Type = std::conditional_t<kPays, RationalAlpha<1, kDenominator>, AnyAlpha>;
 };
 
 // Calls function(kind) for this call's alpha; one that only the device knows may be anything.
-template <class Scalar, class Params, class Function>
+template <class Storage, int kPack, class Params, class Function>
 cudaError_t with_kind(const Params& p, const Function& function) {
-  if (p.statistics != nullptr && p.alpha_on_device != nullptr) return function(AnyAlpha{});
-  return with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
-    return function(typename KindInKernels<Scalar, decltype(kind)>::Type{});
+  const bool has_backward = p.statistics != nullptr;
+  if (has_backward && p.alpha_on_device != nullptr) return function(AnyAlpha{});
+  return with_alpha_kind<AccumulateOf<Storage>>(p.alpha, has_backward, [&](auto kind) {
+    return function(typename KindInKernels<Storage, kPack, decltype(kind)>::Type{});
   });
 }
 

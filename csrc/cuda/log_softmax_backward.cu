@@ -13,7 +13,7 @@ namespace powergrad {
 namespace {
 
 template <class Storage, int kPack>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     log_softmax_backward_kernel(const LogSoftmaxParams p, const RowPlan plan) {
   using Scalar = AccumulateOf<Storage>;
   constexpr int kSteps = kStepsAtOnce<Storage, kPack, true>;

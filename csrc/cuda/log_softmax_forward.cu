@@ -9,7 +9,7 @@ namespace powergrad {
 namespace {
 
 template <class Storage, int kPack, class Kind>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<Storage>)
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     log_softmax_forward_kernel(const LogSoftmaxParams p, const RowPlan plan) {
   using Scalar = AccumulateOf<Storage>;
   using Merge = SoftmaxMerge<Kind, Scalar, false>;
@@ -75,9 +75,9 @@ cudaError_t launch_log_softmax_forward(const LogSoftmaxParams& p, cudaStream_t s
   return with_storage(p.dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::Type;
     return with_pack<Storage>(p.logits_strides, [&](auto pack) {
-      return with_kind<AccumulateOf<Storage>>(p, [&](auto kind) {
-        return launch<Storage, decltype(pack)::value, decltype(kind)>(p, stream);
-      });
+      constexpr int kPack = decltype(pack)::value;
+      return with_kind<Storage, kPack>(
+          p, [&](auto kind) { return launch<Storage, kPack, decltype(kind)>(p, stream); });
     });
   });
 }

@@ -44,8 +44,7 @@ __device__ __forceinline__ Numbers<AccumulateOf<Storage>, kSteps, kPack> numbers
 template <class Storage, int kPack, bool kClassMass>
 inline constexpr int kStepsAtOnce = std::is_same_v<Storage, double> ? (kPack == 1 ? 2 : 1)
                                     : kPack == 1                    ? (kClassMass ? 4 : 8)
-                                    : std::is_same_v<Storage, float> && !kClassMass ? 4
-                                                                                    : 2;
+                                                                    : (kClassMass ? 8 : 16) / kPack;
 
 // The place of this thread.
 struct RowThread {
