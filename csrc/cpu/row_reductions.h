@@ -88,7 +88,7 @@ struct ExponentialSums {
   Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
     // What follows this chunk in memory is needed next: fetch it while this one computes.
     __builtin_prefetch(z + column + kChunk);
-    const auto e = evaluate(load_lanes<V>(z + column, lanes) - reference);
+    const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
     if (kept != nullptr) store_lanes(e.powered, kept + column, lanes);
     return e;
   }
@@ -118,16 +118,14 @@ struct ExponentialSums {
   }
 };
 
-// The state of one chunk, apart from its target mass. Its maximum, found by value, is left out of
-// the sums: it is exactly 1.
-template <class Kind, class Storage>
-void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
-                         ChunkState& state) {
+// The sums of one chunk. Its maximum is left out of them: it is exactly 1.
+template <class Evaluator, class Storage>
+void sum_exponentials(double alpha, const Storage* z, int64_t count,
+                      const Largest<AccumulateOf<Storage>>& largest, AccumulateOf<Storage>* kept,
+                      ChunkState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  using Evaluator = typename Kind::template Evaluator<V>;
   const Evaluator evaluate(alpha);
-  const Largest<Scalar> largest = find_largest(z, count);
   const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
   // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
   const Scalar reference = masked_out ? Scalar(0) : largest.value;
@@ -141,12 +139,25 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count, Accumula
     sums.add_only(V::other_lanes(lanes, static_cast<int>(at - before)), sums.at(z, before, lanes));
     sums.add_columns(z, before + lanes, count);
   }
-  state.maximum = largest.value;
   // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
   const Scalar poison = reference - reference;
   sums.close_run();
   state.rest = sum_of_lanes(sums.plain.total) + poison;
   state.alpha_rest = sum_of_lanes(sums.powered.total) + poison;
+}
+
+// The state of one chunk, apart from its target mass.
+template <class Kind, class Storage>
+void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
+                         ChunkState& state) {
+  using V = VectorOf<Storage>;
+  const auto largest = find_largest(z, count);
+  state.maximum = largest.value;
+  using Fast = typename Kind::template Evaluator<Exponential<V>>;
+  sum_exponentials<Fast>(alpha, z, count, largest, kept, state);
+  if (!is_remote(state.rest) && !is_remote(state.alpha_rest)) return;
+  using Exact = typename Kind::template Evaluator<ExactExponential<V>>;
+  sum_exponentials<Exact>(alpha, z, count, largest, kept, state);
 }
 
 // Merges the chunks' states (see powergrad.h) and leaves in each what its exponentials are to be
