@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from contextlib import suppress
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -103,9 +104,17 @@ def cross_entropy(
             alpha=as_tensor(alpha),
             inplace_backward=inplace_backward,
         )
-    return _C.cross_entropy(
-        input, target, weight, ignore_index, reduction, label_smoothing, alpha, inplace_backward
-    )
+    try:
+        return _C.cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, alpha, inplace_backward
+        )
+    except TypeError:  # from the binding itself it would list C++ types and name no argument
+        require_type("cross_entropy", "weight", weight, (Tensor, type(None)), "Tensor or None")
+        require_type("cross_entropy", "ignore_index", ignore_index, Integral, "int (64 bits)")
+        require_type("cross_entropy", "reduction", reduction, str, "str")
+        require_type("cross_entropy", "label_smoothing", label_smoothing, Real, "float")
+        require_type("cross_entropy", "inplace_backward", inplace_backward, bool, "bool")
+        raise
 
 
 def log_softmax(
@@ -151,15 +160,26 @@ def log_softmax(
         return functorch.log_softmax(input, dim, as_tensor(alpha))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
-    return _C.log_softmax(input, dim, alpha)
+    try:
+        return _C.log_softmax(input, dim, alpha)
+    except TypeError:
+        require_type("log_softmax", "dim", dim, Integral, "int (64 bits)")
+        raise
 
 
 def require_tensor(function: str, name: str, argument: object) -> None:
     """TypeError, in torch's words, for an argument that is not a tensor."""
-    if not isinstance(argument, Tensor):
-        raise TypeError(
-            f"{function}(): argument '{name}' must be Tensor, not {type(argument).__name__}"
-        )
+    require_type(function, name, argument, Tensor, "Tensor")
+
+
+def require_type(
+    function: str, name: str, argument: object, types: type | tuple[type, ...], expected: str
+) -> None:
+    """TypeError, in torch's words, for an argument of another type or an int of over 64 bits."""
+    too_long = isinstance(argument, int) and not -(2**63) <= argument < 2**63
+    if not isinstance(argument, types) or (types is Integral and too_long):
+        got = argument if too_long else type(argument).__name__
+        raise TypeError(f"{function}(): argument '{name}' must be {expected}, not {got}") from None
 
 
 def as_alpha(alpha: object) -> float | Tensor:
@@ -167,7 +187,8 @@ def as_alpha(alpha: object) -> float | Tensor:
     if isinstance(alpha, Tensor):
         return alpha
     if isinstance(alpha, Real):
-        return float(alpha)
+        with suppress(OverflowError):  # an integer that no float reaches
+            return float(alpha)
     raise ValueError(
         "alpha must be a float or a 0-d floating point tensor, finite and greater than 0, "
         f"got {alpha!r}"

@@ -37,9 +37,20 @@ def log_softmax(input: Tensor, dim: int, alpha: Tensor) -> Tensor:
     return output
 
 
-class _CrossEntropy(Function):
+class _ReverseMode(Function):
+    """A function for vmap and reverse mode; forward mode is refused in words of our own."""
+
     generate_vmap_rule = True
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "powergrad_ext: forward-mode derivatives are not implemented: PowerGrad Transform "
+            "defines a gradient, for reverse mode (torch.func.grad, vjp, jacrev)"
+        )
+
+
+class _CrossEntropy(_ReverseMode):
     @staticmethod
     def forward(*args: Any) -> Any:
         return ops.cross_entropy_forward(*args, True)
@@ -67,9 +78,7 @@ class _CrossEntropy(Function):
         return grad_input, grad_target, None, None, None, None, None
 
 
-class _CrossEntropyBackward(Function):
-    generate_vmap_rule = True
-
+class _CrossEntropyBackward(_ReverseMode):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return ops.cross_entropy_backward(*args)
@@ -94,9 +103,7 @@ class _CrossEntropyBackward(Function):
         return *grads, grad_target, None, None, None, None, None, None, None
 
 
-class _LogSoftmax(Function):
-    generate_vmap_rule = True
-
+class _LogSoftmax(_ReverseMode):
     @staticmethod
     def forward(input: Tensor, dim: int, alpha: Tensor) -> Any:
         return ops.log_softmax_forward(input, dim, alpha, True)
@@ -115,9 +122,7 @@ class _LogSoftmax(Function):
         return grad, None, None
 
 
-class _LogSoftmaxBackward(Function):
-    generate_vmap_rule = True
-
+class _LogSoftmaxBackward(_ReverseMode):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return ops.log_softmax_backward(*args)

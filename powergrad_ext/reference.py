@@ -21,6 +21,7 @@ Slow and short on purpose. The kernels are tested against it; it runs wherever P
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Real
 from typing import Any
 
@@ -182,7 +183,7 @@ def _checked(alpha: float | Tensor) -> float | Tensor:
         good = alpha.dim() == 0 and alpha.is_floating_point()
         good = good and (alpha.device.type != "cpu" or 0.0 < float(alpha) < math.inf)
     else:
-        good = isinstance(alpha, Real) and 0.0 < float(alpha) < math.inf
+        good = isinstance(alpha, Real) and 0.0 < alpha <= sys.float_info.max
     if not good:
         raise ValueError(f"alpha must be a finite number > 0 or a 0-d tensor of one, got {alpha!r}")
     # A copy: a schedule may overwrite its tensor before backward runs.

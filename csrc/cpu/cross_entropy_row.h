@@ -43,16 +43,26 @@ struct KeptExponentials {
     return load_lanes<Vector<Scalar>>(kept + column, lanes) * factor;
   }
 };
-template <class Scalar>
+template <class Exp, class Scalar>
 struct FreshExponentials {
   Vector<Scalar> maximum;
-  Exponential<Vector<Scalar>> exponential;
+  Exp exponential;
   FreshExponentials(Scalar row_maximum, double alpha)
       : maximum(Vector<Scalar>::broadcast(row_maximum)), exponential(alpha) {}
   Vector<Scalar> operator()(int64_t, int, Vector<Scalar> z) const {
-    return exponential(z - maximum);
+    return exponential(z, maximum);
   }
 };
+// Calls map(powered) with them, for a row whose sum r' is alpha_rest.
+template <class Scalar, class Map>
+void map_fresh_exponentials(Scalar row_maximum, Scalar alpha_rest, double alpha, const Map& map) {
+  using V = Vector<Scalar>;
+  if (is_remote(alpha_rest)) {
+    map(FreshExponentials<ExactExponential<V>, Scalar>(row_maximum, alpha));
+  } else {
+    map(FreshExponentials<Exponential<V>, Scalar>(row_maximum, alpha));
+  }
+}
 
 // The part of mass_j that every class has: w_j (slope q_j + intercept). An index target adds its
 // own point mass at one class (see Target).
@@ -223,7 +233,8 @@ struct CrossEntropyRow {
     const Storage* z = logits(p, row);
     Storage* out = gradient(p, row);
     const IndexTarget<Scalar> target(p, target_index(p, row));
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), *statistic(p, kAlphaRest, row),
+    const Scalar alpha_rest = *statistic(p, kAlphaRest, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_rest,
                                      *statistic(p, kTargetMass, row));
     const ClassMass<Storage> mass_of = class_mass(p, row);
     const Scalar scale = upstream_of_row<Scalar>(p, row);
@@ -251,7 +262,7 @@ struct CrossEntropyRow {
         const double factor = workspace->chunks[k].alpha_factor;
         map_chunk(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
       } else {
-        map_chunk(FreshExponentials<Scalar>(softmax.maximum, p.alpha));
+        map_fresh_exponentials(softmax.maximum, alpha_rest, p.alpha, map_chunk);
       }
       if (here) {
         store_scalar(scale * softmax.minus_mass(p.alpha, z_target, target.mass),

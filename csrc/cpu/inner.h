@@ -40,34 +40,46 @@ struct InnerState {
   V alpha_rest;
 };
 
-// Maximum and sums of every lane's row; z is the tile's first class. The powered exponentials go
-// to `kept` (same lanes, kept_stride per class) unless that is null.
-template <class Kind, class Storage, class V>
-InnerState<V> reduce_inner(const Evaluator<Kind, V>& evaluate, const Storage* z, int64_t classes,
-                           int64_t stride, int lanes, typename V::Scalar* kept,
-                           int64_t kept_stride) {
-  const V zero = V::broadcast(0);
+// The maximum of every lane's row and its class; z is the tile's first class.
+template <class V>
+struct InnerLargest {
+  V value;
+  V column;  // class numbers are exact in float up to 2^24
+};
+template <class V, class Storage>
+InnerLargest<V> find_inner_largest(const Storage* z, int64_t classes, int64_t stride, int lanes) {
   const V one = V::broadcast(1);
   V best = V::broadcast(-kInfinity);
-  V best_class = zero;  // class numbers are exact in float up to 2^24
-  V number = zero;
+  V best_class = V::broadcast(0);
+  V number = V::broadcast(0);
   for (int64_t c = 0; c < classes; ++c) {
     const V x = load_lanes<V>(z + c * stride, lanes);
     best_class = select(less(best, x), number, best_class);
     best = maximum(x, best);
     number = number + one;
   }
+  return {best, best_class};
+}
+
+// The sums of every lane's row. The powered exponentials go to `kept` (same lanes, kept_stride per
+// class) unless that is null.
+template <class Evaluate, class Storage, class V>
+InnerState<V> sum_inner(const Evaluate& evaluate, const Storage* z, int64_t classes, int64_t stride,
+                        int lanes, const InnerLargest<V>& largest, typename V::Scalar* kept,
+                        int64_t kept_stride) {
+  const V zero = V::broadcast(0);
+  const V one = V::broadcast(1);
   auto plain = LongSum<V>::start();
   auto powered = LongSum<V>::start();
-  number = zero;
+  V number = zero;
   for (int64_t begin = 0; begin < classes; begin += LongSum<V>::kRun) {
     const int64_t end = std::min(classes, begin + LongSum<V>::kRun);
     for (int64_t c = begin; c < end; ++c) {
       // The next tile's line of this class: the strided walk defeats the hardware's prefetcher.
       __builtin_prefetch(z + c * stride + V::kWidth);
-      const auto e = evaluate(load_lanes<V>(z + c * stride, lanes) - best);
+      const auto e = evaluate(load_lanes<V>(z + c * stride, lanes), largest.value);
       if (kept != nullptr) store_lanes(e.powered, kept + c * kept_stride, lanes);
-      const auto own = equal(number, best_class);
+      const auto own = equal(number, largest.column);
       plain.run = plain.run + select(own, zero, e.plain);
       powered.run = powered.run + select(own, zero, e.powered);
       number = number + one;
@@ -75,8 +87,73 @@ InnerState<V> reduce_inner(const Evaluator<Kind, V>& evaluate, const Storage* z,
     plain.close_run();
     powered.close_run();
   }
-  const V poison = best - best;  // 0, or NaN where the maximum is infinite or NaN
-  return {best, plain.total + poison, powered.total + poison};
+  // 0, or NaN where the maximum is infinite or NaN
+  const V poison = largest.value - largest.value;
+  return {largest.value, plain.total + poison, powered.total + poison};
+}
+
+// 1 in the lanes whose sum is remote (see exponentials.h), else 0.
+template <class V>
+V remote_lanes(V sums) {
+  const V zero = V::broadcast(0);
+  const V positive = select(less(zero, sums), V::broadcast(1), zero);
+  return select(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive, zero);
+}
+template <class V>
+bool has_remote(V remote, int lanes) {
+  const int first = first_set(equal(remote, V::broadcast(1)));
+  return first >= 0 && first < lanes;
+}
+
+// Exact exponentials in the remote lanes only: what a row comes to must not depend on the rows that
+// share its vectors.
+template <class V>
+struct LanewiseExponential {
+  Exponential<V> fast;
+  ExactExponential<V> exact;
+  V remote;
+  V operator()(V z, V reference) const {
+    return select(equal(remote, V::broadcast(1)), exact(z, reference), fast(z, reference));
+  }
+};
+template <class Kind, class V>
+struct LanewiseEvaluator {
+  Evaluator<Kind, Exponential<V>> fast;
+  Evaluator<Kind, ExactExponential<V>> exact;
+  V remote;
+  Exponentials<V> operator()(V z, V reference) const {
+    const auto is_remote = equal(remote, V::broadcast(1));
+    const Exponentials<V> f = fast(z, reference);
+    const Exponentials<V> e = exact(z, reference);
+    return {select(is_remote, e.plain, f.plain), select(is_remote, e.powered, f.powered)};
+  }
+};
+
+template <class Kind, class V, class Storage>
+InnerState<V> reduce_inner(double alpha, const Storage* z, int64_t classes, int64_t stride,
+                           int lanes, typename V::Scalar* kept, int64_t kept_stride) {
+  const InnerLargest<V> largest = find_inner_largest<V>(z, classes, stride, lanes);
+  const Evaluator<Kind, Exponential<V>> fast(alpha);
+  const auto sum = [&](const auto& evaluate) {
+    return sum_inner(evaluate, z, classes, stride, lanes, largest, kept, kept_stride);
+  };
+  const InnerState<V> state = sum(fast);
+  const V remote = maximum(remote_lanes(state.rest), remote_lanes(state.alpha_rest));
+  if (!has_remote(remote, lanes)) return state;
+  const Evaluator<Kind, ExactExponential<V>> exact(alpha);
+  return sum(LanewiseEvaluator<Kind, V>{fast, exact, remote});
+}
+
+// Calls map(exponential) with the exponential of alpha that the lanes' sums r' ask for.
+template <class V, class Map>
+void map_inner_exponentials(double alpha, V alpha_rest, int lanes, const Map& map) {
+  const Exponential<V> fast(alpha);
+  const V remote = remote_lanes(alpha_rest);
+  if (has_remote(remote, lanes)) {
+    map(LanewiseExponential<V>{fast, ExactExponential<V>(alpha), remote});
+  } else {
+    map(fast);
+  }
 }
 
 // Lanes as scalars, for what differs from row to row.
@@ -156,7 +233,6 @@ struct CrossEntropyInner {
 
   template <class Kind>
   static void forward_tile(const Params& p, const Tile& tile) {
-    const Evaluator<Kind, V> evaluate(p.alpha);
     const Storage* z = logits(p, tile);
     const Targets targets(p, tile, z);
     Scalar* kept = nullptr;
@@ -165,9 +241,8 @@ struct CrossEntropyInner {
         kept = static_cast<Scalar*>(p.gradient) + tile.offset(p.gradient_strides);
       }
     }
-    const auto state =
-        reduce_inner<Kind, Storage, V>(evaluate, z, p.shape.classes, p.logits_strides.classes,
-                                       tile.lanes, kept, p.gradient_strides.classes);
+    const auto state = reduce_inner<Kind, V>(p.alpha, z, p.shape.classes, p.logits_strides.classes,
+                                             tile.lanes, kept, p.gradient_strides.classes);
 
     V mass = V::broadcast(0);
     V distance = V::broadcast(0);
@@ -226,7 +301,6 @@ struct CrossEntropyInner {
     const Storage* z = logits(p, tile);
     Storage* out = static_cast<Storage*>(p.gradient) + tile.offset(p.gradient_strides);
     const InnerSoftmax<V> softmax(maximum, alpha_rest);
-    const Exponential<V> exponential(p.alpha);
     const V zero = V::broadcast(0);
     const auto ignored = equal(targets.counts.vector(), zero);
     LaneArray<V> scales;
@@ -237,19 +311,28 @@ struct CrossEntropyInner {
     const ClassMass<Storage> mass_of = class_mass(p, tile);
     const bool class_masses = has_class_mass(p);
     const V row_scale = scale * mass * softmax.inverse;
-    for (int64_t c = 0; c < p.shape.classes; ++c) {
-      const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-      const V powered = kept != nullptr
-                            ? load_lanes<V>(kept + c * p.gradient_strides.classes, tile.lanes)
-                            : exponential(x - softmax.maximum);
-      V value = powered * row_scale;
-      if (class_masses) {
-        const V mass_c = class_mass_at(p, mass_of, c, tile.lanes);
-        const V direct = powered * softmax.inverse * mass - mass_c;
-        const V near_one = near_one_minus_mass(mass, softmax.complement, mass_c);
-        value = scale * select(equal(x, softmax.pivot), near_one, direct);
+    const auto map_classes = [&](const auto& powered_at) {
+      for (int64_t c = 0; c < p.shape.classes; ++c) {
+        const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
+        const V powered = powered_at(c, x);
+        V value = powered * row_scale;
+        if (class_masses) {
+          const V mass_c = class_mass_at(p, mass_of, c, tile.lanes);
+          const V direct = powered * softmax.inverse * mass - mass_c;
+          const V near_one = near_one_minus_mass(mass, softmax.complement, mass_c);
+          value = scale * select(equal(x, softmax.pivot), near_one, direct);
+        }
+        store_lanes(select(ignored, zero, value), out + c * p.gradient_strides.classes, tile.lanes);
       }
-      store_lanes(select(ignored, zero, value), out + c * p.gradient_strides.classes, tile.lanes);
+    };
+    if (kept != nullptr) {
+      map_classes([&](int64_t c, V) {
+        return load_lanes<V>(kept + c * p.gradient_strides.classes, tile.lanes);
+      });
+    } else {
+      map_inner_exponentials(p.alpha, alpha_rest, tile.lanes, [&](const auto& exponential) {
+        map_classes([&](int64_t, V x) { return exponential(x, softmax.maximum); });
+      });
     }
     if (p.target_index != nullptr)
       write_targets(p, tile, targets, maximum, alpha_rest, mass, scales, out);
@@ -283,11 +366,10 @@ struct LogSoftmaxInner {
 
   template <class Kind>
   static void forward_tile(const Params& p, const Tile& tile) {
-    const Evaluator<Kind, V> evaluate(p.alpha);
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
     Storage* out = static_cast<Storage*>(p.output) + tile.offset(p.output_strides);
-    const auto state = reduce_inner<Kind, Storage, V>(
-        evaluate, z, p.shape.classes, p.logits_strides.classes, tile.lanes, nullptr, 0);
+    const auto state = reduce_inner<Kind, V>(p.alpha, z, p.shape.classes, p.logits_strides.classes,
+                                             tile.lanes, nullptr, 0);
     const V log_sum = log1p(state.rest);
     for (int64_t c = 0; c < p.shape.classes; ++c) {
       const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
@@ -315,17 +397,19 @@ struct LogSoftmaxInner {
     const auto statistic = [&](Statistic which) {
       return load_statistic<V>(p.statistics, rows, which, tile.row, tile.lanes);
     };
-    const InnerSoftmax<V> softmax(statistic(kMaximum), statistic(kAlphaRest));
-    const Exponential<V> exponential(p.alpha);
-    for (int64_t c = 0; c < p.shape.classes; ++c) {
-      const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-      const V g_c = load_lanes<V>(g + c * p.upstream_strides.classes, tile.lanes);
-      const V powered = exponential(x - softmax.maximum);
-      const V direct = powered * softmax.inverse * sum.total - g_c;
-      const V near_one = near_one_minus_mass(sum.total, softmax.complement, g_c);
-      const V value = select(equal(x, softmax.pivot), near_one, direct);
-      store_lanes(V::broadcast(0) - value, out + c * p.gradient_strides.classes, tile.lanes);
-    }
+    const V alpha_rest = statistic(kAlphaRest);
+    const InnerSoftmax<V> softmax(statistic(kMaximum), alpha_rest);
+    map_inner_exponentials(p.alpha, alpha_rest, tile.lanes, [&](const auto& exponential) {
+      for (int64_t c = 0; c < p.shape.classes; ++c) {
+        const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
+        const V g_c = load_lanes<V>(g + c * p.upstream_strides.classes, tile.lanes);
+        const V powered = exponential(x, softmax.maximum);
+        const V direct = powered * softmax.inverse * sum.total - g_c;
+        const V near_one = near_one_minus_mass(sum.total, softmax.complement, g_c);
+        const V value = select(equal(x, softmax.pivot), near_one, direct);
+        store_lanes(V::broadcast(0) - value, out + c * p.gradient_strides.classes, tile.lanes);
+      }
+    });
   }
 };
 

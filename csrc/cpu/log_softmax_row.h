@@ -85,12 +85,14 @@ struct LogSoftmaxRow {
     const Storage* g = upstream(p, row) + first;
     Storage* out =
         static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row) + first;
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), *statistic(p, kAlphaRest, row),
+    const Scalar alpha_rest = *statistic(p, kAlphaRest, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_rest,
                                      static_cast<Scalar>(workspace.row.mass));
-    const FreshExponentials<Scalar> powered(softmax.maximum, p.alpha);
     const auto mass = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
-    map_softmax_minus_mass(z, std::min(end * kChunk, p.shape.classes) - first, softmax, powered,
-                           mass, Scalar(-1), out);
+    const int64_t count = std::min(end * kChunk, p.shape.classes) - first;
+    map_fresh_exponentials(softmax.maximum, alpha_rest, p.alpha, [&](const auto& powered) {
+      map_softmax_minus_mass(z, count, softmax, powered, mass, Scalar(-1), out);
+    });
   }
 };
 

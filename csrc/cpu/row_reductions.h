@@ -75,11 +75,11 @@ Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
 }
 
 // Running sums of exp(z - reference) and exp(alpha (z - reference)) over one chunk.
-template <class Kind, class Storage>
+template <class Evaluate, class Storage>
 struct ExponentialSums {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  const Evaluator<Kind, V>& evaluate;
+  const Evaluate& evaluate;
   V reference;
   Scalar* kept;  // exp(alpha (z - reference)) goes here, unless null
   LongSum<V> plain;
@@ -88,7 +88,7 @@ struct ExponentialSums {
   Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
     // What follows this chunk in memory is needed next: fetch it while this one computes.
     __builtin_prefetch(z + column + kChunk);
-    const auto e = evaluate(load_lanes<V>(z + column, lanes) - reference);
+    const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
     if (kept != nullptr) store_lanes(e.powered, kept + column, lanes);
     return e;
   }
@@ -118,20 +118,19 @@ struct ExponentialSums {
   }
 };
 
-// The state of one chunk, apart from its target mass. Its maximum, found by value, is left out of
-// the sums: it is exactly 1.
-template <class Kind, class Storage>
-void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
-                         ChunkState& state) {
+// The sums of one chunk. Its maximum is left out of them: it is exactly 1.
+template <class Evaluate, class Storage>
+void sum_exponentials(double alpha, const Storage* z, int64_t count,
+                      const Largest<AccumulateOf<Storage>>& largest, AccumulateOf<Storage>* kept,
+                      ChunkState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
-  const Evaluator<Kind, V> evaluate(alpha);
-  const Largest<Scalar> largest = find_largest(z, count);
+  const Evaluate evaluate(alpha);
   const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
   // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
   const Scalar reference = masked_out ? Scalar(0) : largest.value;
-  ExponentialSums<Kind, Storage> sums{evaluate, V::broadcast(reference), kept, LongSum<V>::start(),
-                                      LongSum<V>::start()};
+  ExponentialSums<Evaluate, Storage> sums{evaluate, V::broadcast(reference), kept,
+                                          LongSum<V>::start(), LongSum<V>::start()};
   const int64_t at = masked_out ? count : largest.column;
   const int64_t before = at == count ? count : at - at % V::kWidth;
   sums.add_columns(z, 0, before);
@@ -140,12 +139,25 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count, Accumula
     sums.add_only(V::other_lanes(lanes, static_cast<int>(at - before)), sums.at(z, before, lanes));
     sums.add_columns(z, before + lanes, count);
   }
-  state.maximum = largest.value;
   // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
   const Scalar poison = reference - reference;
   sums.close_run();
   state.rest = sum_of_lanes(sums.plain.total) + poison;
   state.alpha_rest = sum_of_lanes(sums.powered.total) + poison;
+}
+
+// The state of one chunk, apart from its target mass.
+template <class Kind, class Storage>
+void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
+                         ChunkState& state) {
+  using V = VectorOf<Storage>;
+  const auto largest = find_largest(z, count);
+  state.maximum = largest.value;
+  using Fast = Evaluator<Kind, Exponential<V>>;
+  sum_exponentials<Fast>(alpha, z, count, largest, kept, state);
+  if (!is_remote(state.rest) && !is_remote(state.alpha_rest)) return;
+  using Exact = Evaluator<Kind, ExactExponential<V>>;
+  sum_exponentials<Exact>(alpha, z, count, largest, kept, state);
 }
 
 // Merges the chunks' states (see powergrad.h) and leaves in each what its exponentials are to be

@@ -14,6 +14,7 @@ struct Vector<float> {
   static constexpr int kWidth = 16;
   static constexpr double kUnderflow = -160.0;  // 2^x is 0
   static constexpr double kTiny = 1e-35;
+  static constexpr int kStepDigits = 15;  // with 8 digits of n they make a float's 24
   __m512 v;
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -112,6 +113,7 @@ struct Vector<double> {
   static constexpr int kWidth = 8;
   static constexpr double kUnderflow = -1100.0;
   static constexpr double kTiny = 1e-300;
+  static constexpr int kStepDigits = 41;  // with 11 digits of n
   __m512d v;
 
   static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }

@@ -93,6 +93,7 @@ template <>
 struct Vector<float> : PortableVector<float, int32_t> {
   static constexpr double kUnderflow = -160.0;  // 2^x is 0
   static constexpr double kTiny = 1e-35;
+  static constexpr int kStepDigits = 15;  // with 8 digits of n they make a float's 24
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }
   template <class Storage>
   static Vector load(const Storage* p) {
@@ -118,6 +119,7 @@ template <>
 struct Vector<double> : PortableVector<double, int64_t> {
   static constexpr double kUnderflow = -1100.0;
   static constexpr double kTiny = 1e-300;
+  static constexpr int kStepDigits = 41;  // with 11 digits of n
   static Vector broadcast(double x) { return {{Lanes{x, x}}}; }
   static Vector load(const double* p) { return {{Lanes{p[0], p[1]}}}; }
   static Vector load_first(const double* p, int count) {

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <initializer_list>
 
 #include "torch/checks.h"
 #include "torch/operators.h"
@@ -230,10 +231,21 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                                alpha, /*needs_backward=*/false));
 }
 
+// A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
+// wanted as well.
+void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
+                                "(): forward-mode derivatives are not implemented: PowerGrad",
+                                " Transform defines a gradient, for reverse mode");
+  }
+}
+
 at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
                                   const OptionalTensor& weight, int64_t ignore_index,
                                   std::string_view reduction, double label_smoothing,
                                   const at::Tensor& alpha, bool inplace_backward) {
+  refuse_tangents({input, target, weight.value_or(at::Tensor()), alpha}, "cross_entropy");
   if (!at::GradMode::is_enabled() || !(input.requires_grad() || target.requires_grad())) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
@@ -301,6 +313,7 @@ at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& a
 }
 
 at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  refuse_tangents({input, alpha}, "log_softmax");
   if (!at::GradMode::is_enabled() || !input.requires_grad()) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return log_softmax(input, dim, alpha);

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from cases import generator, make_logits, make_problem
-from torch.func import grad, grad_and_value, jacrev, vjp, vmap
+from torch.autograd import forward_ad
+from torch.func import grad, grad_and_value, jacrev, jvp, vjp, vmap
 
 import powergrad_ext as pg
 from powergrad_ext import reference
@@ -160,6 +161,35 @@ def test_per_sample_gradients_are_the_gradients_of_the_samples(dtype, device):
     for i in range(SAMPLES):
         alone = grad(lambda z: pg.cross_entropy(z, target[0]))(logits[i])
         torch.testing.assert_close(per_sample[i], alone)
+
+
+@pytest.mark.parametrize("function", [pg.cross_entropy, torch.ops.powergrad.cross_entropy])
+def test_forward_mode_is_refused(function):
+    """The transform defines a gradient; a tangent is never lost without a word."""
+    logits, tangent, target = torch.randn(4, 5), torch.randn(4, 5), torch.arange(4)
+    alpha = torch.tensor(0.3)
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        jvp(lambda z: function(z, target, alpha=alpha), (logits,), (tangent,))
+    for requires_grad, grad_mode in [(False, True), (True, True), (False, False)]:
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+            dual = forward_ad.make_dual(logits.clone().requires_grad_(requires_grad), tangent)
+            with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+                function(dual, target, alpha=alpha)
+    with forward_ad.dual_level():
+        probabilities = forward_ad.make_dual(logits.softmax(1), tangent)
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+            function(logits, probabilities, alpha=alpha)
+
+
+@pytest.mark.parametrize("function", [pg.log_softmax, torch.ops.powergrad.log_softmax])
+def test_forward_mode_of_log_softmax_is_refused(function):
+    logits, tangent = torch.randn(4, 5), torch.randn(4, 5)
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        jvp(lambda z: function(z, alpha=torch.tensor(0.3)), (logits,), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits, tangent)
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+            function(dual, alpha=torch.tensor(0.3))
 
 
 def test_bad_input_inside_a_transform():

@@ -28,6 +28,7 @@ REFUSED = {
     "negative": -0.3,
     "nan": math.nan,
     "infinite": math.inf,
+    "more than any float": 10**400,
     "text": "0.3",
     "none": None,
     "complex": 0.3j,

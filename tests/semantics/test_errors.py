@@ -241,6 +241,30 @@ def test_not_a_tensor(bad):
         pg.cross_entropy(logits(3, CLASSES), bad)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("weight", [1.0] * CLASSES, "must be Tensor or None, not list"),
+        ("ignore_index", 2.0, "must be int .*, not float"),
+        ("ignore_index", None, "must be int .*, not NoneType"),
+        ("ignore_index", 2**63, "must be int .*, not 9223372036854775808"),
+        ("reduction", None, "must be str, not NoneType"),
+        ("label_smoothing", "0.1", "must be float, not str"),
+        ("inplace_backward", "yes", "must be bool, not str"),
+    ],
+    ids=str,
+)
+def test_argument_of_another_type(name, value, words):
+    with pytest.raises(TypeError, match=f"argument '{name}' {words}"):
+        pg.cross_entropy(logits(3, CLASSES), INDEX, **{name: value})
+
+
+@pytest.mark.parametrize(("dim", "words"), [("1", "not str"), (2**63, "not 9223372036854775808")])
+def test_dim_of_another_type(dim, words):
+    with pytest.raises(TypeError, match=f"argument 'dim' must be int .*, {words}"):
+        pg.log_softmax(logits(3, CLASSES), dim)
+
+
 def test_out_of_range_target_of_a_row_of_weights():
     """The weight of a class that is not there is not read either."""
     with pytest.raises(IndexError, match="Target 5"):
