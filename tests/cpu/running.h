@@ -22,6 +22,8 @@ inline constexpr int64_t kLongRow = 2 * kChunk + 904;
 inline constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
                                      33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
 
+inline constexpr int kEvery = 1;  // problem is checked
+
 // Half precision has room to keep its exponentials between the phases, or has not.
 template <class Storage>
 inline constexpr bool kCanKeep = !std::is_same_v<Storage, AccumulateOf<Storage>>;

@@ -1,6 +1,8 @@
 // The CUDA kernels, run by the host layer, against the equations of powergrad.h. Returns 1 when a
 // check fails.
 #include "conversions.h"
+#include "far_offsets.h"
+#include "launcher_checks.h"
 #include "ordinary_problems.h"
 #include "special_values.h"
 
@@ -14,6 +16,9 @@ void check_all(Reports& reports) {
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);
   check_nothing_counted<Storage>(reports);
+  check_row_sums<Storage>(reports);
+  check_alpha_on_device<Storage>(reports);
+  check_target_assertions<Storage>(reports);
 }
 
 int run() {
@@ -23,6 +28,7 @@ int run() {
   POWERGRAD_FORALL_TYPES(POWERGRAD_CHECK_ALL)
 #undef POWERGRAD_CHECK_ALL
   check_conversions(reports);
+  check_far_offsets(reports);
   bool failed = false;
   for (const Report& report : reports) {
     report.summarize();

@@ -3,6 +3,8 @@
 // must leave the same bits.
 #pragma once
 
+#include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,11 +23,18 @@ inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80}, {"sm_90", host_
 
 // Classes that some threads reduce at once: more than a warp does, in any type.
 inline constexpr int64_t kPiece = 2048;
-// A cluster, of 4 blocks or 8.
-inline constexpr int64_t kLongRow = 40009;
+// Several of those, the last one partial.
+inline constexpr int64_t kLongRow = 9001;
 // One class and two; around the sizes of packs (2, 4 and 8 classes) and of groups of lanes that
-// share a warp; a warp; a block of 2 warps, of 8; clusters.
-inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 513, 1000, 4099, kLongRow};
+// share a warp; a warp; a block of 2 warps, of 8; clusters of 4 blocks and 8.
+inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 513, 1000, 4099, 40009};
+
+// Which problems are checked: ThreadSanitizer needs ten times as long for one.
+#if defined(POWERGRAD_SANITIZE_THREAD)
+inline constexpr int kEvery = 5;
+#else
+inline constexpr int kEvery = 1;
+#endif
 
 template <class Storage>
 inline constexpr bool kCanKeep = false;  // an execution's affair
@@ -34,6 +43,8 @@ struct Execution {
   const char* name;
   uint64_t seed;
   bool has_room;
+  bool alpha_on_device = false;  // and nowhere else
+  std::optional<uint64_t> only_block = std::nullopt;
 };
 
 inline Execution whole() { return {"whole", 0, true}; }
@@ -43,19 +54,24 @@ inline std::vector<Execution> splits(const Shape&, const Strides&) {
 }
 
 inline void configure(const Machine& machine, const Execution& execution) {
-  host_cuda::Options options{machine.device, execution.seed, std::nullopt};
+  host_cuda::Options options{machine.device, execution.seed, execution.only_block};
   // Enough for the meetings of threads alone.
   if (!execution.has_room) options.device.shared_memory = 0;
   host_cuda::configure(options);
 }
 
 // A launcher, as the checks call it. What is wrong with how it ran, else nothing.
-#define POWERGRAD_RUN(name, Params)                                              \
-  inline std::string run_##name(const Machine& machine, const Params& p,         \
-                                const Execution& execution, bool) {      \
-    configure(machine, execution);                                               \
-    const cudaError_t error = launch_##name(p, nullptr);                         \
-    return error == cudaSuccess ? "" : "launch failed: " + host_cuda::failure(); \
+#define POWERGRAD_RUN(name, Params)                                                           \
+  inline std::string run_##name(const Machine& machine, Params p, const Execution& execution, \
+                                bool) {                                                       \
+    configure(machine, execution);                                                            \
+    const double alpha = p.alpha;                                                             \
+    if (execution.alpha_on_device) {                                                          \
+      p.alpha_on_device = &alpha;                                                             \
+      p.alpha = NAN;                                                                          \
+    }                                                                                         \
+    const cudaError_t error = launch_##name(p, nullptr);                                      \
+    return error == cudaSuccess ? "" : "launch failed: " + host_cuda::failure();              \
   }
 POWERGRAD_RUN(cross_entropy_forward, CrossEntropyParams)
 POWERGRAD_RUN(cross_entropy_backward, CrossEntropyParams)

@@ -1,5 +1,7 @@
 """Two processes on gloo: the gradients of DDP and FSDP2 are those of one process."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,7 +44,13 @@ def with_fsdp(model):
 
 
 def train(rank, rendezvous, distribute):
-    """Runs in a process of its own; whatever it raises reaches the test."""
+    """Runs in a process of its own; whatever it raises reaches the test.
+
+    Ends its process itself. DTensor's caches keep the mesh, and with it the process group and the
+    threads of gloo, alive after destroy_process_group. Such a thread needs the interpreter to
+    release the tensors of its last collective; on a busy machine it comes to that only while the
+    interpreter is being finalized, which aborts the process.
+    """
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
@@ -51,7 +59,9 @@ def train(rank, rendezvous, distribute):
     found = gradients(distribute(make_model()), x, target)
     whole = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in found]
     torch.testing.assert_close(whole, gradients(make_model(), *make_batch()))
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
+    os._exit(0)
 
 
 @pytest.mark.parametrize("distribute", [with_ddp, with_fsdp])

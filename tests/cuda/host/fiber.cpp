@@ -61,16 +61,15 @@ Fiber::Fiber(std::size_t stack_size) : stack_size_(stack_size), identity_(create
 Fiber::~Fiber() {
   if (mapping_ == nullptr) return;
   destroy_identity(identity_);
-  unpoison(mapping_, kGuard + stack_size_);  // if it was abandoned halfway
   munmap(mapping_, kGuard + stack_size_);
 }
 
 void Fiber::restart(Entry entry) {
   entry_ = entry;
-  fake_stack_ = nullptr;
-  void* stack = const_cast<void*>(stack_);
-  prepare(&context_, stack, stack_size_, start);
+  prepare(&context_, const_cast<void*>(stack_), stack_size_, start);
 }
+
+void Fiber::abandon() { unpoison(const_cast<void*>(stack_), stack_size_); }
 
 void Fiber::switch_to(Fiber& next) {
   begin_switch(&fake_stack_, next.stack_, next.stack_size_);

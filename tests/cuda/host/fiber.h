@@ -26,9 +26,9 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Gives up whatever the fiber was doing: the next switch to it calls `entry`, which never
-  // returns.
+  // The next switch to this fiber, new, ended or abandoned, calls `entry`, which never returns.
   void restart(Entry entry);
+  void abandon();
 
   // Suspends this fiber, the running one.
   void switch_to(Fiber& next);

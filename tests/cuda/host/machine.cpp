@@ -69,14 +69,14 @@ void Machine::prepare(Cluster& cluster, unsigned threads) {
   release(&cluster.token);
 }
 
-// Not all of its threads have come to their end.
+// Not all of its threads have come to their end, which the host is ordered after.
 void Machine::abandon(Cluster& cluster) {
   for (const auto& fiber : cluster.fibers) {
+    fiber->abandon();
     assume_identity(fiber->identity());
     release(&cluster.token);
   }
   assume_identity(host_.identity());
-  cluster.fibers.clear();
 }
 
 void Machine::run_cluster(uint64_t first_block) {

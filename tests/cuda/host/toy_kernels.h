@@ -13,6 +13,7 @@ enum class Bug {
   missing_block_barrier,
   barriers_at_two_lines,
   exit_before_barrier,
+  exit_during_barrier,
   exit_before_shuffle,
   shuffle_in_two_branches,
   caller_outside_mask,
@@ -68,8 +69,7 @@ __device__ inline void block_sum(const RowSums& p, float value, float* shared) {
   const unsigned warp = threadIdx.x / 32;
   const unsigned warps = blockDim.x / 32;
   value = warp_sum(p.bug, value);
-  const bool skips = p.bug == Bug::shared_memory_unwritten && warp == 1;
-  if (lane == 31 && !skips) shared[warp] = value;
+  if (lane == 31) shared[warp] = value;
   if (p.bug != Bug::missing_warp_barrier) __syncwarp();
   if (lane == 0) shared[warp] *= p.factor;
 
@@ -81,8 +81,10 @@ __device__ inline void block_sum(const RowSums& p, float value, float* shared) {
     __syncthreads();
   }
   if (warp > 0) return;
-  const float total = warp_sum(p.bug, lane < warps ? shared[lane] : 0.0f);
-  if (lane == 0) shared[warps + (p.bug == Bug::shared_memory_past_end ? 1 : 0)] = total;
+  float total = warp_sum(p.bug, lane < warps ? shared[lane] : 0.0f);
+  if (lane > 0) return;
+  if (p.bug == Bug::shared_memory_unwritten) total += shared[warps];
+  shared[warps + (p.bug == Bug::shared_memory_past_end ? 1 : 0)] = total;
 }
 
 // A cluster for each row; warps + 1 floats of shared memory.
@@ -92,8 +94,9 @@ __global__ void __launch_bounds__(1024) row_sums(RowSums p) {
   const unsigned rank = host_cuda::cluster_rank();
   const unsigned size = host_cuda::cluster_size();
   const int row = static_cast<int>(blockIdx.x / size);
-  if (bug == Bug::exit_before_shuffle && thread == 5) return;
-  if (bug == Bug::exit_before_barrier && thread / 32 == 1) return;
+  if (bug == Bug::exit_before_shuffle && thread == 31) return;
+  if (bug == Bug::exit_before_barrier && thread < 32) return;
+  if (bug == Bug::exit_during_barrier && thread >= 32) return;
 
   const int64_t begin =
       bug == Bug::offset_of_32_bits ? row * p.stride : row * static_cast<int64_t>(p.stride);

@@ -1,0 +1,121 @@
+// What the launchers promise besides the equations: sums over rows, an exponent that only the
+// device knows, and a stop at targets that are out of range.
+#pragma once
+
+#include "ordinary_problems.h"
+
+namespace powergrad::test {
+
+// The mean's divisor and the reduced loss, of one block and of several.
+template <class Storage>
+void check_row_sums(Reports& reports) {
+  using Accumulate = AccumulateOf<Storage>;
+  Random random = random_for<Storage>(20);
+  for (const int64_t rows : {int64_t{1}, int64_t{300}, int64_t{20000}}) {
+    Options options = random_options(random);
+    options.shape = {rows, 3, 1};
+    const Problem<Storage> problem(options, random, 0.0, 3.0);
+    Block<Accumulate> losses(rows);
+    long double expected_loss = 0;
+    long double expected_weight = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      losses[row] = static_cast<Accumulate>(random.uniform());
+      expected_loss += losses[row];
+      if (problem.ignored(row)) continue;
+      expected_weight += !options.by_index() || !options.weighted
+                             ? 1.0L
+                             : static_cast<long double>(problem.weight[problem.target(row)]);
+    }
+    CrossEntropyParams p = problem.cross_entropy();
+    p.losses = losses.data();
+    for (Report& report : reports) {
+      report.enter("sums over rows, " + problem.describe());
+      configure(report.machine(), whole());
+      Block<double> weight(1);
+      Block<double> partials(kSumPartials);
+      Block<Accumulate> sum(1);
+      Block<Accumulate> mean(1);
+      const bool launched =
+          launch_total_weight(p, weight.data(), partials.data(), nullptr) == cudaSuccess &&
+          launch_reduce_losses(p, nullptr, sum.data(), partials.data(), nullptr) == cudaSuccess &&
+          launch_reduce_losses(p, weight.data(), mean.data(), partials.data(), nullptr) ==
+              cudaSuccess;
+      report.expect(launched, host_cuda::failure());
+      const long double tolerance = 2 * std::numeric_limits<Accumulate>::epsilon();
+      const auto near = [&](long double value) {
+        return Expected{value, tolerance * std::fabs(value)};
+      };
+      report.expect_close(weight[0], {expected_weight, 1e-13L * expected_weight}, "total weight", 0,
+                          0);
+      report.expect_close(sum[0], near(expected_loss), "sum", 0, 0);
+      report.expect_close(mean[0], near(expected_loss / expected_weight), "mean", 0, 0);
+    }
+  }
+}
+
+// The same bits whether the host or only the device knows that alpha is 0.7.
+template <class Storage>
+void check_alpha_on_device(Reports& reports) {
+  const Execution on_device{"alpha on the device", 0, true, true};
+  Random random = random_for<Storage>(21);
+  for (const Arrangement arrangement : arrangements(99, 0)) {
+    Options options = random_options(random);
+    options.alpha = 0.7;
+    options.arrangement = arrangement;
+    options.shape = shape_of(arrangement, 99, 1);
+    const Problem<Storage> problem(options, random, 0.0, 3.0);
+    for (Report& report : reports) {
+      const CrossEntropyRunner<Storage> loss(problem, report);
+      const auto known = loss.forward(true, whole(), false);
+      const auto unknown = loss.forward(true, on_device, false);
+      report.expect(same_numbers(known.losses, unknown.losses) &&
+                        same_numbers(known.statistics, unknown.statistics) &&
+                        same_numbers(known.gradient.block, unknown.gradient.block),
+                    "forward: other bits from an alpha on the device");
+      const auto backward = [&](const Execution& execution) {
+        return loss.backward(known.statistics, execution, false);
+      };
+      report.expect(same_numbers(backward(whole()).block, backward(on_device).block),
+                    "backward: other bits from an alpha on the device");
+      const LogSoftmaxRunner<Storage> log_softmax(problem, report);
+      report.expect(log_softmax.forward_and_backward(whole()).same_as(
+                        log_softmax.forward_and_backward(on_device)),
+                    "log-softmax: other bits from an alpha on the device");
+    }
+  }
+}
+
+// Every launcher that looks at targets stops before it reads through one that is out of range.
+template <class Storage>
+void check_target_assertions(Reports& reports) {
+  Random random = random_for<Storage>(22);
+  for (const int64_t target : {int64_t{-1}, int64_t{5}, int64_t{1} << 40}) {
+    Options options;
+    options.shape = {4, 5, 1};
+    options.weighted = true;
+    Problem<Storage> problem(options, random, 0.0, 3.0);
+    problem.set_target(2, target);
+    CrossEntropyParams p = problem.cross_entropy();
+    Block<AccumulateOf<Storage>> numbers((kStatistics + 1) * 4);
+    Tensor<Storage> gradient(problem.shape(), problem.strides(0));
+    Block<double> sums(kSumPartials + 1);
+    p.losses = numbers.data();
+    p.statistics = numbers.data() + 4;
+    p.gradient = gradient.block.data();
+    p.gradient_strides = gradient.strides;
+    for (Report& report : reports) {
+      report.enter("target " + std::to_string(target) + " of 5 classes");
+      const auto expect_assertion = [&](cudaError_t error) {
+        report.expect(error == cudaErrorAssert &&
+                          host_cuda::failure().find("a target is not in") != std::string::npos,
+                      "expected an assertion, got: " + host_cuda::failure());
+      };
+      configure(report.machine(), whole());
+      expect_assertion(launch_total_weight(p, sums.data(), sums.data() + 1, nullptr));
+      expect_assertion(launch_cross_entropy_forward(p, nullptr));
+      expect_assertion(launch_cross_entropy_backward(p, nullptr));
+    }
+  }
+}
+
+}  // namespace powergrad::test
