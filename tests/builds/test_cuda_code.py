@@ -51,7 +51,7 @@ def test_no_kernel_uses_local_memory(compiled: Compiled, source: Path, architect
     assert kernels
     spilling = [kernel for kernel in kernels if kernel.local_bytes]
     names = cuda_code.demangled([kernel.symbol for kernel in spilling])
-    assert names == [], f"{len(names)} of {len(kernels)} kernels have a stack frame or spill"
+    assert not names, f"{len(names)} of {len(kernels)} kernels have a stack frame or spill: {names}"
 
 
 @needs_nvcc
