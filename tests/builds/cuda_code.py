@@ -124,7 +124,8 @@ def demangled(symbols: list[str]) -> list[str]:
     """Readable names: the function and its template arguments."""
     words = "\n".join(symbols)
     done = subprocess.run(["c++filt"], input=words, capture_output=True, text=True, check=True)
-    names = re.sub(r"powergrad::|_GLOBAL__N__\w+::|^void ", "", done.stdout, flags=re.MULTILINE)
+    scopes = r"powergrad::|_GLOBAL__N__\w+::|\(anonymous namespace\)::|^void "
+    names = re.sub(scopes, "", done.stdout, flags=re.MULTILINE)
     return [name.rsplit("(", 1)[0] for name in names.splitlines()]
 
 
