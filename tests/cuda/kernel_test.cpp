@@ -4,6 +4,7 @@
 #include "far_offsets.h"
 #include "launcher_checks.h"
 #include "ordinary_problems.h"
+#include "plan_checks.h"
 #include "special_values.h"
 
 namespace powergrad::test {
@@ -29,6 +30,7 @@ int run() {
 #undef POWERGRAD_CHECK_ALL
   check_conversions(reports);
   check_far_offsets(reports);
+  check_plans(reports.front());
   bool failed = false;
   for (const Report& report : reports) {
     report.summarize();
