@@ -25,6 +25,8 @@ PACKAGES = (
     "flash-attn",
     "apex",
 )
+REPOSITORY = Path(__file__).resolve().parents[1]
+CODE = ("csrc", "powergrad_ext", "bench", ":!bench/results")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -110,12 +112,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a plus where it has been changed since."""
-    command = ("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+    """The commit of the source tree, with a plus where code has been changed since."""
     try:
-        described = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        described = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return described + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    """What git says about this source tree."""
+    command = ("git", *arguments)
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

@@ -86,15 +86,15 @@ def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
         own = [point for point in points if peer in point.seconds]
         times = [point.median(peer) * 1e3 for point in own]
         x = [point.x if numeric else str(point.x) for point in own]
-        line = {"color": COLOURS.get(peer), "label": LABELS.get(peer, peer)}
-        axes.plot(x, times, marker="o", markersize=3.5, linewidth=1.8, **line)
+        colour, label = COLOURS.get(peer), LABELS.get(peer, peer)
+        axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
         if sweep.has_slope and len(own) > 1:
             axes.annotate(
                 f"{slope(own, peer):.2f}",
                 (own[-1].x, times[-1]),
                 (4, 0),
                 textcoords="offset points",
-                color=line["color"],
+                color=colour,
                 fontsize=7.5,
                 va="center",
             )

@@ -72,6 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
     parser.add_argument("--quick", action="store_true", help="a telling subset, in under a minute")
+    parser.add_argument("--full", action="store_true", help="all cases")
     parser.add_argument(
         "--memory", action="store_true", help="measure the peak of memory instead of time"
     )
@@ -84,6 +85,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="print the perf or ncu commands for our kernels at the first case instead",
     )
     options = parser.parse_args(arguments)
+    if options.full:
+        options.case = tuple(CASES)
     if options.quick:
         options.case, options.dtype = cases.QUICK_CASES, ("float32",)
         options.mode, options.budget = (cases.FRESH,), 1.0
