@@ -24,7 +24,7 @@ ncu --set=full --kernel-name-base=function --kernel-name='regex:{kernel}' --laun
 ncu --metrics=dram__bytes.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,\\
 sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active \\
     --kernel-name='regex:{kernel}' --launch-count=1 {bench}
-nsys profile --trace=cuda,nvtx --output={case}-{mode} {bench}"""
+nsys profile --trace=cuda,nvtx --output={case}-{mode} {bench} --profile=profile"""
 
 
 def command_lines(case: str, device: str) -> str:

@@ -48,7 +48,7 @@ def measure(group: Group, peers: Sequence[Peer], budget: float) -> Result:
     Raises:
         WrongResultError: one of ours is wrong; others that are wrong are left out.
     """
-    clock = clock_of(group.device)
+    clock = clock_of(group.device, group.logits_bytes)
     problem = Problem(group)
     steps, skipped = checked_steps(problem, peers)
     candidates = [warm_up(name, step, clock) for name, step in steps.items()]

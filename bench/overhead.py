@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import powergrad_ext as pg
 from bench import command_line, machine
 from bench.cases import CASES, FRESH, Group
-from bench.clock import clock_of
+from bench.clock import Clock, clock_of
 from bench.estimates import Estimate, Samples, estimate
 from bench.measure import checked_steps, play, warm_up
 from bench.peers import COPY, WITHOUT_PGT, name_of_ours, ours
@@ -123,19 +123,20 @@ def tasks(options: argparse.Namespace) -> dict[str, Callable[[], Subject]]:
 def measure_loss(group: Group, budget: float) -> Subject:
     """The loss alone, and a copy of its logits."""
     steps, _ = checked_steps(Problem(group), (COPY, ORDINARY, *map(ours, ALPHAS)))
-    return Subject(f"loss, {group.case.name}", group.size, time(steps, group.device, budget))
+    seconds = time(steps, clock_of(group.device, group.logits_bytes), budget)
+    return Subject(f"loss, {group.case.name}", group.size, seconds)
 
 
 def measure_training(workload: Workload, device: str, budget: float) -> Subject:
     """A training step with each of the losses."""
     of_ours = {name_of_ours(alpha): partial(pg.cross_entropy, alpha=alpha) for alpha in ALPHAS}
     steps = training_steps(workload, device, {ORDINARY.name: F.cross_entropy, **of_ours})
-    name = f"step, {workload.name}"
-    return Subject(name, workload.logits, time(steps, device, budget))
+    seconds = time(steps, clock_of(device), budget)
+    return Subject(f"step, {workload.name}", workload.logits, seconds)
 
 
-def time(steps: dict[str, Step], device: str, budget: float) -> dict[str, Samples]:
-    clock = clock_of(device)
+def time(steps: dict[str, Step], clock: Clock, budget: float) -> dict[str, Samples]:
+    """Interleaved rounds of all of these."""
     return play([warm_up(name, step, clock) for name, step in steps.items()], clock, budget)
 
 

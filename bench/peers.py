@@ -206,7 +206,8 @@ def flash_attention(problem: Problem) -> Step:
     require_rows(problem)
     module = import_untyped("flash_attn.losses.cross_entropy").CrossEntropyLoss
     in_place = problem.group.mode == IN_PLACE
-    return torch_step(problem, module(**problem.options, inplace_backward=in_place))
+    criterion = module(**problem.options, inplace_backward=in_place)
+    return torch_step(problem, lambda logits, target, **_: criterion(logits, target))
 
 
 def apex(problem: Problem) -> Step:
@@ -215,7 +216,8 @@ def apex(problem: Problem) -> Step:
     function = import_untyped("apex.contrib.xentropy").SoftmaxCrossEntropyLoss
 
     def loss(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-        losses: Tensor = function.apply(logits, target, 0.0, -100, True)
+        half_to_float = logits.dtype != torch.float32
+        losses: Tensor = function.apply(logits, target, 0.0, -100, half_to_float)
         return losses.mean() if reduction == "mean" else losses
 
     return torch_step(problem, loss)

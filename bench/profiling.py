@@ -2,14 +2,13 @@
 
 Operators are named there by themselves (powergrad::cross_entropy_forward_gradient), through the
 ranges that torch's dispatcher opens while somebody profiles; around them stands a range with the
-peer's name. Under `nsys profile` the same names appear as NVTX ranges. Without a profiler none of
-these ranges exists.
+peer's name. On a GPU the same names are then given to NVTX, for a profiler that watches from
+outside (nsys, ncu). Without a profiler none of these ranges exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from .cases import Group
 from .measure import checked_steps
 from .peers import Peer
 from .problem import Problem
+from .step import Step
 
 CALLS = 5
 SHOWN_ROWS = 25
@@ -31,14 +31,13 @@ def write_profile(group: Group, peers: Sequence[Peer], folder: Path, console: Co
     steps, _ = checked_steps(Problem(group), peers)
     on_gpu = group.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities, record_shapes=True) as profiler, nvtx_ranges(on_gpu):
-        for name, step in steps.items():
-            for _ in range(CALLS):
-                step.prepare()
-                with record_function(name):
-                    step.run()
+    with profile(activities=activities, record_shapes=True) as profiler:
+        call(steps)
         if on_gpu:
             torch.cuda.synchronize()
+    if on_gpu:
+        with emit_nvtx():
+            call(steps)
     folder.mkdir(parents=True, exist_ok=True)
     trace = folder / f"{group.case.name}-{group.dtype}-{group.mode}.json"
     profiler.export_chrome_trace(str(trace))
@@ -47,6 +46,10 @@ def write_profile(group: Group, peers: Sequence[Peer], folder: Path, console: Co
     console.print(str(group), table, f"Written to {trace}", sep="\n", soft_wrap=True, markup=False)
 
 
-def nvtx_ranges(on_gpu: bool) -> AbstractContextManager[object]:
-    """For a profiler that watches from outside, which torch can serve with a CUDA build only."""
-    return emit_nvtx() if on_gpu else nullcontext()
+def call(steps: Mapping[str, Step]) -> None:
+    """A few calls of each, in a range of its name."""
+    for name, step in steps.items():
+        for _ in range(CALLS):
+            step.prepare()
+            with record_function(name):
+                step.run()

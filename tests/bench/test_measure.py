@@ -11,7 +11,7 @@ import torch
 
 from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, MODES, Case, Group
 from bench.check import ResultCheck, WrongResultError, expected_gradient
-from bench.clock import CpuClock, CudaClock
+from bench.clock import CpuClock, CudaClock, SynchronisedClock, clock_of
 from bench.measure import measure, play, warm_up
 from bench.peers import COPY, WITHOUT_PGT, ours
 from bench.problem import GPU_BUFFERS, Problem
@@ -137,7 +137,8 @@ def test_cuda_clock_floods_the_cache_and_brackets_the_call(monkeypatch: pytest.M
     assert device.asked == ["prepare", "record", "run", "record", "synchronize"]
     device.asked.clear()
     assert clock.seconds(replace(step, has_own_stream=True)) > 0.0
-    assert device.asked == ["prepare", "synchronize", "run"]
+    assert device.asked == ["prepare", "synchronize", "run", "synchronize"]
+    assert isinstance(clock_of("cuda", 320), SynchronisedClock)
 
 
 def test_gpu_has_more_rows_and_several_buffers() -> None:
