@@ -54,13 +54,14 @@ bench-results: $(VENV)/.bench ## measure the README's figures anew and write the
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype float32 --output $(RESULTS)/float32.jsonl
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
 	$(RUN) python bench/run.py --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/modes.jsonl
-	$(RUN) python bench/run.py --memory --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/memory.jsonl
+	$(RUN) python bench/run.py --memory $(MEMORY) --output $(RESULTS)/memory.jsonl
 	$(RUN) python bench/overhead.py --output $(RESULTS)/overhead.jsonl
 	$(RUN) python bench/sweep.py --output $(RESULTS)/sweep.jsonl
 	python bench/readme.py
 
 COMPILERS = --peer eager compile jax
 ALL_MODES = forward backward forward+backward in-place none probabilities
+MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 
 clean: ## remove all that was built; the virtual environment stays
 	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import overhead, plots, sweep
 from bench.cases import FRESH, IN_PLACE
 from bench.memory import Peak
-from bench.peers import COPY, name_of_ours
+from bench.peers import COPY, DEFAULT_ALPHA, name_of_ours, registry
 from bench.report import in_milliseconds
 from bench.requirements import COMPILERS, DEFAULT, LARGE, ORDINARY, judge
 from bench.result import Record, Result, machine_of, read, results_of
@@ -170,17 +170,23 @@ def other_ways_sentence(results: Sequence[Result]) -> str:
 
 
 def memory_table(peaks: Sequence[Peak]) -> str:
-    names = list(dict.fromkeys(peak.peer for peak in peaks))
-    rows = []
-    for group in dict.fromkeys(peak.group for peak in peaks):
-        of_peer = {peak.peer: f"{peak.of_logits:.2f}" for peak in peaks if peak.group == group}
-        rows.append(
-            [
-                f"{group.size.replace('x', ' x ')}, {group.mode}",
-                *(of_peer.get(name, "-") for name in names),
-            ]
-        )
-    return markdown_table(["logits, mode", *names], rows)
+    known = {
+        (peak.group, peak.peer): f"{peak.of_logits:.2f}" for peak in peaks if peak.bytes is not None
+    }
+    peers = [
+        peer
+        for peer in registry((DEFAULT_ALPHA,))
+        if peer != COPY and any(peer.name == name for _, name in known)
+    ]
+    groups = dict.fromkeys(peak.group for peak in peaks)
+    rows = [
+        [
+            f"{group.size.replace('x', ' x ')}, {group.mode}",
+            *(known.get((group, peer.name), "-") for peer in peers),
+        ]
+        for group in groups
+    ]
+    return markdown_table(["logits, mode", *(peer.heading for peer in peers)], rows)
 
 
 def spaced(result: Result) -> str:

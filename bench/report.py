@@ -136,17 +136,16 @@ def in_milliseconds(seconds: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:#.3g}".rstrip(".")
 
 
-def memory_table(peaks: Sequence[Peak]) -> Table:
+def memory_table(peaks: Sequence[Peak], peers: Sequence[Peer]) -> Table:
     """Peaks in units of the logits' size, a group per row and a peer per column."""
-    names = list(dict.fromkeys(peak.peer for peak in peaks))
-    table = empty_table("Peak memory besides the logits, in their size", ["", "", "", *names])
+    known = {(peak.group, peak.peer): peak for peak in peaks if peak.bytes is not None}
+    present = [peer for peer in peers if any(peer.name == name for _, name in known)]
+    headings = ["", "", "", *(peer.heading for peer in present)]
+    table = empty_table("Peak memory besides the logits, in units of their size", headings)
     for group in dict.fromkeys(peak.group for peak in peaks):
-        of_peer = {peak.peer: peak for peak in peaks if peak.group == group}
         cells = [
-            f"{of_peer[name].of_logits:.2f}"
-            if name in of_peer and of_peer[name].bytes is not None
-            else "-"
-            for name in names
+            f"{known[group, peer.name].of_logits:.2f}" if (group, peer.name) in known else "-"
+            for peer in present
         ]
         table.add_row(f"{group.case.name} {group.size}", group.dtype, group.mode, *cells)
     return table

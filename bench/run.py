@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for group in groups(options):
                 write_profile(group, peers(options, group.mode), options.profile, console)
         elif options.memory:
-            console.print(report.memory_table(measure_memory(options, lines, console)))
+            peaks = measure_memory(options, lines, console)
+            console.print(report.memory_table(peaks, registry(options.alpha)))
         else:
             print_times(measure_times(options, lines, console), options, console)
 
