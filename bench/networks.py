@@ -68,10 +68,10 @@ def residual_network(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
 
 
-def resnet20(classes: int) -> nn.Sequential:
-    """For 32x32 images, as in section 4.2 of arXiv 1512.03385."""
+def small_resnet(blocks: int, classes: int) -> nn.Sequential:
+    """For 32x32 images, of 6 * blocks + 2 layers, as in section 4.2 of arXiv 1512.03385."""
     stem = nn.Sequential(convolution(3, 16, 3), nn.ReLU())
-    return residual_network(stem, basic_block, (16, 32, 64), (3, 3, 3), classes)
+    return residual_network(stem, basic_block, (16, 32, 64), (blocks,) * 3, classes)
 
 
 def resnet50(classes: int) -> nn.Sequential:

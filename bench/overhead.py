@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command_line.choose(parser, "--case", tuple(CASES), LOSS_CASES, "sizes of the loss alone")
     command_line.choose(parser, "--training", workloads, workloads, "steps of networks")
     command_line.add_machine_options(parser)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds per training step")
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds per training step")
     parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
     return parser.parse_args(arguments)
 

@@ -44,7 +44,7 @@ def text(folder: Path) -> str:
         in_place_table(results),
         requirements_table(results),
         "**Does PGT cost anything?** A step of the loss alone, and whole training steps around it "
-        "(a ResNet-20 at CIFAR's size, a small transformer with a vocabulary of 50257): the median "
+        "(a ResNet-8 at CIFAR's size, a small transformer with a vocabulary of 50257): the median "
         "ratio of times with its 95 % interval. Below 1, PGT is faster.",
         overhead_table(overhead.subjects_of(read(folder / "overhead.jsonl"))),
         picture("Ratios of times with their intervals", folder / "overhead.png"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .networks import Transformer, resnet20, resnet50
+from .networks import Transformer, resnet50, small_resnet
 from .step import Step
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -50,8 +50,9 @@ def training_steps(workload: Workload, device: str, losses: dict[str, Loss]) -> 
 
 
 def cifar(device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The smallest network of its kind: the more of a step is the loss, the more it can be seen."""
     images = torch.randn(128, 3, 32, 32, device=device)
-    return resnet20(100).to(device), images, torch.randint(100, (128,), device=device)
+    return small_resnet(1, 100).to(device), images, torch.randint(100, (128,), device=device)
 
 
 def imagenet(device: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -69,7 +70,7 @@ def language(device: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 WORKLOADS = {
     "cpu": (
-        Workload("ResNet-20", "128x100", cifar),
+        Workload("ResNet-8", "128x100", cifar),
         Workload("transformer", "512x50257", language),
     ),
     "cuda": (
