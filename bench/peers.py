@@ -108,18 +108,18 @@ def jitted_jax(problem: Problem) -> Step:
     jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
     if group.device == "cuda" and jax.default_backend() != "gpu":
         raise UnavailableError("this JAX has no GPU")
-    with_probabilities = group.mode == PROBABILITIES
-    of_rows = (
-        optax.softmax_cross_entropy
-        if with_probabilities
-        else optax.softmax_cross_entropy_with_integer_labels
-    )
+    target_is_index = group.mode != PROBABILITIES
     logits = jnp.from_dlpack(problem.pristine)
-    target = jnp.from_dlpack(problem.target if with_probabilities else problem.target.int())
+    target = jnp.from_dlpack(problem.target.int() if target_is_index else problem.target)
     upstream = None if problem.upstream is None else jnp.from_dlpack(problem.upstream)
 
     def loss(logits: Any, target: Any) -> Any:
-        losses = of_rows(logits, target, axis=1)
+        if target_is_index and not group.case.inner:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        else:
+            if target_is_index:  # as indices, it takes many seconds to compile
+                target = jax.nn.one_hot(target, group.case.classes, axis=1, dtype=logits.dtype)
+            losses = optax.softmax_cross_entropy(logits, target, axis=1)
         return losses.mean() if upstream is None else (losses * upstream).sum()
 
     step = jax.jit(loss if group.mode == FORWARD else jax.grad(loss))
