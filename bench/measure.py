@@ -27,9 +27,12 @@ from .step import Step
 
 WARM_UP_CALLS = 2
 WARM_UP_SECONDS = 0.02
-SAMPLE_SECONDS = 0.004
-"""Short calls are repeated for so long, and their median is one sample."""
-LEAST_ROUNDS, MOST_ROUNDS = 5, 101
+SHORT_SECONDS, MEDIUM_SECONDS = 0.004, 0.04
+"""Calls are repeated for so long, medium ones up to three times; a sample is their median.
+
+A large gradient in new memory can take ten times as long while the system looks for huge pages.
+"""
+LEAST_ROUNDS, MOST_ROUNDS = 7, 101
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,14 @@ def warm_up(name: str, step: Step, clock: Clock) -> Candidate:
     while time.perf_counter() - began < WARM_UP_SECONDS:
         calls.append(clock.seconds(step))
     with_preparation = (time.perf_counter() - began) / len(calls)
-    repetitions = max(1, round(SAMPLE_SECONDS / statistics.median(calls)))
+    repetitions = calls_per_sample(statistics.median(calls))
     seconds_per_sample = PAUSE_SECONDS + (1 + repetitions) * with_preparation
     return Candidate(name, step, repetitions, seconds_per_sample)
+
+
+def calls_per_sample(seconds: float) -> int:
+    """Of calls that take so long."""
+    return max(1, round(SHORT_SECONDS / seconds), min(3, round(MEDIUM_SECONDS / seconds)))
 
 
 def play(candidates: Sequence[Candidate], clock: Clock, budget: float) -> dict[str, Samples]:

@@ -12,7 +12,7 @@ import torch
 from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, MODES, Case, Group
 from bench.check import ResultCheck, WrongResultError, expected_gradient
 from bench.clock import CpuClock, CudaClock, SynchronisedClock, clock_of
-from bench.measure import measure, play, warm_up
+from bench.measure import calls_per_sample, measure, play, warm_up
 from bench.peers import COPY, WITHOUT_PGT, ours
 from bench.problem import GPU_BUFFERS, Problem
 from bench.step import Step
@@ -97,6 +97,13 @@ def test_candidates_take_turns() -> None:
     assert all(sorted(turns) == ["a", "a", "b", "b"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) == 2
     assert all(len(seconds) == len(rounds) for seconds in samples.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"), [(1e-5, 400), (2e-3, 3), (1.3e-2, 3), (2e-2, 2), (0.1, 1), (5.0, 1)]
+)
+def test_short_calls_are_repeated(seconds: float, calls: int) -> None:
+    assert calls_per_sample(seconds) == calls
 
 
 class Device:
