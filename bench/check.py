@@ -10,8 +10,8 @@ from .cases import FORWARD
 from .problem import Problem
 
 # As wrong as F.cross_entropy itself gets: with half-precision logits it rounds log p to their type
-# before it takes the exponential, and past 16 a bfloat16's last place is 1/8. Of a class's own part of the gradient, g (p' + q): where p' - q
-# cancels, no more than that can be asked for.
+# before it takes the exponential, and past 16 bfloat16 has steps of 1/8. Of a class's own part of
+# the gradient, g (p' + q): where p' - q cancels, no more than that can be asked for.
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-3,
