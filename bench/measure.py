@@ -42,6 +42,7 @@ class Candidate:
     name: str
     step: Step
     calls: int
+    uncounted_calls: int
     seconds_per_sample: float
 
 
@@ -88,16 +89,21 @@ def checked_step(peer: Peer, problem: Problem, check: ResultCheck) -> Step:
     return step
 
 
-def warm_up(name: str, step: Step, clock: Clock) -> Candidate:
-    """Find out how long a call takes."""
+def warm_up(name: str, step: Step, clock: Clock, uncounted_calls: int = 1) -> Candidate:
+    """Find out how long a call takes.
+
+    The first call of a sample does not count: it meets free memory as the neighbour left it, and a
+    large new gradient then took three times as long after one neighbour as after another. In
+    training, a step meets what the step before it left.
+    """
     began = time.perf_counter()
     calls = [clock.seconds(step) for _ in range(WARM_UP_CALLS)]
     while time.perf_counter() - began < WARM_UP_SECONDS:
         calls.append(clock.seconds(step))
     with_preparation = (time.perf_counter() - began) / len(calls)
     repetitions = calls_per_sample(statistics.median(calls))
-    seconds_per_sample = PAUSE_SECONDS + (1 + repetitions) * with_preparation
-    return Candidate(name, step, repetitions, seconds_per_sample)
+    seconds_per_sample = PAUSE_SECONDS + (uncounted_calls + repetitions) * with_preparation
+    return Candidate(name, step, repetitions, uncounted_calls, seconds_per_sample)
 
 
 def calls_per_sample(seconds: float) -> int:
@@ -127,12 +133,8 @@ def play(candidates: Sequence[Candidate], clock: Clock, budget: float) -> dict[s
 
 
 def sample(candidate: Candidate, clock: Clock) -> float:
-    """Seconds per call.
-
-    The first call does not count: it meets free memory as the neighbour left it, and a large new
-    gradient then took three times as long after one neighbour as after another. In training, a step
-    meets what the step before it left.
-    """
+    """Seconds per call."""
     clock.pause()
-    clock.seconds(candidate.step)
+    for _ in range(candidate.uncounted_calls):
+        clock.seconds(candidate.step)
     return statistics.median(clock.seconds(candidate.step) for _ in range(candidate.calls))

@@ -79,28 +79,25 @@ def draw_sweeps(points: Sequence[Point], facts: Record) -> Figure:
 
 
 def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
-    """A line per peer, with its slope at its end."""
+    """A line per peer, and their slopes."""
     sweep = SWEEPS[points[0].sweep]
     numeric = not isinstance(points[0].x, str)
+    lines, slopes = [], []
     for peer in peers_of(points):
         own = [point for point in points if peer in point.seconds]
         times = [point.median(peer) * 1e3 for point in own]
         x = [point.x if numeric else str(point.x) for point in own]
         colour, label = COLOURS.get(peer), LABELS.get(peer, peer)
-        axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
-        if sweep.has_slope and len(own) > 1:
-            axes.annotate(
-                f"{slope(own, peer):.2f}",
-                (own[-1].x, times[-1]),
-                (4, 0),
-                textcoords="offset points",
-                color=colour,
-                fontsize=7.5,
-                va="center",
-            )
+        lines += axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
+        slopes.append(f"{slope(own, peer):.2f}" if sweep.has_slope and len(own) > 1 else "")
     if numeric:
         axes.set_xscale("log")
+    if any(slopes):
+        axes.legend(lines, slopes, title="slope", fontsize=7.5, title_fontsize=7.5)
     axes.set_yscale("log")
+    lowest, highest = axes.get_ylim()
+    if highest < 10.0 * lowest:  # a small change should look small
+        axes.set_ylim(lowest / 3.0, highest * 3.0)
     axes.set_title(sweep.label)
     axes.set_ylabel("milliseconds")
 
@@ -133,8 +130,8 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
-    axes.set_title("Forward + backward, float32: time as a multiple of ours at α = 0.3")
-    figure.legend(loc="outside right upper")
+    axes.set_title("Forward + backward, float32: time in units of ours")
+    figure.legend(loc="outside right center")
     fine_print(figure, facts)
     return figure
 
@@ -160,7 +157,7 @@ def draw_overhead(subjects: Sequence[Subject], facts: Record) -> Figure:
         )
         axes.axvline(1.0, color=COLOURS["eager"], linewidth=1.5)
         axes.set_title(f"{HEADINGS[over]} / {HEADINGS[under]}")
-        axes.set_xlim(left=0.0)
+        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios)))
     panels[0].invert_yaxis()
     fine_print(figure, facts)
     return figure

@@ -48,7 +48,8 @@ def text(folder: Path) -> str:
         "ratio of times with its 95 % interval. Below 1, PGT is faster.",
         overhead_table(overhead.subjects_of(read(folder / "overhead.jsonl"))),
         picture("Ratios of times with their intervals", folder / "overhead.png"),
-        "**How it grows.** The figure at a line's end is its slope: 1 is proportional.",
+        "**How it grows.** A slope of 1 is proportional growth; it is fitted to the larger half of "
+        "the points.",
         picture("Time over rows, classes, α, threads and type", folder / "sweep.png"),
         other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
         "**Peak memory** besides the logits, in units of their size:",
