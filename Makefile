@@ -3,19 +3,22 @@
 #   VENV    the folder of that environment
 #   OUT     the folder for what `make gpu` finds
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
+#   RUN     what each measurement of bench-results is started with, such as taskset or numactl
 PYTHON = python3
 VENV = .venv
 TORCH = torch==2.13.0
+RUN =
+RESULTS = bench/results/cpu-zen4
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build.py
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help demo test build lint format core-test bench gpu clean
+.PHONY: help demo test build lint format core-test bench bench-results gpu clean
 
 help: ## list what can be done
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': *' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': *' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo ## install, build and train on real data with cross-entropy and with PGT
 	python -m examples.digits
@@ -46,20 +49,34 @@ build/core build/address build/thread: $(VENV)/.test
 	cmake --build $@
 	ctest --test-dir $@ --output-on-failure --parallel 2
 
-bench: $(VENV)/.demo ## compare speed with F.cross_entropy
-	python bench/run.py
+bench: $(VENV)/.bench ## measure speed against PyTorch, its compiler and JAX
+	python bench/run.py --peer eager compile jax
+
+bench-results: $(VENV)/.bench ## measure the README's figures anew and write them there
+	$(RUN) python bench/run.py $(COMPILERS) --full --dtype float32 --output $(RESULTS)/float32.jsonl
+	$(RUN) python bench/run.py $(COMPILERS) --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
+	$(RUN) python bench/run.py --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/modes.jsonl
+	$(RUN) python bench/run.py --memory $(MEMORY) --output $(RESULTS)/memory.jsonl
+	$(RUN) python bench/overhead.py --output $(RESULTS)/overhead.jsonl
+	$(RUN) python bench/sweep.py --output $(RESULTS)/sweep.jsonl
+	python bench/readme.py
+
+COMPILERS = --peer eager compile jax
+ALL_MODES = forward backward forward+backward in-place none probabilities
+MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 
 gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benchmark (PART=one)
 	$(PYTHON) scripts/gpu.py $(PART)
 
 clean: ## remove all that was built; the virtual environment stays
 	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.demo $(VENV)/.test
+	rm -f $(VENV)/.bench $(VENV)/.demo $(VENV)/.test
 
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
+$(VENV)/.bench: NEEDS = bench
 $(VENV)/.demo: NEEDS = demo
 $(VENV)/.test: NEEDS = demo,lint,test
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
+$(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing what is needed and compiling the extension: about a minute or two'
 	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]'
 	@touch $@

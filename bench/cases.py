@@ -1,4 +1,4 @@
-"""What is computed: shapes by name, types, modes, and the random data of one group."""
+"""What is computed: shapes by name, types and modes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Case:
-    """Logits of (rows, classes), as a task of that name would have them."""
+    """Logits of (rows, classes, *inner), as a task of that name would have them."""
 
     name: str
     rows: int
     classes: int
-
-    @property
-    def shape(self) -> str:
-        return f"{self.rows}x{self.classes}"
+    inner: tuple[int, ...] = ()
+    gpu_rows: int | None = None
+    """On a GPU, where a step has more rows; None for as many."""
 
 
 CASES = {
@@ -30,13 +28,18 @@ CASES = {
         Case("cifar100", 128, 100),
         Case("imagenet", 256, 1000),
         Case("imagenet-large", 4096, 1000),
-        Case("imagenet21k", 1024, 21841),
-        Case("vocabulary", 1024, 32000),
-        Case("gpt2", 512, 50257),
-        Case("llama", 256, 128256),
+        Case("imagenet21k", 1024, 21841, gpu_rows=8192),
+        Case("llama2", 1024, 32000, gpu_rows=8192),
+        Case("gpt2", 512, 50257, gpu_rows=8192),
+        Case("llama3", 256, 128256, gpu_rows=4096),
+        Case("qwen", 256, 151936, gpu_rows=4096),
+        Case("gemma", 128, 262144, gpu_rows=2048),
+        Case("cityscapes", 8, 19, (512, 512)),
+        Case("ade20k", 4, 150, (256, 256)),
     )
 }
-DEFAULT_CASES = ("tiny", "cifar10", "imagenet", "imagenet-large", "vocabulary", "llama")
+DEFAULT_CASES = ("tiny", "cifar10", "imagenet", "imagenet-large", "llama2", "llama3")
+QUICK_CASES = ("tiny", "imagenet", "llama2")
 
 DTYPES = {
     "float32": torch.float32,
@@ -46,11 +49,28 @@ DTYPES = {
 }
 DEFAULT_DTYPES = ("float32", "bfloat16")
 
-FRESH = "fresh"
-"""Forward and backward, the gradient in new memory: its page faults are part of the price."""
+FORWARD = "forward"
+"""The loss alone, of logits that need no gradient: evaluation."""
+BACKWARD = "backward"
+"""The gradient alone, from a graph that has given it once before: nothing is left over from forward
+that would make it free, so whoever computes it there shows its price here as well."""
+FRESH = "forward+backward"
+"""A training step's loss, the gradient in new memory: its page faults are part of the price."""
 IN_PLACE = "in-place"
-"""Forward and backward, the gradient over the logits where an implementation can do that."""
-MODES = (FRESH, IN_PLACE)
+"""The same, the gradient over the logits where an implementation can do that."""
+UNREDUCED = "none"
+"""Forward and backward with reduction="none" and another upstream gradient for every row."""
+PROBABILITIES = "probabilities"
+"""Forward and backward with a probability for every class as the target."""
+
+LEAST_TRAFFIC = {FORWARD: 1, BACKWARD: 2, FRESH: 2, IN_PLACE: 3, UNREDUCED: 3, PROBABILITIES: 3}
+"""What a mode has to move through memory, in units of the logits' size.
+
+A step reads logits (and probabilities) once and writes a gradient once. Where forward must not
+write the gradient yet, backward reads the logits again.
+"""
+MODES = tuple(LEAST_TRAFFIC)
+DEFAULT_MODES = (FRESH, IN_PLACE)
 
 
 @dataclass(frozen=True)
@@ -60,39 +80,46 @@ class Group:
     case: Case
     dtype: str
     mode: str
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.case.name} {self.case.shape} {self.dtype} {self.mode}"
+        return f"{self.case.name} {self.size} {self.dtype} {self.mode}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits: (rows, classes, *inner)."""
+        gpu_rows = self.case.gpu_rows if self.device == "cuda" else None
+        return (gpu_rows or self.case.rows, self.case.classes, *self.case.inner)
+
+    @property
+    def size(self) -> str:
+        """The shape in a word."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def logits_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+
+    @property
+    def least_bytes(self) -> int:
+        """What has to be moved through memory, whoever computes it."""
+        return LEAST_TRAFFIC[self.mode] * self.logits_bytes
 
     def as_json(self) -> dict[str, Any]:
         return {
             "case": self.case.name,
-            "rows": self.case.rows,
+            "rows": self.shape[0],
             "classes": self.case.classes,
+            "inner": self.case.inner,
             "dtype": self.dtype,
             "mode": self.mode,
+            "device": self.device,
         }
 
-
-class Problem:
-    """The data of a group.
-
-    Attributes:
-        pristine: (rows, classes), never written.
-        target: (rows), int64.
-        logits: a copy of pristine that requires a gradient and may be overwritten.
-    """
-
-    def __init__(self, group: Group) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shape = (group.case.rows, group.case.classes)
-        self.in_place = group.mode == IN_PLACE
-        self.pristine = torch.randn(shape, generator=generator).to(DTYPES[group.dtype])
-        self.target = torch.randint(group.case.classes, shape[:1], generator=generator)
-        self._storage = torch.empty_like(self.pristine)
-        self.logits: Tensor
-        self.restore()
-
-    def restore(self) -> None:
-        """Write the logits anew, as a model's last layer would have done just before the loss."""
-        self.logits = self._storage.copy_(self.pristine).detach().requires_grad_()
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Group:
+        """The group that a record of a results file is about, also of a case not known here."""
+        case = CASES.get(record["case"]) or Case(
+            record["case"], record["rows"], record["classes"], tuple(record["inner"])
+        )
+        return cls(case, record["dtype"], record["mode"], record["device"])

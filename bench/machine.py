@@ -14,21 +14,35 @@ import torch
 import powergrad_ext
 from powergrad_ext._native import _C
 
-PACKAGES = ("numpy", "jax", "jaxlib", "optax")
+PACKAGES = (
+    "numpy",
+    "jax",
+    "jaxlib",
+    "optax",
+    "triton",
+    "liger-kernel",
+    "quack-kernels",
+    "flash-attn",
+    "apex",
+)
+REPOSITORY = Path(__file__).resolve().parents[1]
+CODE = ("csrc", "powergrad_ext", "bench", ":!bench/results")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str = "cpu") -> dict[str, Any]:
     """Machine, settings, versions and commit, as one record."""
     return {
+        "kind": "machine",
         **processor(),
+        **(graphics_card() if device == "cuda" else {}),
         "cpus": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "huge_pages": huge_pages(),
         "threads": torch.get_num_threads(),
         "isa": _C.isa(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
         "commit": commit(),
     }
@@ -49,6 +63,29 @@ def processor() -> dict[str, Any]:
     ]
     cores = {(block.get("physical id"), block.get("core id")) for block in blocks}
     return {"cpu": blocks[0].get("model name", platform.machine()), "cores": len(cores)}
+
+
+def graphics_card() -> dict[str, Any]:
+    """The GPU's name and what decides its speed."""
+    card = torch.cuda.get_device_properties("cuda")
+    return {
+        "gpu": card.name,
+        "multiprocessors": card.multi_processor_count,
+        "l2_bytes": card.L2_cache_size,
+        "cuda": torch.version.cuda,
+    }
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """The record in two lines."""
+    card = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return [
+        f"{card}{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"{facts['isa']} (torch: {facts['torch_isa']}), huge pages: {facts['huge_pages']}, "
+        f"load {facts['load']:.1f}",
+        f"{versions}, commit {facts['commit']}",
+    ]
 
 
 def huge_pages() -> str:
@@ -75,12 +112,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a plus where it has been changed since."""
-    command = ("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+    """The commit of the source tree, with a plus where code has been changed since."""
     try:
-        described = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        described = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return described + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    """What git says about this source tree."""
+    command = ("git", *arguments)
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

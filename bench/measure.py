@@ -12,68 +12,37 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .cases import Group, Problem
-from .check import GradientCheck, WrongGradientError
-from .peers import OURS, Peer, Step, UnavailableError
+from .cases import Group
+from .check import ResultCheck, WrongResultError
+from .clock import PAUSE_SECONDS, Clock, clock_of
+from .estimates import Samples
+from .peers import Peer, UnavailableError
+from .problem import Problem
+from .result import Result
+from .step import Step
 
 WARM_UP_CALLS = 2
 WARM_UP_SECONDS = 0.02
-SAMPLE_SECONDS = 0.004
-"""Short calls are repeated for so long, and their median is one sample."""
-PAUSE_SECONDS = 0.002
-"""Before another candidate: the last one's threads spin for a while, then let go of the CPU."""
-LEAST_ROUNDS, MOST_ROUNDS = 5, 101
-RESAMPLES = 2000
+SHORT_SECONDS, MEDIUM_SECONDS = 0.004, 0.04
+"""Calls are repeated for so long, medium ones up to three times; a sample is their median.
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A median over rounds with its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def error(self) -> float:
-        """Half the interval, as a share of the median."""
-        return (self.high - self.low) / 2.0 / self.median
-
-
-@dataclass
-class Result:
-    """What a group gave: seconds of every round by peer, or why a peer has none."""
-
-    group: Group
-    seconds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def time(self, peer: str) -> Estimate:
-        return estimate(self.seconds[peer])
-
-    def ratio(self, over: str, under: str) -> Estimate:
-        """The time of `over` divided by that of `under`, round by round."""
-        return estimate(self.seconds[over] / self.seconds[under])
-
-    def fastest(self, peers: Sequence[str]) -> str | None:
-        """The one of these with the shortest median, None if none was measured."""
-        measured = [peer for peer in peers if peer in self.seconds]
-        return min(measured, key=lambda peer: float(np.median(self.seconds[peer])), default=None)
+A large gradient in new memory can take ten times as long while the system looks for huge pages.
+"""
+LEAST_ROUNDS, MOST_ROUNDS = 7, 101
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A peer's step, warmed up, and how many calls make one of its samples."""
+    """A step, warmed up, and how many calls make one of its samples."""
 
     name: str
     step: Step
     calls: int
+    uncounted_calls: int
     seconds_per_sample: float
 
 
@@ -81,101 +50,91 @@ def measure(group: Group, peers: Sequence[Peer], budget: float) -> Result:
     """Check and time these peers on one problem, for about `budget` seconds after the warm-up.
 
     Raises:
-        WrongGradientError: one of ours is wrong; others that are wrong are left out.
+        WrongResultError: one of ours is wrong; others that are wrong are left out.
     """
+    clock = clock_of(group.device, group.logits_bytes)
     problem = Problem(group)
-    check = GradientCheck(problem)
-    result = Result(group)
-    candidates = []
+    steps, skipped = checked_steps(problem, peers)
+    candidates = [warm_up(name, step, clock) for name, step in steps.items()]
+    return Result(group, play(candidates, clock, budget), skipped)
+
+
+def checked_steps(
+    problem: Problem, peers: Sequence[Peer]
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps of all peers that can take part and are right, and why the others do not."""
+    check = ResultCheck(problem)
+    steps, skipped = {}, {}
     for peer in peers:
         try:
-            candidates.append(warm_up(peer, problem, check))
+            steps[peer.name] = checked_step(peer, problem, check)
         except ImportError as error:
-            result.skipped[peer.name] = f"{error.name} cannot be imported"
+            skipped[peer.name] = f"{error.name} cannot be imported"
         except UnavailableError as error:
-            result.skipped[peer.name] = str(error)
-        except WrongGradientError as error:
-            if peer in OURS:
+            skipped[peer.name] = str(error)
+        except WrongResultError as error:
+            if peer.name.startswith("powergrad"):
                 raise
-            result.skipped[peer.name] = str(error)
-    round_seconds = sum(candidate.seconds_per_sample for candidate in candidates)
-    count = round(budget / round_seconds) if candidates else 0
-    rounds = play(candidates, min(max(count, LEAST_ROUNDS), MOST_ROUNDS))
-    for candidate in candidates:
-        result.seconds[candidate.name] = np.array([row[candidate.name] for row in rounds])
-    return result
+            skipped[peer.name] = str(error)
+    return steps, skipped
 
 
-def warm_up(peer: Peer, problem: Problem, check: GradientCheck) -> Candidate:
-    """Compile what compiles, check the gradient, and find out how long a call takes."""
+def checked_step(peer: Peer, problem: Problem, check: ResultCheck) -> Step:
+    """Compile what compiles, and check what comes out."""
     step = peer.make(problem)
     step.prepare()
     output = step.as_tensor(step.run())
     if peer.alpha is not None:
         check(output, peer.alpha)
-    del output
+    return step
+
+
+def warm_up(name: str, step: Step, clock: Clock, uncounted_calls: int = 1) -> Candidate:
+    """Find out how long a call takes.
+
+    The first call of a sample does not count: it meets free memory as the neighbour left it, and a
+    large new gradient then took three times as long after one neighbour as after another. In
+    training, a step meets what the step before it left.
+    """
     began = time.perf_counter()
-    calls = [call(step) for _ in range(WARM_UP_CALLS)]
+    calls = [clock.seconds(step) for _ in range(WARM_UP_CALLS)]
     while time.perf_counter() - began < WARM_UP_SECONDS:
-        calls.append(call(step))
+        calls.append(clock.seconds(step))
     with_preparation = (time.perf_counter() - began) / len(calls)
-    repetitions = max(1, round(SAMPLE_SECONDS / statistics.median(calls)))
-    seconds_per_sample = PAUSE_SECONDS + (1 + repetitions) * with_preparation
-    return Candidate(peer.name, step, repetitions, seconds_per_sample)
+    repetitions = calls_per_sample(statistics.median(calls))
+    seconds_per_sample = PAUSE_SECONDS + (uncounted_calls + repetitions) * with_preparation
+    return Candidate(name, step, repetitions, uncounted_calls, seconds_per_sample)
 
 
-def play(candidates: Sequence[Candidate], rounds: int) -> list[dict[str, float]]:
-    """Take one sample of everyone per round, in an order drawn anew."""
+def calls_per_sample(seconds: float) -> int:
+    """Of calls that take so long."""
+    return max(1, round(SHORT_SECONDS / seconds), min(3, round(MEDIUM_SECONDS / seconds)))
+
+
+def play(candidates: Sequence[Candidate], clock: Clock, budget: float) -> dict[str, Samples]:
+    """Take one sample of everyone per round, in an order drawn anew, for about `budget` seconds."""
+    if not candidates:
+        return {}
+    rounds = round(budget / sum(candidate.seconds_per_sample for candidate in candidates))
     order = list(candidates)
     shuffle = random.Random(0).shuffle
+    samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        samples = []
-        for _ in range(rounds):
+        for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)):
             shuffle(order)
-            samples.append({candidate.name: sample(candidate) for candidate in order})
-        return samples
+            for candidate in order:
+                samples[candidate.name].append(sample(candidate, clock))
     finally:
         if collecting:
             gc.enable()
+    return {name: np.array(seconds) for name, seconds in samples.items()}
 
 
-def sample(candidate: Candidate) -> float:
-    """Seconds per call.
-
-    The first call does not count: it meets free memory as the neighbour left it, and a large new
-    gradient then took three times as long after one neighbour as after another. In training, a step
-    meets what the step before it left.
-    """
-    time.sleep(PAUSE_SECONDS)
-    call(candidate.step)
-    return statistics.median(call(candidate.step) for _ in range(candidate.calls))
-
-
-def call(step: Step) -> float:
-    """Seconds of one call; preparing it and freeing the gradient are not in them."""
-    step.prepare()
-    began = time.perf_counter()
-    output = step.run()
-    seconds = time.perf_counter() - began
-    del output
-    return seconds
-
-
-def estimate(values: NDArray[np.float64]) -> Estimate:
-    """The median, and between which it would fall had the rounds been others of the same kind."""
-    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-    return Estimate(float(np.median(values)), float(low), float(high))
-
-
-def as_json(result: Result) -> list[dict[str, Any]]:
-    """A line per peer: all its rounds, so that another script can compare two files."""
-    return [
-        {"kind": "time", **result.group.as_json(), "peer": peer, "seconds": seconds.tolist()}
-        for peer, seconds in result.seconds.items()
-    ] + [
-        {"kind": "skipped", **result.group.as_json(), "peer": peer, "reason": reason}
-        for peer, reason in result.skipped.items()
-    ]
+def sample(candidate: Candidate, clock: Clock) -> float:
+    """Seconds per call."""
+    clock.pause()
+    for _ in range(candidate.uncounted_calls):
+        clock.seconds(candidate.step)
+    return statistics.median(clock.seconds(candidate.step) for _ in range(candidate.calls))

@@ -7,19 +7,26 @@ that is missing leaves out its peer and nothing else.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 import powergrad_ext as pg
 
-from .cases import FRESH, MODES, Problem
+from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, MODES, PROBABILITIES, UNREDUCED
+from .problem import Problem
+from .step import Step
+
+DEFAULT_ALPHA = 0.3
+"""What people get if they say nothing; alpha = 1 does less work."""
+ALPHAS = (DEFAULT_ALPHA, 1.0, 0.25)
 
 
 class UnavailableError(Exception):
@@ -27,24 +34,8 @@ class UnavailableError(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One implementation at one problem.
-
-    Attributes:
-        run: what is timed; returns the gradient (for the floor: the copy).
-        prepare: runs before each timed call, untimed. It leaves the caches and the implementation's
-            own threads as a training step would: the logits just written.
-        as_tensor: turns what run returns into a tensor, untimed.
-    """
-
-    run: Callable[[], Any]
-    prepare: Callable[[], object]
-    as_tensor: Callable[[Any], Tensor] = lambda gradient: gradient
-
-
-@dataclass(frozen=True)
 class Peer:
-    """An entry of the registry; alpha is None where no gradient is computed."""
+    """An entry of the registry; alpha is None where neither loss nor gradient is computed."""
 
     name: str
     heading: str
@@ -53,28 +44,44 @@ class Peer:
     alpha: float | None = 1.0
 
 
-def ours(alpha: float) -> str:
-    """Our name in the registry at that alpha."""
-    return f"powergrad-{alpha:g}"
-
-
 def import_untyped(name: str) -> Any:
     """A module that need not be installed; ImportError if it is not."""
     return importlib.import_module(name)
 
 
-def gradient_step(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """A step of any loss that torch differentiates.
+def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
+    """A step of any loss that torch differentiates, called as F.cross_entropy is.
 
     The gradient is asked for, not accumulated: nothing but the loss is timed.
     """
+    if problem.group.mode == FORWARD:
+        return Step(lambda: loss(problem.logits.detach(), problem.target), problem.restore)
+    if problem.group.mode == BACKWARD:
+        return second_backward_step(problem, loss)
 
     def run() -> Tensor:
         logits = problem.logits
-        (gradient,) = torch.autograd.grad(loss(logits, problem.target), logits)
+        value = loss(logits, problem.target, **problem.options)
+        (gradient,) = torch.autograd.grad(value, logits, problem.upstream)
         return gradient
 
     return Step(run, problem.restore)
+
+
+def second_backward_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
+    """The gradient from a graph that forward has left, and that has given it once before."""
+    graph: list[Tensor] = []
+
+    def run() -> Tensor:
+        (gradient,) = torch.autograd.grad(graph[0], problem.logits, retain_graph=True)
+        return gradient
+
+    def prepare() -> None:
+        problem.restore()
+        graph[:] = [loss(problem.logits, problem.target)]
+        run()
+
+    return Step(run, prepare)
 
 
 def copy(problem: Problem) -> Step:
@@ -84,47 +91,183 @@ def copy(problem: Problem) -> Step:
 
 
 def eager(problem: Problem) -> Step:
-    return gradient_step(problem, F.cross_entropy)
+    return torch_step(problem, F.cross_entropy)
 
 
 def compiled(problem: Problem) -> Step:
     torch.compiler.reset()  # a new shape would otherwise count as a recompilation
-    return gradient_step(problem, torch.compile(F.cross_entropy, fullgraph=True, dynamic=False))
+    # Backward may then run twice, which only mode backward asks for.
+    torch._functorch.config.donated_buffer = problem.group.mode != BACKWARD
+    return torch_step(problem, torch.compile(F.cross_entropy, fullgraph=True, dynamic=False))
 
 
 def jitted_jax(problem: Problem) -> Step:
-    if problem.pristine.dtype == torch.float64:
+    group = problem.group
+    if group.dtype == "float64":
         raise UnavailableError("float64 is off in JAX by default")
     jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
+    if group.device == "cuda" and jax.default_backend() != "gpu":
+        raise UnavailableError("this JAX has no GPU")
+    target_is_index = group.mode != PROBABILITIES
+    logits = jnp.from_dlpack(problem.pristine)
+    target = jnp.from_dlpack(problem.target.int() if target_is_index else problem.target)
+    upstream = None if problem.upstream is None else jnp.from_dlpack(problem.upstream)
 
     def loss(logits: Any, target: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+        if target_is_index and not group.case.inner:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        else:
+            if target_is_index:  # as indices, it takes many seconds to compile
+                target = jax.nn.one_hot(target, group.case.classes, axis=1, dtype=logits.dtype)
+            losses = optax.softmax_cross_entropy(logits, target, axis=1)
+        return losses.mean() if upstream is None else (losses * upstream).sum()
 
-    step = jax.jit(jax.value_and_grad(loss))
-    logits = jnp.from_dlpack(problem.pristine)
-    target = jnp.from_dlpack(problem.target.int())
+    step = jax.jit(loss if group.mode == FORWARD else jax.grad(loss))
     return Step(
-        run=lambda: jax.block_until_ready(step(logits, target))[1],
+        run=lambda: jax.block_until_ready(step(logits, target)),
         prepare=lambda: jax.block_until_ready(jnp.copy(logits)),
         as_tensor=from_dlpack,
+        has_own_stream=True,
     )
 
 
+def hook(problem: Problem, alpha: float) -> Step:
+    """PGT as its authors publish it, a hook on the gradient, but right for any scale of the loss.
+
+    Theirs rebuilds p from the incoming gradient, which holds for one scale only.
+    """
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        hooked = logits.view_as(logits)
+        value = F.cross_entropy(hooked, target)
+        upstream: list[Tensor] = []
+
+        def transform(gradient: Tensor) -> Tensor:
+            p = torch.softmax(alpha * logits.detach(), dim=1)
+            row_term = torch.ones((), dtype=p.dtype, device=p.device).expand(target.shape)
+            p.scatter_add_(1, target.unsqueeze(1), -row_term.unsqueeze(1))
+            return p * (upstream[0] / target.numel())
+
+        value.register_hook(upstream.append)
+        hooked.register_hook(transform)
+        return value
+
+    return torch_step(problem, loss)
+
+
+def scaled(problem: Problem, alpha: float) -> Step:
+    """PGT's gradient as F.cross_entropy has it; the loss is that of other probabilities."""
+
+    def loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return F.cross_entropy(alpha * logits, target, **options) / alpha
+
+    return torch_step(problem, loss)
+
+
+def reference(problem: Problem, alpha: float) -> Step:
+    return torch_step(problem, partial(pg.reference.cross_entropy, alpha=alpha))
+
+
 def powergrad(problem: Problem, alpha: float) -> Step:
-    loss = partial(pg.cross_entropy, alpha=alpha, inplace_backward=problem.in_place)
-    return gradient_step(problem, loss)
+    in_place = problem.group.mode == IN_PLACE
+    return torch_step(problem, partial(pg.cross_entropy, alpha=alpha, inplace_backward=in_place))
+
+
+def require_cuda(problem: Problem) -> None:
+    """Leave out a peer that has kernels for a GPU only."""
+    if problem.group.device != "cuda":
+        raise UnavailableError("it runs on a GPU only")
+
+
+def require_rows(problem: Problem) -> None:
+    """Leave out a peer that takes (rows, classes) only."""
+    if problem.group.case.inner:
+        raise UnavailableError("it takes logits of two dimensions only")
+
+
+def liger(problem: Problem) -> Step:
+    """It writes the gradient over the logits in forward, asked or not."""
+    require_cuda(problem)
+    require_rows(problem)
+    functional = import_untyped("liger_kernel.transformers.functional")
+    return torch_step(problem, functional.liger_cross_entropy)
+
+
+def quack(problem: Problem) -> Step:
+    require_cuda(problem)
+    require_rows(problem)
+    in_place = problem.group.mode == IN_PLACE
+    loss = import_untyped("quack.cross_entropy").cross_entropy
+    return torch_step(problem, partial(loss, inplace_backward=in_place))
+
+
+def flash_attention(problem: Problem) -> Step:
+    require_cuda(problem)
+    require_rows(problem)
+    module = import_untyped("flash_attn.losses.cross_entropy").CrossEntropyLoss
+    in_place = problem.group.mode == IN_PLACE
+    criterion = module(**problem.options, inplace_backward=in_place)
+    return torch_step(problem, lambda logits, target, **_: criterion(logits, target))
+
+
+def apex(problem: Problem) -> Step:
+    require_cuda(problem)
+    require_rows(problem)
+    function = import_untyped("apex.contrib.xentropy").SoftmaxCrossEntropyLoss
+
+    def loss(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        half_to_float = logits.dtype != torch.float32
+        losses: Tensor = function.apply(logits, target, 0.0, -100, half_to_float)
+        return losses.mean() if reduction == "mean" else losses
+
+    return torch_step(problem, loss)
 
 
 COPY = Peer("copy", "copy", copy, MODES, alpha=None)
-OURS = tuple(
-    Peer(ours(alpha), f"α={alpha:g}", partial(powergrad, alpha=alpha), MODES, alpha)
-    for alpha in (1.0, 0.3, 0.25)
-)
+OUT_OF_PLACE = tuple(mode for mode in MODES if mode != IN_PLACE)
+OF_INDICES = (FORWARD, BACKWARD, FRESH, UNREDUCED)
+
 # Those without an in-place backward would do there what they do in a fresh gradient. The one that
 # people would replace is measured there as well, as the yardstick.
-OTHERS = (
+WITHOUT_PGT = (
     Peer("eager", "eager", eager, MODES),
-    Peer("compile", "compiled", compiled, (FRESH,)),
-    Peer("jax", "jitted JAX", jitted_jax, (FRESH,)),
+    Peer("compile", "compiled", compiled, OUT_OF_PLACE),
+    Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES)),
+    Peer("liger", "Liger", liger, (FRESH, IN_PLACE)),
+    Peer("quack", "quack", quack, (*OF_INDICES, IN_PLACE)),
+    Peer("flash-attention", "flash-attn", flash_attention, (*OF_INDICES, IN_PLACE)),
+    Peer("apex", "apex", apex, OF_INDICES),
 )
-PEERS = (COPY, *OTHERS, *OURS)
+
+
+def with_pgt(alpha: float) -> tuple[Peer, ...]:
+    """How one can have PGT without us, and our specification."""
+    return (
+        Peer("hook", "PGT hook", partial(hook, alpha=alpha), (FRESH,), alpha),
+        Peer(
+            "scaled",
+            "PGT scaled",
+            partial(scaled, alpha=alpha),
+            (BACKWARD, FRESH, UNREDUCED, PROBABILITIES),
+            alpha,
+        ),
+        Peer("reference", "reference", partial(reference, alpha=alpha), OUT_OF_PLACE, alpha),
+    )
+
+
+def ours(alpha: float) -> Peer:
+    return Peer(name_of_ours(alpha), f"α={alpha:g}", partial(powergrad, alpha=alpha), MODES, alpha)
+
+
+def name_of_ours(alpha: float) -> str:
+    return f"powergrad-{alpha:g}"
+
+
+def others(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:
+    """All but ours; those that know PGT, at the first of the alphas."""
+    return (*WITHOUT_PGT, *with_pgt(alphas[0]))
+
+
+def registry(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:
+    """The floor, the others, and ours at each alpha."""
+    return (COPY, *others(alphas), *map(ours, alphas))

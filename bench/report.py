@@ -3,69 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from .cases import FRESH, Group
-from .measure import Estimate, Result
-from .peers import COPY, OTHERS, OURS, PEERS, ours
-from .requirements import DEFAULT, Verdict
+from .cases import (
+    BACKWARD,
+    FORWARD,
+    FRESH,
+    IN_PLACE,
+    PROBABILITIES,
+    UNREDUCED,
+)
+from .memory import Peak
+from .peers import COPY, Peer
+from .requirements import DEFAULT, ORDINARY, Verdict
+from .result import Result
 
 COLOURS = {"aim met": "green", "must met": "green", "missed": "red", "not measured": "dim"}
+TITLES = {
+    FORWARD: "Forward",
+    BACKWARD: "Backward",
+    FRESH: "Forward + backward, fresh gradient",
+    IN_PLACE: "Forward + backward, in place",
+    UNREDUCED: 'Forward + backward, reduction="none"',
+    PROBABILITIES: "Forward + backward, probabilities as targets",
+}
 
 
-def machine_lines(machine: dict[str, Any]) -> list[str]:
-    """Where this was measured, in two lines."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['isa']} (torch: {machine['torch_isa']}), huge pages: {machine['huge_pages']}, "
-        f"load {machine['load']:.1f}",
-        f"{versions}, commit {machine['commit']}",
-    ]
-
-
-def tables(results: Sequence[Result]) -> list[Table]:
+def time_tables(results: Sequence[Result], peers: Sequence[Peer]) -> list[Table]:
     """Times, then ratios, of each type and mode."""
     kinds = dict.fromkeys((result.group.mode, result.group.dtype) for result in results)
-    found = []
+    tables = []
     for mode, dtype in kinds:
         same = [r for r in results if (r.group.mode, r.group.dtype) == (mode, dtype)]
-        gradient = "fresh gradient" if mode == FRESH else "in place"
-        title = f"Forward + backward, {dtype}, {gradient}"
-        found += [time_table(f"{title}: milliseconds", same), ratio_table(f"{title}: ratios", same)]
-    return found
+        title = f"{TITLES[mode]}, {dtype}"
+        tables += [
+            milliseconds_table(f"{title}: milliseconds", same, peers),
+            ratio_table(f"{title}: ratios", same, peers),
+        ]
+    return tables
 
 
-def time_table(title: str, results: Sequence[Result]) -> Table:
+def milliseconds_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) -> Table:
     """Medians in milliseconds, a case per row and a peer per column."""
-    peers = [peer for peer in PEERS if any(peer.name in r.seconds for r in results)]
-    table = empty_table(title, ["", "", *(peer.heading for peer in peers)])
+    present = [peer for peer in peers if any(peer.name in r.seconds for r in results)]
+    table = empty_table(title, ["", "", *(peer.heading for peer in present)])
     for result in results:
-        times = [milliseconds(result, peer.name) for peer in peers]
-        table.add_row(result.group.case.name, result.group.case.shape, *times)
+        times = [milliseconds(result, peer.name) for peer in present]
+        table.add_row(result.group.case.name, result.group.size, *times)
     return table
 
 
-def ratio_table(title: str, results: Sequence[Result]) -> Table:
+def ratio_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) -> Table:
     """How many times our time the others take, what alpha costs, how far above a copy we are."""
-    others = [peer for peer in OTHERS if any(peer.name in r.seconds for r in results)]
-    pairs = [
-        *((f"{other.heading}\n/ ours", other.name, DEFAULT) for other in others),
-        *((f"{peer.heading}\n/ α=1", peer.name, ours(1.0)) for peer in OURS[1:]),
-        ("ours\n/ copy", DEFAULT, COPY.name),
-    ]
-    table = empty_table(title, ["", *(heading for heading, _, _ in pairs)])
-    table.caption = "ours: α = 0.3; ±: half the 95 % interval of the median"
+    present = [peer for peer in peers if any(peer.name in r.seconds for r in results)]
+    pairs: list[tuple[str, str, str]] = []
+    for peer in present:
+        if not peer.name.startswith("powergrad") and peer != COPY:
+            pairs.append((f"{peer.heading}\n/ ours", peer.name, DEFAULT))
+    for peer in present:
+        if peer.name.startswith("powergrad") and peer.name != ORDINARY:
+            pairs.append((f"{peer.heading}\n/ α=1", peer.name, ORDINARY))
+    pairs.append(("ours\n/ copy", DEFAULT, COPY.name))
+    headings = ["", *(heading for heading, _, _ in pairs), "copy\nGB/s", "ours\nGB/s"]
+    table = empty_table(title, headings)
+    table.caption = (
+        "ours: α = 0.3; ±: half the 95 % interval of the median; GB/s: the least that has to be "
+        "read and written, by the time taken"
+    )
     for result in results:
         known = result.seconds
         cells = [
-            ratio(result.ratio(over, under)) if over in known and under in known else "-"
+            str(result.ratio(over, under)) if over in known and under in known else "-"
             for _, over, under in pairs
         ]
-        table.add_row(result.group.case.name, *cells)
+        speeds = [
+            f"{result.bandwidth(peer) / 1e9:.1f}" if peer in known else "-"
+            for peer in (COPY.name, DEFAULT)
+        ]
+        table.add_row(result.group.case.name, *cells, *speeds)
     return table
 
 
@@ -82,9 +99,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         doubt = "?" if verdict.unsure else ""
         table.add_row(
             requirement.text,
-            "-" if verdict.ratio is None else ratio(verdict.ratio),
-            f"{sign} {requirement.must:g}",
-            "-" if requirement.aim is None else f"{sign} {requirement.aim:g}",
+            "-" if verdict.ratio is None else str(verdict.ratio),
+            f"{sign} {requirement.must:.3g}",
+            "-" if requirement.aim is None else f"{sign} {requirement.aim:.3g}",
             f"[{COLOURS[verdict.state]}]{verdict.state}{doubt}[/]",
             verdict.where,
         )
@@ -92,15 +109,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def skipped_lines(results: Sequence[Result]) -> list[str]:
-    """Who did not take part, a line per peer and reason."""
-    groups: dict[tuple[str, str], list[Group]] = {}
+    """Who did not take part, a line per reason."""
+    who: dict[str, dict[str, None]] = {}
     for result in results:
         for peer, reason in result.skipped.items():
-            groups.setdefault((peer, reason), []).append(result.group)
-    return [
-        f"{peer} skipped: {reason} ({len(where)} of {len(results)} groups)"
-        for (peer, reason), where in groups.items()
-    ]
+            who.setdefault(reason, {})[peer] = None
+    return [f"{', '.join(names)} skipped: {reason}" for reason, names in who.items()]
 
 
 def empty_table(title: str, headings: Sequence[str]) -> Table:
@@ -113,13 +127,25 @@ def empty_table(title: str, headings: Sequence[str]) -> Table:
 
 
 def milliseconds(result: Result, peer: str) -> str:
+    return in_milliseconds(result.time(peer).median) if peer in result.seconds else "-"
+
+
+def in_milliseconds(seconds: float) -> str:
     """Three significant digits, and no more than a microsecond's tenth."""
-    if peer not in result.seconds:
-        return "-"
-    value = result.time(peer).median * 1e3
+    value = seconds * 1e3
     return f"{value:.4f}" if value < 0.1 else f"{value:#.3g}".rstrip(".")
 
 
-def ratio(value: Estimate) -> str:
-    error = ">99%" if value.error > 0.99 else f"{value.error:.0%}"
-    return f"{value.median:.2f} ±{error}"
+def memory_table(peaks: Sequence[Peak], peers: Sequence[Peer]) -> Table:
+    """Peaks in units of the logits' size, a group per row and a peer per column."""
+    known = {(peak.group, peak.peer): peak for peak in peaks if peak.bytes is not None}
+    present = [peer for peer in peers if any(peer.name == name for _, name in known)]
+    headings = ["", "", "", *(peer.heading for peer in present)]
+    table = empty_table("Peak memory besides the logits, in units of their size", headings)
+    for group in dict.fromkeys(peak.group for peak in peaks):
+        cells = [
+            f"{known[group, peer.name].of_logits:.2f}" if (group, peer.name) in known else "-"
+            for peer in present
+        ]
+        table.add_row(f"{group.case.name} {group.size}", group.dtype, group.mode, *cells)
+    return table

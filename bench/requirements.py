@@ -1,4 +1,4 @@
-"""What we promise about speed on a CPU, and whether the figures keep it.
+"""What we promise about speed, and whether the figures keep it.
 
 Each promise bounds a ratio of two times in every group that it speaks of, and its worst group
 decides. "Ours" is alpha = 0.3, which people get if they say nothing; alpha = 1 does less work.
@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cases import CASES, DTYPES, FRESH, IN_PLACE, MODES, Group
-from .measure import Estimate, Result
-from .peers import ours
+from .cases import BACKWARD, CASES, DTYPES, FORWARD, FRESH, IN_PLACE, LEAST_TRAFFIC, MODES, Group
+from .estimates import Estimate
+from .peers import DEFAULT_ALPHA, WITHOUT_PGT, name_of_ours
+from .result import Result
 
-DEFAULT = ours(0.3)
+DEFAULT = name_of_ours(DEFAULT_ALPHA)
+ORDINARY = name_of_ours(1.0)
 LARGE = tuple(case.name for case in CASES.values() if case.classes >= 32000)
 SMALL = ("tiny", "cifar10")
+GPU_FILLING = tuple(case.name for case in CASES.values() if case.gpu_rows)
 HALF = ("bfloat16",)
 FLOAT = ("float32",)
+TRAINING = (FRESH, IN_PLACE)
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,15 @@ class Requirement:
     aim: float | None
     cases: tuple[str, ...] = tuple(CASES)
     dtypes: tuple[str, ...] = tuple(DTYPES)
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = TRAINING
+    device: str = "cpu"
 
     def speaks_of(self, group: Group) -> bool:
         return (
             group.case.name in self.cases
             and group.dtype in self.dtypes
             and group.mode in self.modes
+            and group.device == self.device
         )
 
     def keeps(self, value: float, bound: float) -> bool:
@@ -62,14 +68,14 @@ def speedup(
 
 
 def overhead(
-    text: str, over: str, under: str, must: float, aim: float | None, **where: tuple[str, ...]
+    text: str, over: str, under: str, must: float, aim: float | None, **where: Any
 ) -> Requirement:
     return Requirement(text, (over,), under, False, must, aim, **where)
 
 
 EAGER = ("eager",)
 COMPILERS = ("compile", "jax")
-REQUIREMENTS = (
+CPU_REQUIREMENTS = (
     speedup("eager / C ≥ 32000 float32", EAGER, 7.0, 9.0, LARGE),
     speedup("best compiler / C ≥ 32000 float32", COMPILERS, 2.5, 3.5, LARGE),
     speedup("eager / C ≥ 32000 bfloat16", EAGER, 5.0, None, LARGE, HALF),
@@ -87,9 +93,43 @@ REQUIREMENTS = (
     speedup("eager / 4096x1000 float32", EAGER, 4.0, 5.0, ("imagenet-large",)),
     speedup("best compiler / 4096x1000 float32", COMPILERS, 1.4, 2.0, ("imagenet-large",)),
     speedup("eager / 8x10 and 128x10", EAGER, 1.0, None, SMALL, tuple(DTYPES)),
-    overhead("α = 0.3 / α = 1", DEFAULT, ours(1.0), 1.35, 1.15),
-    overhead("α = 0.25 / α = 1", ours(0.25), ours(1.0), 1.12, 1.03),
+    overhead("α = 0.3 / α = 1", DEFAULT, ORDINARY, 1.35, 1.15),
+    overhead("α = 0.25 / α = 1", name_of_ours(0.25), ORDINARY, 1.12, 1.03),
 )
+
+
+def of_copy_bandwidth(mode: str, share: float) -> Requirement:
+    """That much of the copy's bytes per second, as a bound on the ratio of times.
+
+    A copy moves twice the logits.
+    """
+    return overhead(
+        f"{mode} / copy: {share:.0%} of its bandwidth",
+        DEFAULT,
+        "copy",
+        LEAST_TRAFFIC[mode] / 2 / share,
+        None,
+        cases=GPU_FILLING,
+        dtypes=(*FLOAT, *HALF),
+        modes=(mode,),
+        device="cuda",
+    )
+
+
+GPU_REQUIREMENTS = (
+    *(of_copy_bandwidth(mode, 0.9) for mode in (FORWARD, BACKWARD, FRESH)),
+    overhead("α = 0.3 / α = 1", DEFAULT, ORDINARY, 1.02, None, modes=MODES, device="cuda"),
+    Requirement(
+        "fastest other / ours",
+        tuple(peer.name for peer in WITHOUT_PGT),
+        DEFAULT,
+        True,
+        1.0,
+        None,
+        device="cuda",
+    ),
+)
+REQUIREMENTS = (*CPU_REQUIREMENTS, *GPU_REQUIREMENTS)
 
 
 @dataclass(frozen=True)
@@ -131,9 +171,10 @@ class Verdict:
         )
 
 
-def judge(results: Sequence[Result]) -> list[Verdict]:
-    """A verdict per requirement."""
-    return [worst(requirement, results) for requirement in REQUIREMENTS]
+def judge(results: Sequence[Result], device: str = "cpu") -> list[Verdict]:
+    """A verdict per requirement of that device."""
+    asked = [requirement for requirement in REQUIREMENTS if requirement.device == device]
+    return [worst(requirement, results) for requirement in asked]
 
 
 def worst(requirement: Requirement, results: Sequence[Result]) -> Verdict:
@@ -148,17 +189,3 @@ def worst(requirement: Requirement, results: Sequence[Result]) -> Verdict:
         return Verdict(requirement, None, None, None)
     choose = min if requirement.faster else max
     return choose(verdicts, key=lambda pair: pair[0])[1]
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    ratio, group = verdict.ratio, verdict.group
-    return {
-        "kind": "verdict",
-        "requirement": verdict.requirement.text,
-        "must": verdict.requirement.must,
-        "aim": verdict.requirement.aim,
-        "state": verdict.state,
-        "unsure": verdict.unsure,
-        **({} if group is None else {**group.as_json(), "over": verdict.over}),
-        **({} if ratio is None else {"ratio": ratio.median, "interval": [ratio.low, ratio.high]}),
-    }

@@ -1,0 +1,50 @@
+"""What the scripts of this folder have in common: choices, threads, and a console."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+REDIRECTED_WIDTH = 132
+
+
+def choose(
+    parser: argparse.ArgumentParser,
+    name: str,
+    choices: Sequence[str],
+    default: Sequence[str] | None,
+    what: str,
+) -> None:
+    """Add an option that takes some of the choices."""
+    parser.add_argument(
+        name,
+        nargs="*",
+        choices=choices,
+        default=default,
+        metavar=name.strip("-").upper(),
+        help=f"{what}, of: {', '.join(choices)}",
+    )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where to run, and with how many threads."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads that all may use"
+    )
+
+
+def use_threads(count: int) -> None:
+    """Give everyone as many threads; JAX makes its pool, of this size, when it is imported."""
+    torch.set_num_threads(count)
+    os.environ["NPROC"] = str(count)
+
+
+def console() -> Console:
+    """As wide as the terminal, and wide enough for the tables in a file."""
+    return Console(width=None if sys.stdout.isatty() else REDIRECTED_WIDTH)

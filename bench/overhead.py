@@ -1,0 +1,194 @@
+"""Does PGT cost anything? Its step against the step that people have now, and alpha against 1.
+
+The loss alone, and whole training steps around it. What is said of a case rests on the 95 %
+interval of the median ratio of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from rich.table import Table
+
+# As `python bench/overhead.py`, from a source tree in which nothing needs to be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import powergrad_ext as pg
+from bench import command_line, machine
+from bench.cases import CASES, FRESH, Group
+from bench.clock import clock_of
+from bench.estimates import Estimate, Samples, estimate
+from bench.measure import checked_steps, play, warm_up
+from bench.peers import COPY, WITHOUT_PGT, name_of_ours, ours
+from bench.problem import Problem
+from bench.report import empty_table, in_milliseconds
+from bench.result import Record, rounded, write
+from bench.training import WORKLOADS, Workload, training_steps
+
+ALPHAS = (1.0, 0.3, 0.25)
+PLAIN, PGT, PGT_QUARTER = map(name_of_ours, ALPHAS)
+ORDINARY = next(peer for peer in WITHOUT_PGT if peer.name == "eager")
+HEADINGS = {
+    COPY.name: "copy",
+    ORDINARY.name: "F.cross_entropy",
+    PLAIN: "ours, α = 1",
+    PGT: "ours, α = 0.3",
+    PGT_QUARTER: "ours, α = 0.25",
+}
+COMPARISONS = (
+    (PGT, ORDINARY.name),
+    (PGT_QUARTER, ORDINARY.name),
+    (PGT, PLAIN),
+    (PGT_QUARTER, PLAIN),
+)
+LOSS_CASES = ("cifar100", "imagenet", "imagenet-large", "gpt2", "llama3")
+NOTICEABLE = 0.02
+"""An interval that reaches further above 1 than this leaves the question open."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss or a training step: seconds of every round by which loss it is done with."""
+
+    name: str
+    logits: str
+    seconds: dict[str, Samples]
+
+    def ratio(self, over: str, under: str) -> Estimate:
+        return estimate(self.seconds[over] / self.seconds[under])
+
+    def as_json(self) -> list[Record]:
+        about = {"kind": "step", "name": self.name, "logits": self.logits}
+        return [
+            {**about, "loss": loss, "seconds": rounded(seconds)}
+            for loss, seconds in self.seconds.items()
+        ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each subject, write its samples, print its times and verdicts."""
+    options = parse(arguments)
+    command_line.use_threads(options.threads)
+    console = command_line.console()
+    facts = machine.describe(options.device)
+    console.print(*machine.lines(facts), sep="\n", soft_wrap=True)
+    with open(options.output or os.devnull, "w") as lines:
+        write(lines, [facts])
+        subjects = []
+        for name, measure in tasks(options).items():
+            with console.status(name):
+                subjects.append(measure())
+            write(lines, subjects[-1].as_json())
+    console.print(times_table(subjects), verdict_table(subjects))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    workloads = tuple({workload.name for of in WORKLOADS.values() for workload in of})
+    command_line.choose(parser, "--case", tuple(CASES), LOSS_CASES, "sizes of the loss alone")
+    command_line.choose(parser, "--training", workloads, workloads, "steps of networks")
+    command_line.add_machine_options(parser)
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds per training step")
+    parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
+    return parser.parse_args(arguments)
+
+
+def tasks(options: argparse.Namespace) -> dict[str, Callable[[], Subject]]:
+    """What is to be measured, by name; a loss alone gets an eighth of a training step's time."""
+    device, budget = options.device, options.budget
+    of_losses = {
+        case: partial(measure_loss, Group(CASES[case], "float32", FRESH, device), budget / 8)
+        for case in options.case
+    }
+    of_steps = {
+        workload.name: partial(measure_training, workload, device, budget)
+        for workload in WORKLOADS[device]
+        if workload.name in options.training
+    }
+    return {**of_losses, **of_steps}
+
+
+def measure_loss(group: Group, budget: float) -> Subject:
+    """The loss alone, and a copy of its logits."""
+    steps, _ = checked_steps(Problem(group), (COPY, ORDINARY, *map(ours, ALPHAS)))
+    clock = clock_of(group.device, group.logits_bytes)
+    seconds = play([warm_up(name, step, clock) for name, step in steps.items()], clock, budget)
+    return Subject(f"loss, {group.case.name}", group.size, seconds)
+
+
+def measure_training(workload: Workload, device: str, budget: float) -> Subject:
+    """A training step with each of the losses."""
+    of_ours = {name_of_ours(alpha): partial(pg.cross_entropy, alpha=alpha) for alpha in ALPHAS}
+    steps = training_steps(workload, device, {ORDINARY.name: F.cross_entropy, **of_ours})
+    clock = clock_of(device)
+    # All calls count: they are alike but for the loss, and leave the memory alike.
+    candidates = [warm_up(name, step, clock, uncounted_calls=0) for name, step in steps.items()]
+    seconds = play(candidates, clock, budget)
+    return Subject(f"step, {workload.name}", workload.logits, seconds)
+
+
+def subjects_of(records: Iterable[Record]) -> list[Subject]:
+    """The subjects of a file, in its order."""
+    subjects: dict[str, Subject] = {}
+    for record in records:
+        if record["kind"] == "step":
+            name = record["name"]
+            subject = subjects.setdefault(name, Subject(name, record["logits"], {}))
+            subject.seconds[record["loss"]] = np.array(record["seconds"])
+    return list(subjects.values())
+
+
+def verdict(ratio: Estimate) -> str:
+    """What the interval allows to be said."""
+    above = ratio.high - 1.0
+    if above < 0.0:
+        return f"[green]no overhead[/]: faster by {1.0 - ratio.median:.1%}"
+    if ratio.low > 1.0:
+        return f"[red]overhead[/]: {ratio.low - 1.0:.1%} to {above:.1%}"
+    if above <= NOTICEABLE:
+        return f"[green]no overhead[/]: {above:.1%} at most"
+    return f"[yellow]open[/]: between {ratio.low - 1.0:+.1%} and {above:+.1%}"
+
+
+def times_table(subjects: Sequence[Subject]) -> Table:
+    """Medians in milliseconds."""
+    table = empty_table("Milliseconds, float32", ["", "logits", *HEADINGS.values()])
+    for subject in subjects:
+        times = [
+            in_milliseconds(float(np.median(subject.seconds[loss])))
+            if loss in subject.seconds
+            else "-"
+            for loss in HEADINGS
+        ]
+        table.add_row(subject.name, subject.logits, *times)
+    return table
+
+
+def verdict_table(subjects: Sequence[Subject]) -> Table:
+    """A line per subject and comparison."""
+    headings = ["", "time of", "by that of", "ratio [95 % interval]", "verdict"]
+    table = empty_table("Does it cost anything?", headings)
+    for column in (1, 2, 4):
+        table.columns[column].justify = "left"
+    for subject in subjects:
+        for over, under in COMPARISONS:
+            ratio = subject.ratio(over, under)
+            cells = (HEADINGS[over], HEADINGS[under], ratio.with_interval, verdict(ratio))
+            table.add_row(subject.name, *cells)
+        table.add_section()
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The figures as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from . import machine
+from .cases import FRESH
+from .overhead import COMPARISONS, HEADINGS, Subject
+from .requirements import DEFAULT
+from .result import Record, Result
+from .sweep import OURS, SWEEPS, Point, peers_of, slope
+
+STYLE = Path(__file__).with_name("plot.mplstyle")
+FINE_PRINT = {"fontsize": 7.5, "color": "#6b7480"}
+OUR_COLOUR = "#e0542f"
+LABELS = {
+    OURS: "ours, α = 0.3",
+    "eager": "F.cross_entropy",
+    "compile": "torch.compile",
+    "jax": "jitted JAX",
+    "copy": "copy of the logits",
+}
+COLOURS = {
+    OURS: OUR_COLOUR,
+    "eager": "#51637a",
+    "compile": "#3a8fb7",
+    "jax": "#8a6fb0",
+    "copy": "#a8b0ba",
+}
+
+
+def save(figure: Figure, path: Path, description: str = "") -> list[Path]:
+    """Write a PNG and an SVG, the same bytes for the same figures; return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with matplotlib.style.context(STYLE):
+        figure.savefig(paths[0], dpi=150, metadata={"Description": description})
+        figure.savefig(paths[1], metadata={"Description": description, "Date": None})
+    return paths
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in this folder's style."""
+
+    def drawn(*arguments: object) -> Figure:
+        with matplotlib.style.context(STYLE):
+            return draw(*arguments)
+
+    return drawn
+
+
+def fine_print(figure: Figure, facts: Record) -> None:
+    """Where it was measured, below."""
+    figure.supxlabel("\n".join(machine.lines(facts)), x=0.01, ha="left", **FINE_PRINT)
+
+
+@styled
+def draw_sweeps(points: Sequence[Point], facts: Record) -> Figure:
+    """A panel per sweep, time over the variable, both by their logarithm."""
+    names = list(dict.fromkeys(point.sweep for point in points))
+    figure = Figure(figsize=(3.6 * min(len(names), 3), 3.4 * -(-len(names) // 3)))
+    panels = figure.subplots(-(-len(names) // 3), min(len(names), 3), squeeze=False).flat
+    for name in names:
+        of_sweep = [point for point in points if point.sweep == name]
+        draw_sweep(next(panels), of_sweep)
+    for unused in panels:
+        unused.set_axis_off()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    fine_print(figure, facts)
+    return figure
+
+
+def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
+    """A line per peer, and their slopes."""
+    sweep = SWEEPS[points[0].sweep]
+    numeric = not isinstance(points[0].x, str)
+    lines, slopes = [], []
+    for peer in peers_of(points):
+        own = [point for point in points if peer in point.seconds]
+        times = [point.median(peer) * 1e3 for point in own]
+        x = [point.x if numeric else str(point.x) for point in own]
+        colour, label = COLOURS.get(peer), LABELS.get(peer, peer)
+        lines += axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
+        slopes.append(f"{slope(own, peer):.2f}" if sweep.has_slope and len(own) > 1 else "")
+    if numeric:
+        axes.set_xscale("log")
+    if any(slopes):
+        axes.legend(lines, slopes, title="slope", fontsize=7.5, title_fontsize=7.5)
+    axes.set_yscale("log")
+    lowest, highest = axes.get_ylim()
+    if highest < 10.0 * lowest:  # a small change should look small
+        axes.set_ylim(lowest / 3.0, highest * 3.0)
+    axes.set_title(sweep.label)
+    axes.set_ylabel("milliseconds")
+
+
+@styled
+def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
+    """How many times our time the others take, a row per case; the copy as the floor."""
+    shown = [r for r in results if r.group.mode == FRESH and r.group.dtype == "float32"]
+    figure = Figure(figsize=(9.0, 0.8 + 0.36 * len(shown)))
+    axes = figure.subplots()
+    for peer in ("copy", "jax", "compile", "eager"):
+        ratios = {
+            f"{r.group.case.name}  {r.group.size}": r.ratio(peer, DEFAULT)
+            for r in shown
+            if peer in r.seconds
+        }
+        axes.errorbar(
+            [ratio.median for ratio in ratios.values()],
+            list(ratios),
+            xerr=[
+                [ratio.median - ratio.low for ratio in ratios.values()],
+                [ratio.high - ratio.median for ratio in ratios.values()],
+            ],
+            fmt="o",
+            color=COLOURS[peer],
+            label=LABELS[peer],
+        )
+    axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=LABELS[OURS])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.invert_yaxis()
+    axes.set_title("Forward + backward, float32: time in units of ours")
+    figure.legend(loc="outside right center")
+    fine_print(figure, facts)
+    return figure
+
+
+@styled
+def draw_overhead(subjects: Sequence[Subject], facts: Record) -> Figure:
+    """Each comparison's ratio with its interval; left of the line, PGT is no slower."""
+    over_ordinary, over_one = COMPARISONS[0], COMPARISONS[2]
+    figure = Figure(figsize=(9.0, 1.2 + 0.4 * len(subjects)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (over, under) in zip(panels, (over_ordinary, over_one), strict=True):
+        ratios = [subject.ratio(over, under) for subject in subjects]
+        axes.errorbar(
+            [ratio.median for ratio in ratios],
+            [f"{subject.name}  {subject.logits}" for subject in subjects],
+            xerr=[
+                [ratio.median - ratio.low for ratio in ratios],
+                [ratio.high - ratio.median for ratio in ratios],
+            ],
+            fmt="o",
+            color=OUR_COLOUR,
+            capsize=3,
+        )
+        axes.axvline(1.0, color=COLOURS["eager"], linewidth=1.5)
+        axes.set_title(f"{HEADINGS[over]} / {HEADINGS[under]}")
+        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios)))
+    panels[0].invert_yaxis()
+    fine_print(figure, facts)
+    return figure

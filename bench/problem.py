@@ -1,0 +1,51 @@
+"""The random data of one group, and the logits as a model's last layer leaves them."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import DTYPES, PROBABILITIES, UNREDUCED, Group
+
+GPU_BUFFERS = 3
+"""Logits are written to these in turn: no step finds its own data of the last one in the cache."""
+
+
+class Problem:
+    """The data of a group.
+
+    Attributes:
+        pristine: (rows, classes, *inner), never written.
+        target: (rows, *inner) int64, or probabilities in the shape and type of the logits.
+        upstream: (rows, *inner), the gradient of each row's loss; None if the loss is a mean.
+        options: what F.cross_entropy has to be told besides logits and target.
+        logits: a copy of pristine that requires a gradient and may be overwritten.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        generator = torch.Generator(group.device).manual_seed(0)
+        on_device: dict[str, Any] = {"generator": generator, "device": group.device}
+        rows = (group.shape[0], *group.case.inner)
+        dtype = DTYPES[group.dtype]
+        self.pristine = torch.randn(group.shape, **on_device).to(dtype)
+        if group.mode == PROBABILITIES:
+            self.target = torch.randn(group.shape, **on_device).softmax(dim=1).to(dtype)
+        else:
+            self.target = torch.randint(group.case.classes, rows, **on_device)
+        self.upstream: Tensor | None = None
+        self.options: dict[str, Any] = {}
+        if group.mode == UNREDUCED:
+            self.upstream = torch.rand(rows, **on_device) + 0.5
+            self.options = {"reduction": "none"}
+        count = GPU_BUFFERS if group.device == "cuda" else 1
+        self._buffers = cycle([torch.empty_like(self.pristine) for _ in range(count)])
+        self.logits: Tensor
+        self.restore()
+
+    def restore(self) -> None:
+        """Write the logits anew, as a model's last layer would have done just before the loss."""
+        self.logits = next(self._buffers).copy_(self.pristine).detach().requires_grad_()

@@ -1,0 +1,47 @@
+"""Two files: what has changed beyond noise, and what has only moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import compare
+from bench.cases import CASES, FRESH, Group
+from bench.result import Result, read, results_of, write
+
+NOISE = np.random.default_rng(0).normal(0.0, 0.05, (2, 41))
+
+
+def results_file(path: Path, cpu: str, slow: float, noise: np.ndarray) -> Path:
+    result = Result(Group(CASES["tiny"], "float32", FRESH))
+    result.seconds = {"copy": 1.0 + noise, "eager": slow * (1.0 + noise)}
+    result.skipped = {"jax": "jax cannot be imported"}
+    with path.open("w") as lines:
+        write(lines, [{"kind": "machine", "cpu": cpu, "load": noise[0]}, *result.as_json()])
+    return path
+
+
+def test_files_keep_what_was_measured(tmp_path: Path) -> None:
+    path = results_file(tmp_path / "a", "one", 1.0, NOISE[0])
+    (result,) = results_of(read(path))
+    assert result.group == Group(CASES["tiny"], "float32", FRESH)
+    np.testing.assert_allclose(result.seconds["copy"], 1.0 + NOISE[0], rtol=1e-4)
+    assert result.skipped == {"jax": "jax cannot be imported"}
+
+
+def test_noise_does_not_count_and_a_change_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results_file(tmp_path / "a", "one", 1.0, NOISE[0])
+    after = results_file(tmp_path / "b", "another", 1.2, NOISE[1])
+    changes = {change.peer: change for change in compare.changes(read(before), read(after))}
+    assert not changes["copy"].is_beyond_noise(0.03)
+    assert changes["eager"].is_beyond_noise(0.03)
+    compare.main([str(before), str(after)])
+    printed = capsys.readouterr().out
+    assert "Different cpu: one, then another" in printed
+    assert "load" not in printed
+    assert "slower" in printed
+    assert "1 of 2 times changed beyond noise" in printed

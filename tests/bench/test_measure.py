@@ -1,0 +1,154 @@
+"""What is timed: the right thing, from the same start each time, by whoever is there."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, MODES, Case, Group
+from bench.check import ResultCheck, WrongResultError, expected_gradient
+from bench.clock import CpuClock, CudaClock, SynchronisedClock, clock_of
+from bench.measure import calls_per_sample, measure, play, warm_up
+from bench.peers import COPY, WITHOUT_PGT, ours
+from bench.problem import GPU_BUFFERS, Problem
+from bench.step import Step
+
+TINY = Group(CASES["tiny"], "float32", FRESH)
+OURS = ours(0.3)
+
+
+def test_missing_package_leaves_out_its_peer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    jax = next(peer for peer in WITHOUT_PGT if peer.name == "jax")
+    result = measure(TINY, [COPY, jax, OURS], budget=0.0)
+    assert result.skipped == {"jax": "jax cannot be imported"}
+    assert set(result.seconds) == {"copy", OURS.name}
+
+
+@pytest.mark.parametrize("name", ["liger", "quack", "flash-attention", "apex"])
+def test_peer_that_needs_a_gpu_says_so(name: str) -> None:
+    peer = next(peer for peer in WITHOUT_PGT if peer.name == name)
+    result = measure(TINY, [peer], budget=0.0)
+    assert result.skipped == {name: "it runs on a GPU only"}
+
+
+def test_wrong_peer_is_not_timed() -> None:
+    wrong = replace(OURS, name="wrong", alpha=1.0)
+    result = measure(TINY, [COPY, wrong], budget=0.0)
+    assert set(result.seconds) == {"copy"}
+    assert result.skipped["wrong"].startswith("wrong gradient: off by")
+
+
+def test_wrong_one_of_ours_is_fatal() -> None:
+    with pytest.raises(WrongResultError, match="off by"):
+        measure(TINY, [replace(OURS, alpha=1.0)], budget=0.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("inner", [(), (2, 3)])
+def test_step_starts_from_the_same_logits_each_time(mode: str, inner: tuple[int, ...]) -> None:
+    problem = Problem(replace(TINY, case=Case("small", 4, 5, inner), mode=mode))
+    step = OURS.make(problem)
+    check = ResultCheck(problem)
+    for _ in range(3):
+        step.prepare()
+        result = step.run()
+        check(result, 0.3)
+        assert (result.data_ptr() == problem.logits.data_ptr()) == (mode == IN_PLACE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wrong_gradient_is_refused(dtype: str) -> None:
+    problem = Problem(Group(CASES["cifar10"], dtype, FRESH))
+    check = ResultCheck(problem)
+    right = expected_gradient(problem, 0.3)[0].to(problem.pristine.dtype)
+    check(right, 0.3)
+    with pytest.raises(WrongResultError, match="off by"):
+        check(right, 1.0)
+    for wrong in (0.0, torch.nan):
+        damaged = right.clone()
+        damaged[5, 7] = wrong
+        with pytest.raises(WrongResultError, match="row 5, class 7"):
+            check(damaged, 0.3)
+    with pytest.raises(WrongResultError, match="for torch"):
+        check(right[1:], 0.3)
+
+
+def test_wrong_loss_is_refused() -> None:
+    check = ResultCheck(Problem(replace(TINY, mode=FORWARD)))
+    with pytest.raises(WrongResultError, match="wrong loss"):
+        check(torch.tensor(1.0), 1.0)
+    with pytest.raises(WrongResultError, match="wrong loss"):
+        check(torch.tensor(torch.nan), 1.0)
+
+
+def test_candidates_take_turns() -> None:
+    calls = []
+    steps = {name: Step(lambda name=name: calls.append(name)) for name in "ab"}
+    clock = CpuClock()
+    candidates = [replace(warm_up(name, step, clock), calls=1) for name, step in steps.items()]
+    calls.clear()
+    samples = play(candidates, clock, budget=0.0)
+    rounds = np.reshape(calls, (-1, 4))  # the first of two calls is not counted
+    assert all(sorted(turns) == ["a", "a", "b", "b"] for turns in rounds)
+    assert len({tuple(turns) for turns in rounds}) == 2
+    assert all(len(seconds) == len(rounds) for seconds in samples.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"), [(1e-5, 400), (2e-3, 3), (1.3e-2, 3), (2e-2, 2), (0.1, 1), (5.0, 1)]
+)
+def test_short_calls_are_repeated(seconds: float, calls: int) -> None:
+    assert calls_per_sample(seconds) == calls
+
+
+class Device:
+    """Stands in for torch.cuda, and keeps what was asked of it."""
+
+    L2_cache_size = 64
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get_device_properties(self, device: str) -> Device:
+        return self
+
+    def Event(self, enable_timing: bool) -> Device:  # noqa: N802
+        return self
+
+    def record(self) -> None:
+        self.asked.append("record")
+
+    def synchronize(self) -> None:
+        self.asked.append("synchronize")
+
+    def elapsed_time(self, end: Device) -> float:
+        return 2.0
+
+
+def test_cuda_clock_floods_the_cache_and_brackets_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    monkeypatch.setattr("torch.cuda", device)
+    clock = CudaClock("cpu")
+    clock._flood.fill_(1)
+
+    def run() -> None:
+        device.asked.append("run" if clock._flood.sum() == 0 else "run with a warm cache")
+
+    step = Step(run, lambda: device.asked.append("prepare"))
+    assert clock.seconds(step) == 2e-3
+    assert device.asked == ["prepare", "record", "run", "record", "synchronize"]
+    device.asked.clear()
+    assert clock.seconds(replace(step, has_own_stream=True)) > 0.0
+    assert device.asked == ["prepare", "synchronize", "run", "synchronize"]
+    assert isinstance(clock_of("cuda", 320), SynchronisedClock)
+
+
+def test_gpu_has_more_rows_and_several_buffers() -> None:
+    llama = Group(CASES["llama3"], "bfloat16", FRESH)
+    assert replace(llama, device="cuda").shape[0] > llama.shape[0]
+    assert GPU_BUFFERS > 1
