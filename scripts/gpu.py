@@ -78,7 +78,8 @@ def steps() -> list[Step]:
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         sanitizer("synccheck"),
-        benchmark("run"),
+        benchmark("run", "--full"),
+        benchmark("overhead"),
     ]
 
 
