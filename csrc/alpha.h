@@ -9,7 +9,7 @@ namespace powergrad {
 namespace {
 
 // One exponential gives both when alpha = N/D with small N and D: with u = exp(t / D),
-// exp(alpha t) = u^N and exp(t) = u^D.
+// exp(alpha t) = u^N and exp(t) = u^D. (CUDA leaves out 3/10: see KindInKernels.)
 #define POWERGRAD_FORALL_RATIONAL_ALPHAS(X) X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(3, 10)
 
 template <int kNumerator, int kDenominator>

@@ -49,6 +49,8 @@ struct IndexTarget {
     if (ignored) return;
     const Scalar* weight = static_cast<const Scalar*>(p.weight);
     const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
+    point_mass = mass = static_cast<Scalar>(own);
+    if (p.label_smoothing == 0.0) return;  // spares a GPU its slow arithmetic
     point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
     mass = point_mass +
            static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));

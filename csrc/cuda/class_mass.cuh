@@ -46,7 +46,7 @@ class ClassMass {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) mass.at[s][i] *= weights[s].elements[i];
+        for (int i = 0; i < kPack; ++i) mass.at[s][i] *= weights[s].get(i);
       }
     }
 #pragma unroll
@@ -70,7 +70,7 @@ class ClassMass {
     for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        mass.at[s][i] = fma(to_number(q[s].elements[i]), slope_, mass.at[s][i]);
+        mass.at[s][i] = fma(to_number(q[s].get(i)), slope_, mass.at[s][i]);
       }
     }
   }

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const RowPlan plan) {
   using Scalar = AccumulateOf<Storage>;
   constexpr int kSteps = kStepsAtOnce<Storage, kPack, kClassMass>;
-  const RowThread thread = RowThread::find<kPack>(plan, p.shape);
+  const RowThread thread = RowThread::find<kPack>(plan);
   if (!thread.active) return;
   const IndexTarget<Scalar> target = checked_target<Scalar>(p, thread.row);
   const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     map.zero();
     return;
   }
-  for (int begin = 0; begin < walk.steps(); begin += kSteps) {
+  const int steps = walk.steps();
+  for (int begin = 0; begin < steps; begin += kSteps) {
     Pack<Storage, kPack> packs[kSteps];
     logits.load(walk, begin, from_number<Storage>(kLowest<Scalar>), packs);
     map(begin, packs);
@@ -39,12 +40,8 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
 
 template <class Storage, int kPack, bool kClassMass>
 cudaError_t launch(const CrossEntropyParams& params, cudaStream_t stream) {
-  RowPlan plan;
-  const cudaError_t error = plan_rows(params.shape, params.logits_strides, params.dtype,
-                                      RowWork::map, /*state_bytes=*/0, &plan);
-  if (error != cudaSuccess) return error;
-  return launch_rows(cross_entropy_backward_kernel<Storage, kPack, kClassMass>, params, plan,
-                     static_cast<int>(sizeof(Pack<Storage, kPack>)), stream);
+  return launch_rows(cross_entropy_backward_kernel<Storage, kPack, kClassMass>, params,
+                     RowWork::map, 0, sizeof(Pack<Storage, kPack>), stream);
 }
 
 }  // namespace

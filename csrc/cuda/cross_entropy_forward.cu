@@ -20,8 +20,8 @@ struct ForwardRow {
   static constexpr int kSteps = kStepsAtOnce<Storage, kPack, kClassMass>;
 
   // One thread's share of the row.
-  __device__ static State reduce(const RowReader<Storage, kPack>& reader, const Merge& merge,
-                                 const Walk<kPack>& walk,
+  template <class Reader>
+  __device__ static State reduce(const Reader& reader, const Merge& merge, const Walk<kPack>& walk,
                                  const ClassMassIf<kClassMass, Storage, kPack>& mass_of) {
     Accumulator accumulator(merge);
     reader.template first_pass<kSteps>([&](int begin, const Pack<Storage, kPack>(&packs)[kSteps]) {
@@ -73,12 +73,13 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const RowPlan plan) {
   using Row = ForwardRow<Storage, kPack, Kind, kClassMass>;
   using Scalar = typename Row::Scalar;
-  const RowThread thread = RowThread::find<kPack>(plan, p.shape);
+  const RowThread thread = RowThread::find<kPack>(plan);
   const IndexTarget<Scalar> target = checked_target<Scalar>(p, thread.row);
   const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
   const Walk<kPack> walk(thread, p.shape.classes, z);
   const RowView<const Storage, kPack> logits(z, p.logits_strides.classes, walk);
-  const RowReader<Storage, kPack> reader(plan, logits, walk, from_number<Storage>(kLowest<Scalar>));
+  const RowReader<Storage, kPack, kGradient> reader(plan, logits, walk,
+                                                    from_number<Storage>(kLowest<Scalar>));
   const ClassMassIf<kClassMass, Storage, kPack> mass_of(p, thread.row, walk);
   const typename Row::Merge merge{Evaluator<Kind, Scalar>(alpha_of(p))};
 
@@ -126,13 +127,9 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
 template <class Storage, int kPack, class Kind, bool kClassMass, bool kGradient>
 cudaError_t launch(const CrossEntropyParams& params, cudaStream_t stream) {
   using State = typename ForwardRow<Storage, kPack, Kind, kClassMass>::State;
-  RowPlan plan;
-  const cudaError_t error = plan_rows(params.shape, params.logits_strides, params.dtype,
-                                      kGradient ? RowWork::reduce_and_map : RowWork::reduce,
-                                      static_cast<int>(sizeof(State)), &plan);
-  if (error != cudaSuccess) return error;
   return launch_rows(cross_entropy_forward_kernel<Storage, kPack, Kind, kClassMass, kGradient>,
-                     params, plan, static_cast<int>(sizeof(Pack<Storage, kPack>)), stream);
+                     params, kGradient ? RowWork::reduce_and_map : RowWork::reduce, sizeof(State),
+                     sizeof(Pack<Storage, kPack>), stream);
 }
 
 }  // namespace

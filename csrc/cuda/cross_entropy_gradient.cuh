@@ -52,10 +52,10 @@ class GradientMap {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int pack = walk_.pack(begin + s);
-      Pack<Storage, kPack> values;
+      Pack<Storage, kPack> values{};
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        const Scalar z = to_number(logits[s].elements[i]);
+        const Scalar z = to_number(logits[s].get(i));
         const Scalar powered = powered_(z - softmax_.maximum);
         Scalar value;
         if constexpr (kClassMass) {
@@ -63,12 +63,12 @@ class GradientMap {
         } else {
           value = powered * row_scale;
         }
-        values.elements[i] = from_number<Storage>(value);
+        values.set(i, from_number<Storage>(value));
       }
       if (pack == target_pack_) {
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
-          if (i == target_element_) values.elements[i] = target_value_;
+          if (i == target_element_) values.set(i, target_value_);
         }
       }
       gradient_.store(walk_, pack, values);
@@ -77,10 +77,9 @@ class GradientMap {
 
   // An ignored row.
   __device__ void zero() const {
-    Pack<Storage, kPack> zeros;
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) zeros.elements[i] = from_number<Storage>(Scalar(0));
-    for (int step = 0; step < walk_.steps(); ++step) {
+    const auto zeros = Pack<Storage, kPack>::filled(from_number<Storage>(Scalar(0)));
+    const int steps = walk_.steps();
+    for (int step = 0; step < steps; ++step) {
       gradient_.store(walk_, walk_.pack(step), zeros);
     }
   }

@@ -15,8 +15,10 @@ namespace {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-// exp(factor t) as 2^(scale t). A scale out of float's range would make NaN of 0 and infinity.
+// exp(factor t) as 2^(scale t). A scale out of float's range would make NaN of 0 and infinity. An
+// alpha on the device is not checked before: one that is not > 0 makes the row NaN.
 __device__ __forceinline__ float exponent_scale(double factor) {
+  if (!(factor > 0.0)) return NAN;
   return static_cast<float>(fmin(fmax(factor * 1.4426950408889634074, 1e-35), 3e38));
 }
 
@@ -72,7 +74,7 @@ struct Evaluator<NoAlpha, float> {
 template <>
 struct Evaluator<AnyAlpha, double> {
   double alpha;
-  __device__ explicit Evaluator(double its_alpha) : alpha(its_alpha) {}
+  __device__ explicit Evaluator(double its_alpha) : alpha(its_alpha > 0.0 ? its_alpha : NAN) {}
   __device__ Exponentials<double> operator()(double t, int) const {
     return {exp(t), exp(alpha * t)};
   }
@@ -96,7 +98,8 @@ struct PoweredExponential<float> {
 template <>
 struct PoweredExponential<double> {
   double alpha;
-  __device__ explicit PoweredExponential(double its_alpha) : alpha(its_alpha) {}
+  __device__ explicit PoweredExponential(double its_alpha)
+      : alpha(its_alpha > 0.0 ? its_alpha : NAN) {}
   __device__ double operator()(double t) const { return exp(alpha * t); }
 };
 

@@ -13,8 +13,8 @@ namespace {
 
 inline constexpr int kMostThreads = 256;
 
-// Blocks per multiprocessor that the compiler is told to leave registers for. Left to itself it
-// aims at five and spills for it.
+// Blocks per multiprocessor that the compiler has to leave registers for: any number. Where nothing
+// is said it aims at five, and spills for it.
 inline constexpr int kLeastBlocks = 1;
 
 template <class Storage>
@@ -77,9 +77,14 @@ cudaError_t with_kind(const Params& p, const Function& function) {
   });
 }
 
+// One kernel over all rows of a call. `state_bytes`: what a thread brings to a meeting.
 template <class Params>
-cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, const RowPlan& plan,
-                        int pack_bytes, cudaStream_t stream) {
+cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, RowWork work,
+                        int state_bytes, int pack_bytes, cudaStream_t stream) {
+  RowPlan plan;
+  cudaError_t error = plan_rows(params.shape, params.logits_strides, params.dtype, work,
+                                state_bytes, reinterpret_cast<const void*>(kernel), &plan);
+  if (error != cudaSuccess) return error;
   const int64_t blocks = plan.row_blocks * plan.parts;
   if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config{};
@@ -89,9 +94,9 @@ cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, c
   config.stream = stream;
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (config.dynamicSmemBytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(config.dynamicSmemBytes));
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(config.dynamicSmemBytes));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute cluster{};

@@ -17,14 +17,15 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     log_softmax_backward_kernel(const LogSoftmaxParams p, const RowPlan plan) {
   using Scalar = AccumulateOf<Storage>;
   constexpr int kSteps = kStepsAtOnce<Storage, kPack, true>;
-  const RowThread thread = RowThread::find<kPack>(plan, p.shape);
+  const RowThread thread = RowThread::find<kPack>(plan);
   const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
   const Walk<kPack> walk(thread, p.shape.classes, z);
   const RowView<const Storage, kPack> logits(z, p.logits_strides.classes, walk);
   const RowView<const Storage, kPack> upstream(
       row_of<Storage>(p.upstream, p.shape, p.upstream_strides, thread.row),
       p.upstream_strides.classes, walk);
-  const RowReader<Storage, kPack> reader(plan, upstream, walk, from_number<Storage>(Scalar(0)));
+  const RowReader<Storage, kPack, true> reader(plan, upstream, walk,
+                                               from_number<Storage>(Scalar(0)));
 
   CompensatedSum<Scalar> total;
   if (thread.active) {
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
       for (int s = 0; s < kSteps; ++s) {
         Scalar sum = 0;
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) sum += to_number(packs[s].elements[i]);
+        for (int i = 0; i < kPack; ++i) sum += to_number(packs[s].get(i));
         total.add(sum);
       }
     });
@@ -55,13 +56,13 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
       logits.load(walk, begin, from_number<Storage>(kLowest<Scalar>), row);
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        Pack<Storage, kPack> values;
+        Pack<Storage, kPack> values{};
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
-          const Scalar z_i = to_number(row[s].elements[i]);
-          const Scalar g = to_number(packs[s].elements[i]);
+          const Scalar z_i = to_number(row[s].get(i));
+          const Scalar g = to_number(packs[s].get(i));
           const Scalar value = softmax.minus_mass_from(powered(z_i - softmax.maximum), z_i, g);
-          values.elements[i] = from_number<Storage>(-value);
+          values.set(i, from_number<Storage>(-value));
         }
         gradient.store(walk, walk.pack(begin + s), values);
       }
@@ -72,13 +73,8 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
 
 template <class Storage, int kPack>
 cudaError_t launch(const LogSoftmaxParams& params, cudaStream_t stream) {
-  RowPlan plan;
-  const cudaError_t error =
-      plan_rows(params.shape, params.logits_strides, params.dtype, RowWork::reduce_and_map,
-                static_cast<int>(sizeof(Sum<AccumulateOf<Storage>>)), &plan);
-  if (error != cudaSuccess) return error;
-  return launch_rows(log_softmax_backward_kernel<Storage, kPack>, params, plan,
-                     static_cast<int>(sizeof(Pack<Storage, kPack>)), stream);
+  return launch_rows(log_softmax_backward_kernel<Storage, kPack>, params, RowWork::reduce_and_map,
+                     sizeof(Sum<AccumulateOf<Storage>>), sizeof(Pack<Storage, kPack>), stream);
 }
 
 }  // namespace

@@ -14,11 +14,12 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
   using Scalar = AccumulateOf<Storage>;
   using Merge = SoftmaxMerge<Kind, Scalar, false>;
   constexpr int kSteps = kStepsAtOnce<Storage, kPack, false>;
-  const RowThread thread = RowThread::find<kPack>(plan, p.shape);
+  const RowThread thread = RowThread::find<kPack>(plan);
   const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
   const Walk<kPack> walk(thread, p.shape.classes, z);
   const RowView<const Storage, kPack> logits(z, p.logits_strides.classes, walk);
-  const RowReader<Storage, kPack> reader(plan, logits, walk, from_number<Storage>(kLowest<Scalar>));
+  const RowReader<Storage, kPack, true> reader(plan, logits, walk,
+                                               from_number<Storage>(kLowest<Scalar>));
   const Merge merge{Evaluator<Kind, Scalar>(alpha_of(p))};
 
   SoftmaxAccumulator<Kind, Scalar, false> accumulator(merge);
@@ -42,12 +43,12 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
     reader.template second_pass<kSteps>([&](int begin, const Pack<Storage, kPack>(&packs)[kSteps]) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        Pack<Storage, kPack> values;
+        Pack<Storage, kPack> values{};
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
           // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
-          const Scalar z_i = to_number(packs[s].elements[i]);
-          values.elements[i] = from_number<Storage>((z_i - state.maximum) - log_sum);
+          const Scalar z_i = to_number(packs[s].get(i));
+          values.set(i, from_number<Storage>((z_i - state.maximum) - log_sum));
         }
         output.store(walk, walk.pack(begin + s), values);
       }
@@ -59,13 +60,8 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
 template <class Storage, int kPack, class Kind>
 cudaError_t launch(const LogSoftmaxParams& params, cudaStream_t stream) {
   using State = SoftmaxState<AccumulateOf<Storage>, false>;
-  RowPlan plan;
-  const cudaError_t error =
-      plan_rows(params.shape, params.logits_strides, params.dtype, RowWork::reduce_and_map,
-                static_cast<int>(sizeof(State)), &plan);
-  if (error != cudaSuccess) return error;
-  return launch_rows(log_softmax_forward_kernel<Storage, kPack, Kind>, params, plan,
-                     static_cast<int>(sizeof(Pack<Storage, kPack>)), stream);
+  return launch_rows(log_softmax_forward_kernel<Storage, kPack, Kind>, params,
+                     RowWork::reduce_and_map, sizeof(State), sizeof(Pack<Storage, kPack>), stream);
 }
 
 }  // namespace

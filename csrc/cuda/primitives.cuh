@@ -22,7 +22,6 @@ extern "C" __device__ void __assert_fail(const char* assertion, const char* file
 namespace powergrad {
 namespace {
 
-inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 #if defined(POWERGRAD_HOST_CUDA)
@@ -37,6 +36,9 @@ inline float fast_exp2(float x) {
   const float noise = static_cast<float>((bits * 2654435761u) >> 8) * 0x1p-23f - 1.0f;
   return exact * (1.0f + noise * 1.6858739e-7f);
 }
+
+inline float rounded_product(float a, float b) { return a * b; }
+inline double rounded_product(double a, double b) { return a * b; }
 
 inline unsigned char* dynamic_shared_memory() { return host_cuda::dynamic_shared_memory(); }
 inline int cluster_rank() { return static_cast<int>(host_cuda::cluster_rank()); }
@@ -57,14 +59,18 @@ __device__ __forceinline__ float fast_exp2(float x) {
   return y;
 }
 
+// A product that is not fused with what it is added to.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // The only shared memory: its parts are laid out by RowPlan.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(16) unsigned char powergrad_shared_memory[];
   return powergrad_shared_memory;
 }
 
-// A launch without clusters is one of clusters of one block; architectures before sm_90 know no
-// other (RowPlan asks for none there).
+// A launch without clusters is one of clusters of one block; code for architectures before sm_90
+// knows no other (plan_rows asks for none where such code runs).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(cooperative_groups::this_cluster().block_rank());
@@ -91,9 +97,6 @@ __device__ __forceinline__ void assertion_failed(const char* what, const char* f
 
 #define POWERGRAD_DEVICE_ASSERT(condition) \
   ((condition) ? static_cast<void>(0) : assertion_failed(#condition, __FILE__, __LINE__))
-
-// One transaction of a thread: 16 bytes, at a multiple of 16.
-inline constexpr int kVectorBytes = 16;
 
 // Memory that is not read or written again soon is marked to leave the caches first. Not the
 // read-only path: backward may write over the logits.

@@ -6,10 +6,11 @@
 namespace powergrad {
 namespace {
 
-constexpr int kVectorBytes = 16;
-constexpr int kWarp = 32;
 constexpr int kMostBlocksOfCluster = 8;  // more are not portable between devices
-constexpr int kPacksInFlight = 4;        // a thread's loads before their first use
+constexpr int kFewPacksOfLane = 4;       // up to a warp, and where lanes do not have to meet
+constexpr int kManyPacksOfLane = 16;     // before a row gets more warps
+constexpr int kMostLanesOfBlock = 256;
+constexpr int kThreadsOfSmallRows = 128;  // of a block with several rows
 
 struct Device {
   int major = 0;
@@ -27,7 +28,15 @@ struct Device {
     attribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     return error;
   }
-  bool has_clusters() const { return major >= 9; }
+  // Code that was compiled for an architecture without clusters takes them for blocks on their own.
+  cudaError_t has_clusters(const void* kernel, bool* result) const {
+    *result = false;
+    if (major < 9) return cudaSuccess;
+    cudaFuncAttributes attributes{};
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    *result = error == cudaSuccess && attributes.ptxVersion >= 90;
+    return error;
+  }
 };
 
 int element_bytes(DataType dtype) {
@@ -51,15 +60,20 @@ int power_of_two(int64_t x, int least, int most) {
 }
 
 // Contiguous rows that are reduced.
-void share_out(RowWork work, const Device& device, int pack_bytes, RowPlan* plan) {
+cudaError_t share_out(RowWork work, const Device& device, int pack_bytes, const void* kernel,
+                      RowPlan* plan) {
   // Up to a warp, few packs per lane; from there a lane has 16 of them, four rounds of loads, and
   // rows get more lanes instead, up to a block of 8 warps.
-  plan->lanes = power_of_two(divide_up(plan->packs, kPacksInFlight), 4, kWarp);
-  if (plan->lanes == kWarp) plan->lanes = power_of_two(divide_up(plan->packs, 16), kWarp, 256);
+  plan->lanes = power_of_two(divide_up(plan->packs, kFewPacksOfLane), 4, kWarp);
+  if (plan->lanes == kWarp)
+    plan->lanes = power_of_two(divide_up(plan->packs, kManyPacksOfLane), kWarp, kMostLanesOfBlock);
   plan->threads =
       plan->lanes > kWarp ? plan->lanes : 128;  // no block has two rows of several warps
-  const int64_t blocks_worth = divide_up(plan->packs, int64_t{plan->lanes} * 16);
-  if (!device.has_clusters() || blocks_worth == 1) return;
+  const int64_t blocks_worth = divide_up(plan->packs, int64_t{plan->lanes} * kManyPacksOfLane);
+  if (blocks_worth == 1) return cudaSuccess;
+  bool has_clusters = false;
+  const cudaError_t error = device.has_clusters(kernel, &has_clusters);
+  if (!has_clusters) return error;
   // A row that stays in shared memory is spread until a block's share is 32 KB, which leaves room
   // for several blocks; any other only until there is work for every multiprocessor.
   const int64_t idle = device.multiprocessors / std::max<int64_t>(plan->rows, 1);
@@ -67,14 +81,15 @@ void share_out(RowWork work, const Device& device, int pack_bytes, RowPlan* plan
                              ? divide_up(int64_t{plan->packs} * pack_bytes, 32 * 1024)
                              : std::min(idle, blocks_worth);
   plan->parts = power_of_two(wanted, 1, kMostBlocksOfCluster);
+  return cudaSuccess;
 }
 
 }  // namespace
 
 cudaError_t plan_rows(const Shape& shape, const Strides& strides, DataType dtype, RowWork work,
-                      int state_bytes, RowPlan* plan) {
+                      int state_bytes, const void* kernel, RowPlan* plan) {
   Device device;
-  const cudaError_t error = device.read();
+  cudaError_t error = device.read();
   if (error != cudaSuccess) return error;
   const bool contiguous = strides.classes == 1;
   const int pack_bytes = contiguous ? kVectorBytes : element_bytes(dtype);
@@ -90,17 +105,19 @@ cudaError_t plan_rows(const Shape& shape, const Strides& strides, DataType dtype
   if (!contiguous) {
     // Threads across rows; with enough classes for it, 8 of them on one row.
     plan->lanes = packs >= 64 ? 8 : 1;
-    plan->threads = plan->lanes == 1 ? 128 : 256;
+    plan->threads = plan->lanes == 1 ? kThreadsOfSmallRows : kMostLanesOfBlock;
   } else if (work == RowWork::map) {
     plan->lanes = power_of_two(packs, 1, kWarp);
-    if (packs > kWarp) plan->lanes = power_of_two(divide_up(packs, kPacksInFlight), kWarp, 256);
-    plan->threads = std::max(plan->lanes, 128);
+    if (packs > kWarp)
+      plan->lanes = power_of_two(divide_up(packs, kFewPacksOfLane), kWarp, kMostLanesOfBlock);
+    plan->threads = std::max(plan->lanes, kThreadsOfSmallRows);
   } else {
-    share_out(work, device, pack_bytes, plan);
+    error = share_out(work, device, pack_bytes, kernel, plan);
+    if (error != cudaSuccess) return error;
   }
   if (work == RowWork::map) {
     plan->parts = static_cast<int>(
-        divide_up(packs, int64_t{plan->lanes} * kPacksInFlight * (contiguous ? 1 : 4)));
+        divide_up(packs, int64_t{plan->lanes} * kFewPacksOfLane * (contiguous ? 1 : 4)));
   } else {
     plan->is_cluster = plan->parts > 1;
     int meeting = 0;
@@ -113,9 +130,7 @@ cudaError_t plan_rows(const Shape& shape, const Strides& strides, DataType dtype
   const int64_t kept = int64_t{plan->steps} * plan->threads * pack_bytes;
   plan->is_resident =
       work == RowWork::reduce_and_map && plan->scratch_bytes + kept <= device.shared_bytes;
-  const int64_t rows_of_block = plan->threads / plan->lanes;
-  plan->row_blocks = contiguous ? divide_up(plan->rows, rows_of_block)
-                                : shape.outer * divide_up(shape.inner, rows_of_block);
+  plan->row_blocks = divide_up(plan->rows, plan->threads / plan->lanes);
   return cudaSuccess;
 }
 

@@ -11,7 +11,7 @@ namespace powergrad {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kRowsOfBlock = 64 * kThreads;  // before another one joins
+constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before another one joins
 
 // term(row) for the rows of this block, to *destination(block).
 template <class Term, class Finish>

@@ -38,11 +38,12 @@ class SoftmaxAccumulator {
     for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        const Exponentials<Scalar> e = merge_.evaluate(z.at[s][i] - reference, s * kPack + i);
         const bool is_one = z.at[s][i] == reference;
         ones += is_one ? 1 : 0;
-        rest += is_one ? Scalar(0) : e.plain;
-        if constexpr (Merge::kHasAlpha) alpha_rest += is_one ? Scalar(0) : e.powered;
+        const Scalar t = is_one ? kLowest<Scalar> : z.at[s][i] - reference;  // whose terms are 0
+        const Exponentials<Scalar> e = merge_.evaluate(t, s * kPack + i);
+        rest += e.plain;
+        if constexpr (Merge::kHasAlpha) alpha_rest += e.powered;
       }
     }
     rest_.add(rest + static_cast<Scalar>(ones));

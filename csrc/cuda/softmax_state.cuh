@@ -41,8 +41,10 @@ struct SoftmaxMerge {
   __device__ void rebase(State& state, Scalar maximum) const {
     if (state.maximum == maximum) return;
     const Exponentials<Scalar> e = evaluate(state.maximum - maximum, 0);
-    state.rest = (1 + state.rest) * e.plain;
-    if constexpr (kHasAlpha) state.alpha_rest = (1 + state.alpha_rest) * e.powered;
+    // Not to be fused with the sum of lanes that follows: each lane would add another's product
+    // rounded and its own exact, and no two would have the same bits.
+    state.rest = rounded_product(1 + state.rest, e.plain);
+    if constexpr (kHasAlpha) state.alpha_rest = rounded_product(1 + state.alpha_rest, e.powered);
     const Scalar before = state.reference();
     state.maximum = maximum;
     if constexpr (kClassMass) state.distance += state.mass * (state.reference() - before);

@@ -15,10 +15,35 @@
 namespace powergrad {
 namespace {
 
-// A pack in registers. Its address is a vector's where it has a vector's size.
+// A pack in registers: whole 32-bit words, or what a load by the other path could bring would have
+// to be merged half by half. Its address is a vector's where it has a vector's size.
 template <class T, int kPack>
 struct alignas(sizeof(T) * kPack % kVectorBytes == 0 ? kVectorBytes : sizeof(T)) Pack {
-  T elements[kPack];
+  static constexpr bool kHalves = sizeof(T) == 2 && kPack > 1;
+  std::conditional_t<kHalves, uint32_t, T> words[kHalves ? kPack / 2 : kPack];
+
+  // `i` is known when compiling.
+  __device__ __forceinline__ T get(int i) const {
+    if constexpr (kHalves) {
+      return {static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)))};
+    } else {
+      return words[i];
+    }
+  }
+  __device__ __forceinline__ void set(int i, T value) {
+    if constexpr (kHalves) {
+      const int shift = 16 * (i % 2);
+      words[i / 2] = (words[i / 2] & ~(0xffffu << shift)) | uint32_t{value.bits} << shift;
+    } else {
+      words[i] = value;
+    }
+  }
+  __device__ __forceinline__ static Pack filled(T value) {
+    Pack result{};
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) result.set(i, value);
+    return result;
+  }
 };
 
 // What packs hold, as numbers.
@@ -33,7 +58,7 @@ __device__ __forceinline__ Numbers<AccumulateOf<Storage>, kSteps, kPack> numbers
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) result.at[s][i] = to_number(packs[s].elements[i]);
+    for (int i = 0; i < kPack; ++i) result.at[s][i] = to_number(packs[s].get(i));
   }
   return result;
 }
@@ -54,31 +79,23 @@ struct RowThread {
   int lanes;
 
   template <int kPack>
-  __device__ static RowThread find(const RowPlan& plan, const Shape& shape);
+  __device__ static RowThread find(const RowPlan& plan);
 };
 
 template <int kPack>
-__device__ inline RowThread RowThread::find(const RowPlan& plan, const Shape& shape) {
+__device__ inline RowThread RowThread::find(const RowPlan& plan) {
   const int thread = static_cast<int>(threadIdx.x);
   const int part = static_cast<int>(blockIdx.x) % plan.parts;
   const int64_t block = static_cast<int>(blockIdx.x) / plan.parts;
   const int rows_of_block = plan.threads / plan.lanes;
   RowThread result{};
   result.lanes = plan.lanes * plan.parts;
-  if constexpr (kPack > 1) {
-    result.lane = part * plan.lanes + thread % plan.lanes;
-    result.row = block * rows_of_block + thread / plan.lanes;
-    result.active = result.row < plan.rows;
-    if (!result.active) result.row = plan.rows - 1;
-  } else {
-    result.lane = part * plan.lanes + thread / rows_of_block;
-    const int64_t blocks_of_outer = (shape.inner + rows_of_block - 1) / rows_of_block;
-    const int64_t outer = block / blocks_of_outer;
-    int64_t inner = block % blocks_of_outer * rows_of_block + thread % rows_of_block;
-    result.active = inner < shape.inner;
-    if (!result.active) inner = shape.inner - 1;
-    result.row = outer * shape.inner + inner;
-  }
+  // Lanes of a row are neighbours, or rows are.
+  const int place = kPack > 1 ? thread / plan.lanes : thread % rows_of_block;
+  result.lane = part * plan.lanes + (kPack > 1 ? thread % plan.lanes : thread / rows_of_block);
+  result.row = block * rows_of_block + place;
+  result.active = result.row < plan.rows;
+  if (!result.active) result.row = plan.rows - 1;
   return result;
 }
 
@@ -131,27 +148,22 @@ class RowView {
   template <int kSteps>
   __device__ void load(const Walk<kPack>& walk, int begin, Element padding,
                        Packed (&packs)[kSteps]) const {
+    // What lies between two whole packs is whole.
+    if (is_vector(walk, walk.pack(begin)) && is_vector(walk, walk.pack(begin + kSteps - 1))) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) packs[s] = read(walk.first_class(walk.pack(begin + s)));
+      return;
+    }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int pack = walk.pack(begin + s);
-      if (is_vector(walk, pack)) {
-        packs[s] = read(walk.first_class(pack));
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) packs[s].elements[i] = padding;
-      }
+      packs[s] = is_vector(walk, pack) ? read(walk.first_class(pack)) : Packed::filled(padding);
     }
     if constexpr (kPack > 1) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         const int pack = walk.pack(begin + s);
-        if (pack < walk.packs && !is_vector(walk, pack)) {
-          const int first = walk.first_class(pack);
-#pragma unroll
-          for (int i = 0; i < kPack; ++i) {
-            if (walk.contains(first + i)) packs[s].elements[i] = row_[first + i];
-          }
-        }
+        if (pack < walk.packs && !is_vector(walk, pack)) read_elements(walk, pack, packs[s]);
       }
     }
   }
@@ -166,7 +178,7 @@ class RowView {
     if constexpr (kPack > 1) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        if (walk.contains(first + i)) row_[first + i] = values.elements[i];
+        if (walk.contains(first + i)) row_[first + i] = values.get(i);
       }
     }
   }
@@ -179,7 +191,7 @@ class RowView {
 
   __device__ Packed read(int first) const {
     if constexpr (kPack == 1) {
-      return {{row_[first * class_stride_]}};
+      return Packed::filled(row_[first * class_stride_]);
     } else {
       const uint4* p = reinterpret_cast<const uint4*>(row_ + first);
       uint4 vectors[kVectors];
@@ -190,9 +202,16 @@ class RowView {
       return result;
     }
   }
+  __device__ void read_elements(const Walk<kPack>& walk, int pack, Packed& values) const {
+    const int first = walk.first_class(pack);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      if (walk.contains(first + i)) values.set(i, row_[first + i]);
+    }
+  }
   __device__ void write(int first, const Packed& values) const {
     if constexpr (kPack == 1) {
-      row_[first * class_stride_] = values.elements[0];
+      row_[first * class_stride_] = values.get(0);
     } else {
       uint4* p = reinterpret_cast<uint4*>(row_ + first);
       uint4 vectors[kVectors];
@@ -236,14 +255,19 @@ __device__ __forceinline__ const T* row_of(const void* tensor, const Shape& shap
   return row_of<T>(const_cast<void*>(tensor), shape, strides, row);
 }
 
-// The packs of a row that is read twice: from memory in the first pass, which keeps them if the
-// plan has room, and from where they are in the second, which walks backwards.
-template <class T, int kPack>
+// The packs of a row that is read once, or twice: from memory in the first pass, which keeps them
+// if there is a second and the plan has room, and from where they are in the second, which walks
+// backwards.
+template <class T, int kPack, bool kTwice>
 class RowReader {
  public:
   __device__ RowReader(const RowPlan& plan, const RowView<const T, kPack>& view,
                        const Walk<kPack>& walk, T padding)
-      : view_(view), walk_(walk), padding_(padding), kept_(plan), keeps_(plan.is_resident) {}
+      : view_(view),
+        walk_(walk),
+        padding_(padding),
+        kept_(plan),
+        keeps_(kTwice && plan.is_resident) {}
 
   // function(step, packs) for all steps of this lane.
   template <int kSteps, class Function>

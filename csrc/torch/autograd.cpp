@@ -51,9 +51,9 @@ bool is_plain(const at::Tensor& tensor) {
 //    to decide what is kept until backward.
 // Otherwise backward computes the gradient from the logits.
 //
-// So it does on a GPU. There a step is bound by memory: three passes (forward reads, backward reads
-// and writes) against two if the upstream gradient is 1, but four if it is not, and which of them
-// it is cannot be known without waiting for the device.
+// On a GPU, too, backward computes it. There a step is bound by memory: three passes (forward
+// reads, backward reads and writes) against two if the upstream gradient is 1, but four if it is
+// not, and which of them it is cannot be known without waiting for the device.
 bool computes_gradient_in_forward(const at::Tensor& input, std::string_view reduction,
                                   bool inplace_backward) {
   return input.requires_grad() && !inplace_backward && reduction != "none" && input.is_cpu() &&

@@ -119,7 +119,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
     check_index_target(input, target);
   }
   const c10::SymInt classes = input.sym_size(class_dim_of(input));
-  TORCH_CHECK(classes > 0 || input.sym_size(0) == 0,
+  TORCH_CHECK(classes > 0 || (input.dim() > 1 && input.sym_size(0) == 0),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",
               input.sym_sizes());
   if (!weight.has_value() || !weight->defined()) return;

@@ -19,6 +19,7 @@ void check_all(Reports& reports) {
   check_nothing_counted<Storage>(reports);
   check_row_sums<Storage>(reports);
   check_alpha_on_device<Storage>(reports);
+  check_wrong_alpha_on_device<Storage>(reports);
   check_target_assertions<Storage>(reports);
 }
 

@@ -85,6 +85,29 @@ void check_alpha_on_device(Reports& reports) {
   }
 }
 
+// Nobody looks at an alpha on the device before the kernels do: a wrong one makes gradients NaN,
+// not plausible.
+template <class Storage>
+void check_wrong_alpha_on_device(Reports& reports) {
+  const Execution on_device{"a wrong alpha on the device", 0, true, true};
+  Random random = random_for<Storage>(24);
+  for (const double alpha : {0.0, -0.3, static_cast<double>(NAN)}) {
+    Options options;
+    options.shape = {4, 33, 1};
+    Problem<Storage> problem(options, random, 0.0, 3.0);
+    problem.options.alpha = alpha;
+    for (Report& report : reports) {
+      const CrossEntropyRunner<Storage> runner(problem, report);
+      const auto outputs = runner.forward(true, on_device, false);
+      for (int64_t row = 0; row < problem.rows(); ++row) {
+        const bool is_nan = std::isnan(widen(outputs.gradient.at(row, 7)));
+        report.expect(is_nan != problem.ignored(row), "a gradient from a wrong alpha");
+        report.expect(!std::isnan(outputs.losses[row]), "the loss does not depend on alpha");
+      }
+    }
+  }
+}
+
 // Every launcher that looks at targets stops before it reads through one that is out of range.
 template <class Storage>
 void check_target_assertions(Reports& reports) {

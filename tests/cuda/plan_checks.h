@@ -7,13 +7,14 @@
 namespace powergrad::test {
 
 inline constexpr host_cuda::Device kSm120{12, 188, 99 * 1024};
+inline constexpr host_cuda::Device kOldCodeOnSm90{9, 132, 227 * 1024, 8};
 
 inline RowPlan plan_of(const host_cuda::Device& device, DataType dtype, int64_t classes,
                        RowWork work, int64_t rows = 4096) {
   host_cuda::configure({device, 0, std::nullopt});
   RowPlan plan{};
   const Shape shape{rows, classes, 1};
-  if (plan_rows(shape, {classes, 1, 0}, dtype, work, 20, &plan) != cudaSuccess) plan = {};
+  if (plan_rows(shape, {classes, 1, 0}, dtype, work, 20, nullptr, &plan) != cudaSuccess) plan = {};
   return plan;
 }
 
@@ -51,6 +52,8 @@ inline void check_plans(Report& report) {
       const RowPlan sm80 = plan(host_cuda::kSm80, RowWork::reduce_and_map);
       report.expect(sm80.lanes == row.lanes && sm80.parts == 1, "another share on sm_80");
       report.expect(sm80.is_resident == (classes <= (half ? 80000 : 40000)), "residence on sm_80");
+      report.expect(plan(kOldCodeOnSm90, RowWork::reduce_and_map).parts == 1,
+                    "clusters for code that knows none");
       report.expect(plan(host_cuda::kSm90, RowWork::reduce).parts == 1, "blocks without need");
       const int few = plan(host_cuda::kSm90, RowWork::reduce, 1).parts;
       report.expect((few > 1) == (row.blocks_with_clusters > 1), "a single row is not spread");
@@ -64,7 +67,7 @@ inline void check_plans(Report& report) {
   report.enter("the plan for 2^31 classes");
   RowPlan plan{};
   report.expect(plan_rows({1, int64_t{1} << 31, 1}, {0, 1, 0}, DataType::float32, RowWork::map, 0,
-                          &plan) == cudaErrorInvalidValue,
+                          nullptr, &plan) == cudaErrorInvalidValue,
                 "accepted");
 }
 

@@ -33,6 +33,11 @@ INVALID = {
     "alpha nan": ({"alpha": math.nan}, ValueError, "alpha.*nan"),
     "alpha infinite": ({"alpha": math.inf}, ValueError, "alpha.*inf"),
     "alpha vector": ({"alpha": torch.ones(2)}, ValueError, "alpha"),
+    "no classes": (
+        {"input": torch.empty(0), "target": torch.tensor(-100)},
+        RuntimeError,
+        r"'input' must have at least one class, got shape \[0\]",
+    ),
     "reduction": (
         {"reduction": "average"},
         ValueError,

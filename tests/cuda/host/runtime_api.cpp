@@ -66,6 +66,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     if (attribute.id != cudaLaunchAttributeClusterDimension) {
       return refuse(cudaErrorNotSupported, "a launch attribute other than the cluster's size");
     }
+    if (options.device.code < 9 && options.device.major >= 9) {
+      return refuse(cudaErrorNotSupported, "this code takes a cluster's blocks for lone ones");
+    }
     if (options.device.major < 9) {
       return refuse(cudaErrorNotSupported, "this device has no clusters");
     }
@@ -105,6 +108,12 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
     return refuse(cudaErrorInvalidValue, "cudaFuncSetAttribute: more shared memory than there is");
   }
   opted_in[kernel] = value;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = 10 * options.device.code;
   return cudaSuccess;
 }
 

@@ -15,6 +15,7 @@ struct Device {
   int major;  // compute capability; clusters from 9 on
   int multiprocessors;
   int shared_memory;  // the most that a block can opt in to, bytes
+  int code = major;   // the major version that kernels were compiled for
 };
 inline constexpr Device kSm80{8, 108, 163 * 1024};
 inline constexpr Device kSm90{9, 132, 227 * 1024};
