@@ -11,6 +11,7 @@ constexpr int kFewPacksOfLane = 4;       // up to a warp, and where lanes do not
 constexpr int kManyPacksOfLane = 16;     // before a row gets more warps
 constexpr int kMostLanesOfBlock = 256;
 constexpr int kThreadsOfSmallRows = 128;  // of a block with several rows
+constexpr int kShareOfBlock = 32 * 1024;  // bytes of a row that leave room for several blocks
 
 struct Device {
   int major = 0;
@@ -62,23 +63,24 @@ int power_of_two(int64_t x, int least, int most) {
 // Contiguous rows that are reduced.
 cudaError_t share_out(RowWork work, const Device& device, int pack_bytes, const void* kernel,
                       RowPlan* plan) {
-  // Up to a warp, few packs per lane; from there a lane has 16 of them, four rounds of loads, and
-  // rows get more lanes instead, up to a block of 8 warps.
+  // Up to a warp, few packs per lane; from there a lane takes more of them, and once it has many,
+  // rows get more warps.
   plan->lanes = power_of_two(divide_up(plan->packs, kFewPacksOfLane), 4, kWarp);
-  if (plan->lanes == kWarp)
+  if (plan->lanes == kWarp) {
     plan->lanes = power_of_two(divide_up(plan->packs, kManyPacksOfLane), kWarp, kMostLanesOfBlock);
-  plan->threads =
-      plan->lanes > kWarp ? plan->lanes : 128;  // no block has two rows of several warps
+  }
+  // No block has two rows of several warps.
+  plan->threads = plan->lanes > kWarp ? plan->lanes : kThreadsOfSmallRows;
   const int64_t blocks_worth = divide_up(plan->packs, int64_t{plan->lanes} * kManyPacksOfLane);
   if (blocks_worth == 1) return cudaSuccess;
   bool has_clusters = false;
   const cudaError_t error = device.has_clusters(kernel, &has_clusters);
   if (!has_clusters) return error;
-  // A row that stays in shared memory is spread until a block's share is 32 KB, which leaves room
-  // for several blocks; any other only until there is work for every multiprocessor.
+  // A row that stays in shared memory is spread until a block's share is small; any other only
+  // until there is work for every multiprocessor.
   const int64_t idle = device.multiprocessors / std::max<int64_t>(plan->rows, 1);
   const int64_t wanted = work == RowWork::reduce_and_map
-                             ? divide_up(int64_t{plan->packs} * pack_bytes, 32 * 1024)
+                             ? divide_up(int64_t{plan->packs} * pack_bytes, kShareOfBlock)
                              : std::min(idle, blocks_worth);
   plan->parts = power_of_two(wanted, 1, kMostBlocksOfCluster);
   return cudaSuccess;
@@ -108,16 +110,17 @@ cudaError_t plan_rows(const Shape& shape, const Strides& strides, DataType dtype
     plan->threads = plan->lanes == 1 ? kThreadsOfSmallRows : kMostLanesOfBlock;
   } else if (work == RowWork::map) {
     plan->lanes = power_of_two(packs, 1, kWarp);
-    if (packs > kWarp)
+    if (packs > kWarp) {
       plan->lanes = power_of_two(divide_up(packs, kFewPacksOfLane), kWarp, kMostLanesOfBlock);
+    }
     plan->threads = std::max(plan->lanes, kThreadsOfSmallRows);
   } else {
     error = share_out(work, device, pack_bytes, kernel, plan);
     if (error != cudaSuccess) return error;
   }
   if (work == RowWork::map) {
-    plan->parts = static_cast<int>(
-        divide_up(packs, int64_t{plan->lanes} * kFewPacksOfLane * (contiguous ? 1 : 4)));
+    const int64_t packs_of_lane = contiguous ? kFewPacksOfLane : kManyPacksOfLane;
+    plan->parts = static_cast<int>(divide_up(packs, plan->lanes * packs_of_lane));
   } else {
     plan->is_cluster = plan->parts > 1;
     int meeting = 0;
