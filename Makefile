@@ -18,7 +18,7 @@ CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -n
 .PHONY: help demo test build lint format core-test bench bench-results gpu clean
 
 help: ## list what can be done
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': *' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk '{ name = $$0; sub(/:.*/, "", name); sub(/^[^:]*:/, ""); printf "  make %-14s %s\n", name, $$0 }'
 
 demo: $(VENV)/.demo ## install, build and train on real data with cross-entropy and with PGT
 	python -m examples.digits

@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen4"
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
+FILES = (*SPEED, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
 END = "<!-- So far. -->\n"
 
@@ -38,7 +39,7 @@ def text(folder: Path) -> str:
     speed = [record for name in SPEED for record in read(folder / name)]
     results = results_of(speed)
     sections = (
-        machine_sentence(machine_of(speed)),
+        machine_sentence(machine_of(speed), commits_of(folder)),
         speed_table(results),
         picture("Time of the others as a multiple of ours", folder / "speed.png"),
         in_place_table(results),
@@ -64,7 +65,19 @@ def text(folder: Path) -> str:
     return "\n" + "\n\n".join(sections) + "\n\n"
 
 
-def machine_sentence(facts: Record) -> str:
+def commits_of(folder: Path) -> str:
+    """What the results were measured on, as recorded: a plus says that code had been changed."""
+    files: dict[str, list[str]] = {}
+    for name in FILES:
+        commit = machine_of(read(folder / name))["commit"]
+        files.setdefault(commit, []).append(Path(name).stem)
+    if len(files) == 1:
+        return f"commit {next(iter(files))}"
+    named = (f"{commit} ({', '.join(names)})" for commit, names in files.items())
+    return f"commits {', '.join(named)}"
+
+
+def machine_sentence(facts: Record, commits: str) -> str:
     versions = ", ".join(
         f"{name} {facts['versions'][name]}"
         for name in ("torch", "jax", "python")
@@ -74,8 +87,7 @@ def machine_sentence(facts: Record) -> str:
         f"Milliseconds of a step of the loss, forward and backward, and how many times our time at "
         f"`alpha=0.3` the others take (median of interleaved rounds ± half its 95 % interval). "
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"{facts['isa'].upper()}; {versions}; commit {facts['commit'].rstrip('+')}; the gradient "
-        "in fresh memory:"
+        f"{facts['isa'].upper()}; {versions}; {commits}; the gradient in fresh memory:"
     )
 
 
