@@ -32,6 +32,9 @@ template <int kPower, class V>
 POWERGRAD_FUNCTION V power(V x) {
   if constexpr (kPower == 1) {
     return x;
+  } else if constexpr (kPower == 10) {
+    const V five = power<2>(x) * power<3>(x);
+    return five * five;
   } else if constexpr (kPower % 2 == 0) {
     return power<kPower / 2>(x * x);
   } else {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "alpha.h"
-#include "exp2_polynomial.h"
 #include "row.h"
 #include "cpu/lanes.h"
 #include "cpu/exponentials.h"

@@ -9,6 +9,10 @@ inline constexpr double kLog2E = 1.4426950408889634074;
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr long double kLongLn2 = 0.693147180559945309417232L;
 
+// The constants that come with an instruction set's vectors, for these and for blocks of them.
+template <class V>
+using Constants = Vector<typename V::Scalar>;
+
 template <class V, std::size_t kTerms>
 V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
   V result = V::broadcast(coefficients[kTerms - 1]);
@@ -18,26 +22,18 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
   return result;
 }
 
-// 2^f for |f| <= 1/2, minimax in relative error.
-inline Vector<float> exp2_fraction(Vector<float> f) {
-  static constexpr float kCoefficients[] = {POWERGRAD_EXP2_COEFFICIENTS};
-  return polynomial(f, kCoefficients);
+// Exponents are cut into steps of 1 / V::kSteps. Adding this, whose last bit is worth one step,
+// rounds to the nearest and leaves its number in the low bits, where power_of_two finds it.
+template <class V>
+V step_origin() {
+  return V::broadcast(Constants<V>::kStepOrigin);
 }
-inline Vector<double> exp2_fraction(Vector<double> f) {
-  static constexpr double kCoefficients[] = {// 1.8e-17
-                                             1.0,
-                                             0.69314718055994569679,
-                                             0.24022650695910098007,
-                                             0.055504108664790389252,
-                                             0.0096181291076070019986,
-                                             0.0013333558153441334774,
-                                             0.00015403530441572599042,
-                                             0.000015252727383872462884,
-                                             1.3215442675115585098e-6,
-                                             1.0180648196555812362e-7,
-                                             7.0725704454692940706e-9,
-                                             4.0779938562463537778e-10};
-  return polynomial(f, kCoefficients);
+
+// 2^x for x = step + f with |f| <= 1 / (2 kSteps); shifted is step_origin + step.
+template <class V>
+V exp2_from_step(V shifted, V f) {
+  const V power = power_of_two(shifted);
+  return multiply_add(power * f, polynomial(f, Constants<V>::kExp2Slope), power);
 }
 
 // exp(factor (z - reference)) for z <= reference: 0 for -infinity, NaN for NaN.
@@ -46,16 +42,16 @@ class Exponential {
  public:
   explicit Exponential(double factor) {
     // Far below what any sensible alpha asks for, so that `lowest_` stays finite.
-    const double scale = std::max(factor * kLog2E, V::kTiny);
+    const double scale = std::max(factor * kLog2E, Constants<V>::kTiny);
     scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
-    lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
+    lowest_ = V::broadcast(static_cast<typename V::Scalar>(Constants<V>::kUnderflow / scale));
   }
   V operator()(V z, V reference) const {
     const V t = maximum(lowest_, z - reference);  // in this order: keeps NaN
-    const V n = round(t * scale_);
-    // The product is rounded only once, after n is taken off.
-    const V f = multiply_add(t, scale_, V::broadcast(0) - n);
-    return scale_by_power_of_two(exp2_fraction(f), n);
+    const V shifted = multiply_add(t, scale_, step_origin<V>());
+    // The product is rounded only once, after the step is taken off.
+    const V f = multiply_add(t, scale_, step_origin<V>() - shifted);
+    return exp2_from_step(shifted, f);
   }
 
  private:
@@ -70,15 +66,17 @@ template <class V>
 class ExactExponential {
  public:
   explicit ExactExponential(long double factor) {
-    const double scale = std::max(static_cast<double>(factor) * kLog2E, V::kTiny);
-    // One step of n in units of t. Its upper part has so few digits that n times it is exact.
-    const long double step = std::min(kLongLn2 / factor, static_cast<long double>(1.0 / V::kTiny));
-    const long double unit = std::ldexp(1.0L, std::ilogb(step) - V::kStepDigits);
-    const long double upper = std::nearbyint(step / unit) * unit;
+    const double scale = std::max(static_cast<double>(factor) * kLog2E, Constants<V>::kTiny);
+    // A power of two in units of t. Its upper part has so few digits that any step times it is
+    // exact.
+    const long double octave =
+        std::min(kLongLn2 / factor, static_cast<long double>(1.0 / Constants<V>::kTiny));
+    const long double unit = std::ldexp(1.0L, std::ilogb(octave) - Constants<V>::kOctaveDigits);
+    const long double upper = std::nearbyint(octave / unit) * unit;
     scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
-    lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
+    lowest_ = V::broadcast(static_cast<typename V::Scalar>(Constants<V>::kUnderflow / scale));
     upper_ = V::broadcast(static_cast<typename V::Scalar>(-upper));
-    lower_ = V::broadcast(static_cast<typename V::Scalar>(upper - step));
+    lower_ = V::broadcast(static_cast<typename V::Scalar>(upper - octave));
   }
   V operator()(V z, V reference) const {
     const V difference = z - reference;
@@ -87,9 +85,10 @@ class ExactExponential {
     const V lost = (z - (difference - other)) - (reference + other);
     const V t = maximum(lowest_, difference);
     const V rest = select(less(lowest_, t), lost, V::broadcast(0));
-    const V n = round(t * scale_);
-    const V fraction = multiply_add(n, lower_, multiply_add(n, upper_, t)) + rest;
-    return scale_by_power_of_two(exp2_fraction(fraction * scale_), n);
+    const V shifted = multiply_add(t, scale_, step_origin<V>());
+    const V step = shifted - step_origin<V>();
+    const V fraction = multiply_add(step, lower_, multiply_add(step, upper_, t)) + rest;
+    return exp2_from_step(shifted, fraction * scale_);
   }
 
  private:
@@ -116,7 +115,7 @@ inline Vector<float> log1p(Vector<float> r) {
   const V sum = one + r;
   const auto small = less(r, one);
   const V k = select(small, zero, exponent(sum));
-  const V f = select(small, r, scale_by_power_of_two(sum, zero - k) - one);
+  const V f = select(small, r, sum * power_of_two(step_origin<V>() - k) - one);
   const V t = f / (V::broadcast(2.0f) + f);
   const V series = t * polynomial(t * t, kCoefficients);
   return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<float>(kLn2)), series), r);

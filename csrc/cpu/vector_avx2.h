@@ -1,6 +1,9 @@
 // AVX2 with FMA and F16C: 8 floats or 4 doubles. Included inside the target region.
 #pragma once
 
+#include "cpu/roots_of_two.h"
+#include "exp2_polynomial.h"
+
 namespace powergrad {
 namespace {
 
@@ -32,9 +35,12 @@ struct Vector<float> {
     __m256 bits;
   };
   static constexpr int kWidth = 8;
-  static constexpr double kUnderflow = -160.0;  // 2^x is 0
   static constexpr double kTiny = 1e-35;
-  static constexpr int kStepDigits = 15;  // with 8 digits of n they make a float's 24
+  static constexpr int kSteps = 8;
+  static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
+  static constexpr float kExp2Slope[] = {0.69314724f, 0.24025764f, 0.055496223f};  // 2.7e-8
+  static constexpr double kUnderflow = -127.0;  // power_of_two is 0
+  static constexpr int kOctaveDigits = 13;      // with a step's 10 digits they make a float's 24
   __m256 v;
 
   static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -106,14 +112,14 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
 }
 // b where either is NaN.
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
-inline Vector<float> round(Vector<float> a) {
-  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
-// a * 2^n for integral n and a near 1; 0 where that is not a normal number.
-inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
-  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), 23);
-  const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), shift));
-  return {_mm256_and_ps(scaled, _mm256_cmp_ps(n.v, _mm256_set1_ps(-125.0f), _CMP_NLT_UQ))};
+// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow.
+inline Vector<float> power_of_two(Vector<float> shifted) {
+  static_assert(Vector<float>::kSteps == 8);
+  constexpr const int32_t* r = kRootsOfTwo;
+  const __m256i roots = _mm256_setr_epi32(r[0], r[4], r[8], r[12], r[16], r[20], r[24], r[28]);
+  const __m256i number = _mm256_castps_si256(shifted.v);
+  const __m256i root = _mm256_permutevar8x32_epi32(roots, number);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(root, _mm256_slli_epi32(number, 20)))};
 }
 // floor(log2(a)) for positive a.
 inline Vector<float> exponent(Vector<float> a) {
@@ -141,9 +147,12 @@ struct Vector<double> {
     __m256d bits;
   };
   static constexpr int kWidth = 4;
-  static constexpr double kUnderflow = -1100.0;
   static constexpr double kTiny = 1e-300;
-  static constexpr int kStepDigits = 41;  // with 11 digits of n
+  static constexpr int kSteps = 1;
+  static constexpr double kStepOrigin = 0x1.8p52;
+  static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
+  static constexpr double kUnderflow = -1023.0;
+  static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m256d v;
 
   static Vector broadcast(double x) { return {_mm256_set1_pd(x)}; }
@@ -177,17 +186,9 @@ inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<do
 inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
   return {_mm256_max_pd(a.v, b.v)};
 }
-inline Vector<double> round(Vector<double> a) {
-  return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
-inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
-  // Adding 1.5 * 2^52 leaves the integer in the low bits of the mantissa.
-  const __m256d integer = _mm256_add_pd(n.v, _mm256_set1_pd(6755399441055744.0));
-  const __m256i shift = _mm256_slli_epi64(_mm256_castpd_si256(integer), 52);
-  const __m256d scaled = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a.v), shift));
-  const __m256d normal = _mm256_cmp_pd(n.v, _mm256_set1_pd(-1021.0), _CMP_GE_OQ);
-  const __m256d nan = _mm256_cmp_pd(n.v, n.v, _CMP_UNORD_Q);  // the shift may have moved a payload
-  return {_mm256_or_pd(_mm256_and_pd(scaled, normal), nan)};
+inline Vector<double> power_of_two(Vector<double> shifted) {
+  const __m256i power = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
+  return {_mm256_castsi256_pd(_mm256_add_epi64(power, _mm256_castpd_si256(_mm256_set1_pd(1.0))))};
 }
 inline Vector<double>::Mask equal(Vector<double> a, Vector<double> b) {
   return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)};

@@ -1,6 +1,9 @@
 // AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. Included inside the target region.
 #pragma once
 
+#include "cpu/roots_of_two.h"
+#include "exp2_polynomial.h"
+
 namespace powergrad {
 namespace {
 
@@ -12,9 +15,12 @@ struct Vector<float> {
   using Scalar = float;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
-  static constexpr double kUnderflow = -160.0;  // 2^x is 0
   static constexpr double kTiny = 1e-35;
-  static constexpr int kStepDigits = 15;  // with 8 digits of n they make a float's 24
+  static constexpr int kSteps = 32;
+  static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
+  static constexpr float kExp2Slope[] = {0.6931573f, 0.24022649f};  // relative error 5.3e-8
+  static constexpr double kUnderflow = -127.0;                      // power_of_two is 0
+  static constexpr int kOctaveDigits = 11;  // with a step's 12 digits they make a float's 24
   __m512 v;
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -86,12 +92,14 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
 }
 // b where either is NaN.
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline Vector<float> round(Vector<float> a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
-// a * 2^n for integral n.
-inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
-  return {_mm512_scalef_ps(a.v, n.v)};
+// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow.
+inline Vector<float> power_of_two(Vector<float> shifted) {
+  static_assert(Vector<float>::kSteps == 32);
+  const __m512i number = _mm512_castps_si512(shifted.v);
+  const __m512i lower = _mm512_loadu_si512(kRootsOfTwo);
+  const __m512i upper = _mm512_loadu_si512(kRootsOfTwo + 16);
+  const __m512i root = _mm512_permutex2var_epi32(lower, number, upper);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32(number, 18)))};
 }
 // floor(log2(a)) for positive a.
 inline Vector<float> exponent(Vector<float> a) { return {_mm512_getexp_ps(a.v)}; }
@@ -111,9 +119,12 @@ struct Vector<double> {
   using Scalar = double;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
-  static constexpr double kUnderflow = -1100.0;
   static constexpr double kTiny = 1e-300;
-  static constexpr int kStepDigits = 41;  // with 11 digits of n
+  static constexpr int kSteps = 1;
+  static constexpr double kStepOrigin = 0x1.8p52;
+  static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
+  static constexpr double kUnderflow = -1023.0;
+  static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m512d v;
 
   static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }
@@ -148,11 +159,9 @@ inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<do
 inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
   return {_mm512_max_pd(a.v, b.v)};
 }
-inline Vector<double> round(Vector<double> a) {
-  return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
-inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
-  return {_mm512_scalef_pd(a.v, n.v)};
+inline Vector<double> power_of_two(Vector<double> shifted) {
+  const __m512i power = _mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52);
+  return {_mm512_castsi512_pd(_mm512_add_epi64(power, _mm512_castpd_si512(_mm512_set1_pd(1.0))))};
 }
 inline __mmask8 equal(Vector<double> a, Vector<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);

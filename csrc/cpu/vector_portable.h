@@ -2,6 +2,8 @@
 // becomes SSE2 on x86-64 and NEON on 64-bit Arm.
 #pragma once
 
+#include "exp2_polynomial.h"
+
 namespace powergrad {
 namespace {
 
@@ -91,9 +93,12 @@ struct PortableVector {
 
 template <>
 struct Vector<float> : PortableVector<float, int32_t> {
-  static constexpr double kUnderflow = -160.0;  // 2^x is 0
   static constexpr double kTiny = 1e-35;
-  static constexpr int kStepDigits = 15;  // with 8 digits of n they make a float's 24
+  static constexpr int kSteps = 1;
+  static constexpr float kStepOrigin = 0x1.8p23f;
+  static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
+  static constexpr double kUnderflow = -127.0;  // power_of_two is 0
+  static constexpr int kOctaveDigits = 16;      // with a step's 7 digits they make a float's 24
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }
   template <class Storage>
   static Vector load(const Storage* p) {
@@ -117,9 +122,12 @@ struct Vector<float> : PortableVector<float, int32_t> {
 
 template <>
 struct Vector<double> : PortableVector<double, int64_t> {
-  static constexpr double kUnderflow = -1100.0;
   static constexpr double kTiny = 1e-300;
-  static constexpr int kStepDigits = 41;  // with 11 digits of n
+  static constexpr int kSteps = 1;
+  static constexpr double kStepOrigin = 0x1.8p52;
+  static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
+  static constexpr double kUnderflow = -1023.0;
+  static constexpr int kOctaveDigits = 42;  // with a step's 10
   static Vector broadcast(double x) { return {{Lanes{x, x}}}; }
   static Vector load(const double* p) { return {{Lanes{p[0], p[1]}}}; }
   static Vector load_first(const double* p, int count) {
@@ -137,7 +145,7 @@ struct Vector<double> : PortableVector<double, int64_t> {
 template <class V>
 using MaskOf = typename V::Mask;
 
-#define POWERGRAD_PORTABLE_OPERATORS(S, magic)                                             \
+#define POWERGRAD_PORTABLE_OPERATORS(S)                                                    \
   inline Vector<S> operator+(Vector<S> a, Vector<S> b) { return {{a.v + b.v}}; }           \
   inline Vector<S> operator-(Vector<S> a, Vector<S> b) { return {{a.v - b.v}}; }           \
   inline Vector<S> operator*(Vector<S> a, Vector<S> b) { return {{a.v * b.v}}; }           \
@@ -147,41 +155,25 @@ using MaskOf = typename V::Mask;
   }                                                                                        \
   /* b where either is NaN. */                                                             \
   inline Vector<S> maximum(Vector<S> a, Vector<S> b) { return {{a.v > b.v ? a.v : b.v}}; } \
-  /* For |a| small against the magic number, whose last bit is worth 1. */                 \
-  inline Vector<S> round(Vector<S> a) {                                                    \
-    const Vector<S> shifted = a + Vector<S>::broadcast(magic);                             \
-    return shifted - Vector<S>::broadcast(magic);                                          \
-  }                                                                                        \
   inline MaskOf<Vector<S>> equal(Vector<S> a, Vector<S> b) { return a.v == b.v; }          \
   inline MaskOf<Vector<S>> less(Vector<S> a, Vector<S> b) { return a.v < b.v; }            \
   inline Vector<S> select(MaskOf<Vector<S>> mask, Vector<S> yes, Vector<S> no) {           \
     return {{mask ? yes.v : no.v}};                                                        \
   }
-POWERGRAD_PORTABLE_OPERATORS(float, 12582912.0f)
-POWERGRAD_PORTABLE_OPERATORS(double, 6755399441055744.0)
+POWERGRAD_PORTABLE_OPERATORS(float)
+POWERGRAD_PORTABLE_OPERATORS(double)
 #undef POWERGRAD_PORTABLE_OPERATORS
 
-// a * 2^n for integral n and a near 1; 0 where that is not a normal number.
-inline Vector<float> scale_by_power_of_two(Vector<float> a, Vector<float> n) {
-  using Mask = Vector<float>::Mask;
+// 2^step of kStepOrigin + step; 0 for step = kUnderflow.
+inline Vector<float> power_of_two(Vector<float> shifted) {
   using Bits = Vector<float>::Bits;
-  // Above 1 there are only lanes past the end of a row, of which nothing is used.
-  const Mask normal =
-      (n.v >= Vector<float>::broadcast(-125.0f).v) & (n.v <= Vector<float>::broadcast(1.0f).v);
-  const Mask nan = n.v != n.v;
-  // Where it is not used, 0 keeps the conversion to an integer defined.
-  const Mask exponent = __builtin_convertvector(normal ? n.v : Vector<float>::Lanes{}, Mask);
-  const Bits bits = (Bits)a.v + ((Bits)exponent << 23);
-  return {{(Vector<float>::Lanes)((bits & (Bits)normal) | (Bits)nan)}};
+  const Bits one = (Bits)Vector<float>::broadcast(1.0f).v;
+  return {{(Vector<float>::Lanes)(one + ((Bits)shifted.v << 23))}};
 }
-inline Vector<double> scale_by_power_of_two(Vector<double> a, Vector<double> n) {
-  using Mask = Vector<double>::Mask;
+inline Vector<double> power_of_two(Vector<double> shifted) {
   using Bits = Vector<double>::Bits;
-  const Mask normal = n.v >= Vector<double>::broadcast(-1021.0).v;
-  const Mask nan = n.v != n.v;
-  const Bits integer = (Bits)(n.v + Vector<double>::broadcast(6755399441055744.0).v);
-  const Bits bits = (Bits)a.v + (integer << 52);
-  return {{(Vector<double>::Lanes)((bits & (Bits)normal) | (Bits)nan)}};
+  const Bits one = (Bits)Vector<double>::broadcast(1.0).v;
+  return {{(Vector<double>::Lanes)(one + ((Bits)shifted.v << 52))}};
 }
 // floor(log2(a)) for positive a.
 inline Vector<float> exponent(Vector<float> a) {

@@ -28,7 +28,7 @@ __device__ __forceinline__ float polynomial_exp2(float x) {
   const float bounded = x < -126.0f ? -126.0f : x;  // keeps NaN
   const float shifted = bounded + kMagic;
   const float f = bounded - (shifted - kMagic);
-  constexpr float kCoefficients[] = {POWERGRAD_EXP2_COEFFICIENTS};
+  constexpr float kCoefficients[] = {1.0f, POWERGRAD_EXP2_SLOPE};
   constexpr int kTerms = sizeof(kCoefficients) / sizeof(float);
   float result = kCoefficients[kTerms - 1];
 #pragma unroll
