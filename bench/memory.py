@@ -11,7 +11,6 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from .cases import CASES, Group
 from .measure import checked_steps
 from .peers import Peer, registry
 from .problem import Problem
+from .result import Record
 from .step import Step
 
 
@@ -36,17 +36,12 @@ class Peak:
         """In units of the logits' own size."""
         return (self.bytes or 0) / self.group.logits_bytes
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "kind": "memory",
-            **self.group.as_json(),
-            "peer": self.peer,
-            "bytes": self.bytes,
-            "reason": self.reason,
-        }
+    def as_json(self) -> list[Record]:
+        about = {"kind": "memory", **self.group.as_json()}
+        return [{**about, "peer": self.peer, "bytes": self.bytes, "reason": self.reason}]
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Peak:
+    def from_json(cls, record: Record) -> Peak:
         return cls(Group.from_json(record), record["peer"], record["bytes"], record["reason"])
 
 

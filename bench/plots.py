@@ -12,21 +12,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import machine
 from .cases import FRESH
-from .overhead import COMPARISONS, HEADINGS, Subject
+from .overhead import COMPARISONS, Subject
+from .peers import heading_of
 from .requirements import DEFAULT
 from .result import Record, Result
-from .sweep import OURS, SWEEPS, Point, peers_of, slope
+from .sweep import OURS, SWEEPS, Point, heading, peers_of, slope
 
 STYLE = Path(__file__).with_name("plot.mplstyle")
 FINE_PRINT = {"fontsize": 7.5, "color": "#6b7480"}
 OUR_COLOUR = "#e0542f"
-LABELS = {
-    OURS: "ours, α = 0.3",
-    "eager": "F.cross_entropy",
-    "compile": "torch.compile",
-    "jax": "jitted JAX",
-    "copy": "copy of the logits",
-}
 COLOURS = {
     OURS: OUR_COLOUR,
     "eager": "#51637a",
@@ -87,7 +81,7 @@ def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
         own = [point for point in points if peer in point.seconds]
         times = [point.median(peer) * 1e3 for point in own]
         x = [point.x if numeric else str(point.x) for point in own]
-        colour, label = COLOURS.get(peer), LABELS.get(peer, peer)
+        colour, label = COLOURS.get(peer), heading(sweep, peer)
         lines += axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
         slopes.append(f"{slope(own, peer):.2f}" if sweep.has_slope and len(own) > 1 else "")
     if numeric:
@@ -123,14 +117,14 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
             ],
             fmt="o",
             color=COLOURS[peer],
-            label=LABELS[peer],
+            label=heading_of(peer),
         )
-    axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=LABELS[OURS])
+    axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=heading_of(DEFAULT))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
-    axes.set_title("Forward + backward, float32: time in units of ours")
+    axes.set_title(f"Forward + backward, float32: time / {heading_of(DEFAULT)}")
     figure.legend(loc="outside right center")
     fine_print(figure, facts)
     return figure
@@ -156,7 +150,7 @@ def draw_overhead(subjects: Sequence[Subject], facts: Record) -> Figure:
             capsize=3,
         )
         axes.axvline(1.0, color=COLOURS["eager"], linewidth=1.5)
-        axes.set_title(f"{HEADINGS[over]} / {HEADINGS[under]}")
+        axes.set_title(f"{heading_of(over)} / {heading_of(under)}")
         axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios)))
     panels[0].invert_yaxis()
     fine_print(figure, facts)
