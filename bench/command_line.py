@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-REDIRECTED_WIDTH = 132
+REDIRECTED_WIDTH = 144
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

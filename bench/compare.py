@@ -21,7 +21,7 @@ from bench import command_line
 from bench.cases import Group
 from bench.estimates import Estimate, estimate_ratio_of_medians
 from bench.peers import heading_of
-from bench.report import empty_table, in_milliseconds
+from bench.report import as_words, empty_table, in_milliseconds
 from bench.result import Record, machine_of, read, results_of
 
 CONFIDENCE = 0.99
@@ -100,6 +100,7 @@ def table(found: Sequence[Change], least: float) -> Table:
         "verdict",
     ]
     changed = empty_table("What takes another time", headings)
+    as_words(changed, 1, 5)
     for change in sorted(found, key=lambda change: -abs(change.ratio.median - 1.0)):
         word = "slower" if change.ratio.median > 1.0 else "faster"
         colour = "red" if word == "slower" else "green"

@@ -34,7 +34,7 @@ from bench.measure import checked_steps, play, warm_up
 from bench.peers import COPY, WITHOUT_PGT, heading_of, name_of_ours, ours
 from bench.problem import Problem
 from bench.recording import recording
-from bench.report import empty_table, median_milliseconds
+from bench.report import as_words, empty_table, median_milliseconds
 from bench.result import Record, rounded
 from bench.training import WORKLOADS, Workload, training_steps
 
@@ -162,8 +162,7 @@ def verdict_table(subjects: Sequence[Subject]) -> Table:
     """A line per subject and comparison."""
     headings = ["what is timed", "time of", "by that of", "ratio [95 % interval]", "verdict"]
     table = empty_table("Does it cost anything?", headings)
-    for column in (1, 2, 4):
-        table.columns[column].justify = "left"
+    as_words(table, 1, 2, 4)
     for subject in subjects:
         for over, under in COMPARISONS:
             ratio = subject.ratio(over, under)

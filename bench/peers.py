@@ -278,7 +278,7 @@ def is_ours(name: str) -> bool:
 def heading_of(name: str) -> str:
     """What readers see of whom a file calls by that name, also if it is no longer registered."""
     if is_ours(name):
-        return f"ours, α = {name.removeprefix(OURS_PREFIX)}"
+        return f"ours, α={name.removeprefix(OURS_PREFIX)}"
     return next((peer.heading for peer in (COPY, *others()) if peer.name == name), name)
 
 

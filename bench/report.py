@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 from rich import box
@@ -17,6 +18,7 @@ from .requirements import ALPHA_ONE, DEFAULT, Verdict
 from .result import Result
 
 COLOURS = {"aim met": "green", "promise kept": "green", "missed": "red", "not measured": "dim"}
+HEADING_WIDTH = 8
 TITLES = {
     FORWARD: "Forward",
     BACKWARD: "Backward",
@@ -73,7 +75,7 @@ def ratio_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) ->
     table = empty_table(title, ["case", *of_pairs, "moved, MB", "copy, GB/s", "ours, GB/s"])
     table.caption = (
         "±: half the 95 % interval of the median; moved: the least that has to be read and "
-        "written; GB/s: that by the time taken (ours: at α = 0.3; a copy's: what it moves itself)"
+        "written; GB/s: that by the time taken (ours: at α=0.3; a copy's: what it moves itself)"
     )
     for result in results:
         known = result.seconds
@@ -81,11 +83,11 @@ def ratio_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) ->
             str(result.ratio(over, under)) if over in known and under in known else "-"
             for over, under in pairs
         ]
-        moved = f"{result.group.least_bytes / 1e6:#.3g}".rstrip(".")
         speeds = [
             f"{result.bandwidth(peer) / 1e9:.1f}" if peer in known else "-"
             for peer in (COPY.name, DEFAULT)
         ]
+        moved = in_megabytes(result.group.least_bytes)
         table.add_row(result.group.case.name, *ratios, moved, *speeds)
     return table
 
@@ -95,8 +97,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     cells = verdict_cells(verdicts)
     table = empty_table("What this project promises of a quiet machine", cells.headings)
     table.caption = "?: a bound lies within the ratio's interval"
-    for column in (1, 5, 6):
-        table.columns[column].justify = "left"
+    as_words(table, 0, 1, 5, 6)
     for verdict, row in zip(verdicts, cells.rows, strict=True):
         table.add_row(*row[:-1], f"[{COLOURS[verdict.state]}]{row[-1]}[/]")
     return table
@@ -134,13 +135,24 @@ def skipped_lines(results: Sequence[Result]) -> list[str]:
 
 
 def empty_table(title: str, headings: Iterable[str]) -> Table:
-    """Names on the left, figures on the right; headings break where they can, to be narrow."""
+    """Names on the left, figures on the right; headings in several lines, to be narrow.
+
+    Where even that is too wide, figures break and names do not.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
-        stacked = heading.replace(", ", ",\n").replace(" / ", "\n/ ")
-        table.add_column(stacked, justify="right", overflow="fold")
+        stacked = "\n".join(wrap(heading, HEADING_WIDTH, break_long_words=False))
+        whole = heading == "logits" or not table.columns
+        table.add_column(stacked, justify="right", no_wrap=whole, overflow="fold")
     table.columns[0].justify = "left"
     return table
+
+
+def as_words(table: Table, *columns: int) -> None:
+    """Make these columns read as text: from the left, in several lines where there is no room."""
+    for column in columns:
+        table.columns[column].justify = "left"
+        table.columns[column].no_wrap = False
 
 
 def median_milliseconds(seconds: Mapping[str, Samples], peer: str) -> str:
@@ -152,6 +164,12 @@ def in_milliseconds(seconds: float) -> str:
     """Three significant digits, and no more than a microsecond's tenth."""
     value = seconds * 1e3
     return f"{value:.4f}" if value < 0.1 else f"{value:#.3g}".rstrip(".")
+
+
+def in_megabytes(count: int) -> str:
+    """Bytes, to three significant digits or to the megabyte."""
+    value = count / 1e6
+    return f"{value:.3g}" if value < 1000.0 else f"{value:.0f}"
 
 
 def memory_table(peaks: Sequence[Peak], peers: Sequence[Peer]) -> Table:

@@ -10,7 +10,7 @@ from bench.peers import name_of_ours
 from bench.requirements import Verdict, judge
 from bench.result import Result
 
-LARGE_VOCABULARY = "F.cross_entropy / ours, α = 0.3: C ≥ 32000"
+LARGE_VOCABULARY = "F.cross_entropy / ours, α=0.3: C ≥ 32000"
 
 
 def by_words(verdicts: list[Verdict]) -> dict[str, Verdict]:
@@ -54,6 +54,6 @@ def test_share_of_the_copy_bandwidth_counts_bytes(share: float, state: str) -> N
     assert result.bandwidth(name_of_ours(0.3)) == pytest.approx(share * result.bandwidth("copy"))
     verdicts = by_words(judge([result], "cuda"))
     assert (
-        verdicts["ours, α = 0.3 / copy of the logits: forward: 90% of the copy's bandwidth"].state
+        verdicts["ours, α=0.3 / copy of the logits: forward: 90% of the copy's bandwidth"].state
         == state
     )
