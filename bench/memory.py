@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,11 @@ class Peak:
     @classmethod
     def from_json(cls, record: Record) -> Peak:
         return cls(Group.from_json(record), record["peer"], record["bytes"], record["reason"])
+
+
+def peaks_of(records: Iterable[Record]) -> list[Peak]:
+    """The peaks of a file, in its order."""
+    return [Peak.from_json(record) for record in records if record["kind"] == "memory"]
 
 
 def peak(group: Group, peer: Peer, alphas: Sequence[float], threads: int) -> Peak:

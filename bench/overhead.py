@@ -48,6 +48,8 @@ COMPARISONS = (
     (PGT, PLAIN),
     (PGT_QUARTER, PLAIN),
 )
+SHOWN = ((PGT, ORDINARY.name), (PGT, PLAIN))
+"""What the README shows of them."""
 LOSS_CASES = ("cifar100", "imagenet", "imagenet-large", "gpt2", "llama3")
 NOTICEABLE = 0.02
 """An interval that reaches further above 1 than this leaves the question open."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,7 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import machine
 from .cases import FRESH
-from .overhead import COMPARISONS, Subject
+from .estimates import Estimate
+from .overhead import SHOWN, Subject
 from .peers import heading_of
 from .requirements import DEFAULT
 from .result import Record, Result
@@ -96,6 +98,14 @@ def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylabel("milliseconds")
 
 
+def draw_ratios(axes: Axes, ratios: Mapping[str, Estimate], **style: Any) -> None:
+    """A row per name: the median, and its interval as a bar."""
+    medians = [ratio.median for ratio in ratios.values()]
+    below = [ratio.median - ratio.low for ratio in ratios.values()]
+    above = [ratio.high - ratio.median for ratio in ratios.values()]
+    axes.errorbar(medians, list(ratios), xerr=[below, above], fmt="o", **style)
+
+
 @styled
 def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
     """How many times our time the others take, a row per case; the copy as the floor."""
@@ -108,17 +118,7 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
             for r in shown
             if peer in r.seconds
         }
-        axes.errorbar(
-            [ratio.median for ratio in ratios.values()],
-            list(ratios),
-            xerr=[
-                [ratio.median - ratio.low for ratio in ratios.values()],
-                [ratio.high - ratio.median for ratio in ratios.values()],
-            ],
-            fmt="o",
-            color=COLOURS[peer],
-            label=heading_of(peer),
-        )
+        draw_ratios(axes, ratios, color=COLOURS[peer], label=heading_of(peer))
     axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=heading_of(DEFAULT))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -133,25 +133,14 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
 @styled
 def draw_overhead(subjects: Sequence[Subject], facts: Record) -> Figure:
     """Each comparison's ratio with its interval; left of the line, PGT is no slower."""
-    over_ordinary, over_one = COMPARISONS[0], COMPARISONS[2]
     figure = Figure(figsize=(9.0, 1.2 + 0.4 * len(subjects)))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (over, under) in zip(panels, (over_ordinary, over_one), strict=True):
-        ratios = [subject.ratio(over, under) for subject in subjects]
-        axes.errorbar(
-            [ratio.median for ratio in ratios],
-            [f"{subject.name}  {subject.logits}" for subject in subjects],
-            xerr=[
-                [ratio.median - ratio.low for ratio in ratios],
-                [ratio.high - ratio.median for ratio in ratios],
-            ],
-            fmt="o",
-            color=OUR_COLOUR,
-            capsize=3,
-        )
+    for axes, (over, under) in zip(panels, SHOWN, strict=True):
+        ratios = {f"{s.name}  {s.logits}": s.ratio(over, under) for s in subjects}
+        draw_ratios(axes, ratios, color=OUR_COLOUR, capsize=3)
         axes.axvline(1.0, color=COLOURS["eager"], linewidth=1.5)
         axes.set_title(f"{heading_of(over)} / {heading_of(under)}")
-        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios)))
+        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios.values())))
     panels[0].invert_yaxis()
     fine_print(figure, facts)
     return figure

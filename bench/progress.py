@@ -17,6 +17,6 @@ def with_progress(tasks: Mapping[str, Callable[[], Found]], console: Console) ->
     with Progress(SpinnerColumn(), *columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(tasks))
         for name, task in tasks.items():
-            progress.update(bar, description=name)
+            progress.update(bar, description=name, refresh=True)
             yield task()
             progress.advance(bar)

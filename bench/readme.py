@@ -20,7 +20,7 @@ from rich.text import Text
 
 from bench import overhead, plots, sweep
 from bench.cases import FRESH, IN_PLACE
-from bench.memory import Peak
+from bench.memory import Peak, peaks_of
 from bench.peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
 from bench.report import median_milliseconds, memory_cells, verdict_cells
 from bench.requirements import ALPHA_ONE, COMPILERS, DEFAULT, LARGE, judge
@@ -68,13 +68,7 @@ def text(folder: Path) -> str:
         picture("Time over rows, classes, α, threads and type", folder / "sweep.png"),
         other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
         "**Peak memory** of a step besides the logits, in units of their size:",
-        memory_table(
-            [
-                Peak.from_json(record)
-                for record in read(folder / "memory.jsonl")
-                if record["kind"] == "memory"
-            ]
-        ),
+        memory_table(peaks_of(read(folder / "memory.jsonl"))),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
 
@@ -140,16 +134,15 @@ def requirements_table(results: Sequence[Result]) -> str:
 
 
 def overhead_table(subjects: Sequence[overhead.Subject]) -> str:
-    compared = [overhead.COMPARISONS[k] for k in (0, 2)]
     rows = []
     for subject in subjects:
         row = [subject.name, subject.logits]
-        for pair in compared:
+        for pair in overhead.SHOWN:
             ratio = subject.ratio(*pair)
             row += [ratio.with_interval, Text.from_markup(overhead.verdict(ratio)).plain]
         rows.append(row)
     headings = ["what is timed", "logits"]
-    for over, under in compared:
+    for over, under in overhead.SHOWN:
         headings += [f"{heading_of(over)} / {heading_of(under)}", "verdict"]
     return markdown_table(headings, rows)
 
