@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TextIO, TypeVar
 
+import torch
 from rich.console import Console
 
 from . import command_line, machine
@@ -46,11 +47,19 @@ class Recording:
 
 @contextmanager
 def recording(options: argparse.Namespace) -> Iterator[Recording]:
-    """Use the threads asked for; show and write where this is measured, and with what."""
+    """Use the threads asked for; show and write where this is measured, and with what.
+
+    Raises:
+        SystemExit: there is no GPU to measure on.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs a GPU that this PyTorch sees")
     command_line.use_threads(options.threads)
     console = command_line.console()
     facts = machine.describe(options.device)
     console.print(*machine.lines(facts), sep="\n", soft_wrap=True)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
     with open(options.output or os.devnull, "w") as lines:
         write(lines, [facts])
         yield Recording(console, facts, lines)

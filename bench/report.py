@@ -65,17 +65,19 @@ def ratio_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) ->
     """How many times our time the others take, what alpha costs, how far above a copy we are."""
     present = [peer.name for peer in peers if any(peer.name in r.seconds for r in results)]
     others = [name for name in present if not is_ours(name) and name != COPY.name]
-    other_alphas = [name for name in present if is_ours(name) and name != ALPHA_ONE]
+    alphas = [name for name in present if is_ours(name)]
+    ours = DEFAULT if DEFAULT in alphas else alphas[0]
     pairs = [
-        *((name, DEFAULT) for name in others),
-        *((name, ALPHA_ONE) for name in other_alphas),
-        (DEFAULT, COPY.name),
+        *((name, ours) for name in others),
+        *((name, ALPHA_ONE) for name in alphas if name != ALPHA_ONE and ALPHA_ONE in alphas),
+        (ours, COPY.name),
     ]
     of_pairs = [f"{heading_of(over)} / {heading_of(under)}" for over, under in pairs]
-    table = empty_table(title, ["case", *of_pairs, "moved, MB", "copy, GB/s", "ours, GB/s"])
+    speeds_of = [f"{heading_of(name)}, GB/s" for name in (COPY.name, ours)]
+    table = empty_table(title, ["case", *of_pairs, "moved, MB", *speeds_of])
     table.caption = (
         "±: half the 95 % interval of the median; moved: the least that has to be read and "
-        "written; GB/s: that by the time taken (ours: at α=0.3; a copy's: what it moves itself)"
+        "written; GB/s: that by the time taken (a copy's: what it moves itself)"
     )
     for result in results:
         known = result.seconds
@@ -85,7 +87,7 @@ def ratio_table(title: str, results: Sequence[Result], peers: Sequence[Peer]) ->
         ]
         speeds = [
             f"{result.bandwidth(peer) / 1e9:.1f}" if peer in known else "-"
-            for peer in (COPY.name, DEFAULT)
+            for peer in (COPY.name, ours)
         ]
         moved = in_megabytes(result.group.least_bytes)
         table.add_row(result.group.case.name, *ratios, moved, *speeds)

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command_line.choose(parser, "--peer", names, names, "whom to compare with, besides a copy")
     parser.add_argument(
         "--alpha",
-        nargs="*",
+        nargs="+",
         type=float,
         default=ALPHAS,
         metavar="ALPHA",
