@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .peers import Peer
+
 REDIRECTED_WIDTH = 144
 
 
@@ -37,6 +39,13 @@ def choose(
         metavar=name.strip("-").upper(),
         help=f"{what}, of: {', '.join(choices)}",
     )
+
+
+def choose_peers(parser: argparse.ArgumentParser, peers: Sequence[Peer]) -> None:
+    """Add the option that takes some of these, all unless it is given."""
+    names = [peer.name for peer in peers]
+    headings = "; ".join(f"{p.name}: {p.heading}" for p in peers if p.name != p.heading.lower())
+    choose(parser, "--peer", names, names, f"whom to compare with besides a copy ({headings})")
 
 
 def add_measuring_options(parser: argparse.ArgumentParser, budget: float, per: str) -> None:

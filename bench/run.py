@@ -50,11 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line.parser(__doc__)
-    names = [peer.name for peer in others()]
     command_line.choose(parser, "--case", tuple(CASES), cases.DEFAULT_CASES, "what to compute")
     command_line.choose(parser, "--dtype", tuple(DTYPES), cases.DEFAULT_DTYPES, "logits' types")
     command_line.choose(parser, "--mode", MODES, cases.DEFAULT_MODES, "which part of a step")
-    command_line.choose(parser, "--peer", names, names, "whom to compare with, besides a copy")
+    command_line.choose_peers(parser, others())
     parser.add_argument(
         "--alpha",
         nargs="+",

@@ -164,9 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line.parser(__doc__)
-    names = [peer.name for peer in WITHOUT_PGT]
     command_line.choose(parser, "--sweep", tuple(SWEEPS), tuple(SWEEPS), "what to vary")
-    command_line.choose(parser, "--peer", names, names, "whom to compare with, besides a copy")
+    command_line.choose_peers(parser, WITHOUT_PGT)
     command_line.add_measuring_options(parser, budget=1.0, per="point")
     parser.add_argument("--plot", type=Path, help="draw there, as .png and .svg")
     options = parser.parse_args(arguments)
