@@ -54,7 +54,7 @@ bench: $(VENV)/.bench ## measure speed against PyTorch, its compiler and JAX
 
 bench-results: $(VENV)/.bench ## measure the README's figures anew and write them there
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype float32 --output $(RESULTS)/float32.jsonl
-	$(RUN) python bench/run.py $(COMPILERS) --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
+	$(RUN) python bench/run.py $(COMPILERS) --full --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
 	$(RUN) python bench/run.py --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/modes.jsonl
 	$(RUN) python bench/run.py --memory $(MEMORY) --output $(RESULTS)/memory.jsonl
 	$(RUN) python bench/overhead.py --output $(RESULTS)/overhead.jsonl

@@ -93,8 +93,8 @@ class Group:
 
     @property
     def size(self) -> str:
-        """The shape in a word."""
-        return "x".join(map(str, self.shape))
+        """The shape, to be read."""
+        return " x ".join(map(str, self.shape))
 
     @property
     def logits_bytes(self) -> int:

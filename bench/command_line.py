@@ -6,11 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
-REDIRECTED_WIDTH = 132
+from .peers import Peer
+
+REDIRECTED_WIDTH = 144
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help says what it does and all defaults."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
 
 
 def choose(
@@ -31,12 +41,23 @@ def choose(
     )
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Where to run, and with how many threads."""
+def choose_peers(parser: argparse.ArgumentParser, peers: Sequence[Peer]) -> None:
+    """Add the option that takes some of these, all unless it is given."""
+    names = [peer.name for peer in peers]
+    headings = "; ".join(f"{p.name}: {p.heading}" for p in peers if p.name != p.heading.lower())
+    choose(parser, "--peer", names, names, f"whom to compare with besides a copy ({headings})")
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, budget: float, per: str) -> None:
+    """Where to run, with how many threads, for how long, and where to write."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads that all may use"
     )
+    parser.add_argument(
+        "--budget", type=float, default=budget, help=f"seconds per {per}, more or less"
+    )
+    parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
 
 
 def use_threads(count: int) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 # As `python bench/compare.py`, from a source tree in which nothing needs to be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import packages
+
+if __name__ == "__main__":
+    packages.require()
+
+from rich.table import Table
 
 from bench import command_line
 from bench.cases import Group
 from bench.estimates import Estimate, estimate_ratio_of_medians
-from bench.report import empty_table, in_milliseconds
+from bench.peers import heading_of
+from bench.report import as_words, empty_table, in_milliseconds
 from bench.result import Record, machine_of, read, results_of
 
 CONFIDENCE = 0.99
@@ -41,9 +46,7 @@ class Change:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what has changed; all that both files have, with --all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--least", type=float, default=0.03, help="changes below do not count")
@@ -88,14 +91,22 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
 
 def table(found: Sequence[Change], least: float) -> Table:
     """A line per change, the greatest first."""
-    headings = ["", "peer", "before, ms", "after, ms", f"ratio [{CONFIDENCE:.0%}]", ""]
-    changed = empty_table("Time after / before", headings)
+    headings = [
+        "case",
+        "whose time",
+        "before, ms",
+        "after, ms",
+        f"after / before [{CONFIDENCE:.0%} interval]",
+        "verdict",
+    ]
+    changed = empty_table("What takes another time", headings)
+    as_words(changed, 1, 5)
     for change in sorted(found, key=lambda change: -abs(change.ratio.median - 1.0)):
         word = "slower" if change.ratio.median > 1.0 else "faster"
         colour = "red" if word == "slower" else "green"
         changed.add_row(
             str(change.group),
-            change.peer,
+            heading_of(change.peer),
             in_milliseconds(change.before.median),
             in_milliseconds(change.after.median),
             change.ratio.with_interval,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from .cases import CASES, Group
 from .measure import checked_steps
 from .peers import Peer, registry
 from .problem import Problem
+from .result import Record
 from .step import Step
 
 
@@ -36,18 +36,18 @@ class Peak:
         """In units of the logits' own size."""
         return (self.bytes or 0) / self.group.logits_bytes
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "kind": "memory",
-            **self.group.as_json(),
-            "peer": self.peer,
-            "bytes": self.bytes,
-            "reason": self.reason,
-        }
+    def as_json(self) -> list[Record]:
+        about = {"kind": "memory", **self.group.as_json()}
+        return [{**about, "peer": self.peer, "bytes": self.bytes, "reason": self.reason}]
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Peak:
+    def from_json(cls, record: Record) -> Peak:
         return cls(Group.from_json(record), record["peer"], record["bytes"], record["reason"])
+
+
+def peaks_of(records: Iterable[Record]) -> list[Peak]:
+    """The peaks of a file, in its order."""
+    return [Peak.from_json(record) for record in records if record["kind"] == "memory"]
 
 
 def peak(group: Group, peer: Peer, alphas: Sequence[float], threads: int) -> Peak:

@@ -7,48 +7,49 @@ interval of the median ratio of interleaved rounds.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+# As `python bench/overhead.py`, from a source tree in which nothing needs to be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import packages
+
+if __name__ == "__main__":
+    packages.require()
+
 import numpy as np
 import torch.nn.functional as F
 from rich.table import Table
 
-# As `python bench/overhead.py`, from a source tree in which nothing needs to be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import powergrad_ext as pg
-from bench import command_line, machine
+from bench import command_line
 from bench.cases import CASES, FRESH, Group
 from bench.clock import clock_of
 from bench.estimates import Estimate, Samples, estimate
 from bench.measure import checked_steps, play, warm_up
-from bench.peers import COPY, WITHOUT_PGT, name_of_ours, ours
+from bench.peers import COPY, WITHOUT_PGT, heading_of, name_of_ours, ours
 from bench.problem import Problem
-from bench.report import empty_table, in_milliseconds
-from bench.result import Record, rounded, write
+from bench.recording import recording
+from bench.report import as_words, empty_table, median_milliseconds
+from bench.result import Record, rounded
 from bench.training import WORKLOADS, Workload, training_steps
 
 ALPHAS = (1.0, 0.3, 0.25)
 PLAIN, PGT, PGT_QUARTER = map(name_of_ours, ALPHAS)
 ORDINARY = next(peer for peer in WITHOUT_PGT if peer.name == "eager")
-HEADINGS = {
-    COPY.name: "copy",
-    ORDINARY.name: "F.cross_entropy",
-    PLAIN: "ours, α = 1",
-    PGT: "ours, α = 0.3",
-    PGT_QUARTER: "ours, α = 0.25",
-}
+LOSSES = (COPY.name, ORDINARY.name, PLAIN, PGT, PGT_QUARTER)
 COMPARISONS = (
     (PGT, ORDINARY.name),
     (PGT_QUARTER, ORDINARY.name),
     (PGT, PLAIN),
     (PGT_QUARTER, PLAIN),
 )
+SHOWN = ((PGT, ORDINARY.name), (PGT, PLAIN))
+"""What the README shows of them."""
 LOSS_CASES = ("cifar100", "imagenet", "imagenet-large", "gpt2", "llama3")
 NOTICEABLE = 0.02
 """An interval that reaches further above 1 than this leaves the question open."""
@@ -66,7 +67,7 @@ class Subject:
         return estimate(self.seconds[over] / self.seconds[under])
 
     def as_json(self) -> list[Record]:
-        about = {"kind": "step", "name": self.name, "logits": self.logits}
+        about = {"kind": "step", "name": self.name, "logits": self.logits.replace(" ", "")}
         return [
             {**about, "loss": loss, "seconds": rounded(seconds)}
             for loss, seconds in self.seconds.items()
@@ -76,31 +77,18 @@ class Subject:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each subject, write its samples, print its times and verdicts."""
     options = parse(arguments)
-    command_line.use_threads(options.threads)
-    console = command_line.console()
-    facts = machine.describe(options.device)
-    console.print(*machine.lines(facts), sep="\n", soft_wrap=True)
-    with open(options.output or os.devnull, "w") as lines:
-        write(lines, [facts])
-        subjects = []
-        for name, measure in tasks(options).items():
-            with console.status(name):
-                subjects.append(measure())
-            write(lines, subjects[-1].as_json())
-    console.print(times_table(subjects), verdict_table(subjects))
+    with recording(options) as record:
+        subjects = record.collect(tasks(options))
+        record.console.print(times_table(subjects), verdict_table(subjects))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     workloads = tuple({workload.name for of in WORKLOADS.values() for workload in of})
     command_line.choose(parser, "--case", tuple(CASES), LOSS_CASES, "sizes of the loss alone")
     command_line.choose(parser, "--training", workloads, workloads, "steps of networks")
-    command_line.add_machine_options(parser)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds per training step")
-    parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
+    command_line.add_measuring_options(parser, budget=60.0, per="training step")
     return parser.parse_args(arguments)
 
 
@@ -144,7 +132,8 @@ def subjects_of(records: Iterable[Record]) -> list[Subject]:
     for record in records:
         if record["kind"] == "step":
             name = record["name"]
-            subject = subjects.setdefault(name, Subject(name, record["logits"], {}))
+            logits = record["logits"].replace("x", " x ")
+            subject = subjects.setdefault(name, Subject(name, logits, {}))
             subject.seconds[record["loss"]] = np.array(record["seconds"])
     return list(subjects.values())
 
@@ -163,28 +152,23 @@ def verdict(ratio: Estimate) -> str:
 
 def times_table(subjects: Sequence[Subject]) -> Table:
     """Medians in milliseconds."""
-    table = empty_table("Milliseconds, float32", ["", "logits", *HEADINGS.values()])
+    headings = ["what is timed", "logits", *map(heading_of, LOSSES)]
+    table = empty_table("Milliseconds, float32", headings)
     for subject in subjects:
-        times = [
-            in_milliseconds(float(np.median(subject.seconds[loss])))
-            if loss in subject.seconds
-            else "-"
-            for loss in HEADINGS
-        ]
+        times = [median_milliseconds(subject.seconds, loss) for loss in LOSSES]
         table.add_row(subject.name, subject.logits, *times)
     return table
 
 
 def verdict_table(subjects: Sequence[Subject]) -> Table:
     """A line per subject and comparison."""
-    headings = ["", "time of", "by that of", "ratio [95 % interval]", "verdict"]
+    headings = ["what is timed", "time of", "by that of", "ratio [95 % interval]", "verdict"]
     table = empty_table("Does it cost anything?", headings)
-    for column in (1, 2, 4):
-        table.columns[column].justify = "left"
+    as_words(table, 1, 2, 4)
     for subject in subjects:
         for over, under in COMPARISONS:
             ratio = subject.ratio(over, under)
-            cells = (HEADINGS[over], HEADINGS[under], ratio.with_interval, verdict(ratio))
+            cells = (heading_of(over), heading_of(under), ratio.with_interval, verdict(ratio))
             table.add_row(subject.name, *cells)
         table.add_section()
     return table

@@ -24,6 +24,7 @@ from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, MODES, PROBABILITIES, UNR
 from .problem import Problem
 from .step import Step
 
+OURS_PREFIX = "powergrad-"
 DEFAULT_ALPHA = 0.3
 """What people get if they say nothing; alpha = 1 does less work."""
 ALPHAS = (DEFAULT_ALPHA, 1.0, 0.25)
@@ -35,7 +36,13 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """An entry of the registry; alpha is None where neither loss nor gradient is computed."""
+    """An entry of the registry.
+
+    Attributes:
+        name: on the command line, in files and in profiles.
+        heading: in tables, plots and the README; a narrow table breaks it after a comma.
+        alpha: None where neither loss nor gradient is computed.
+    """
 
     name: str
     heading: str
@@ -176,13 +183,13 @@ def powergrad(problem: Problem, alpha: float) -> Step:
 def require_cuda(problem: Problem) -> None:
     """Leave out a peer that has kernels for a GPU only."""
     if problem.group.device != "cuda":
-        raise UnavailableError("it runs on a GPU only")
+        raise UnavailableError("only for a GPU")
 
 
 def require_rows(problem: Problem) -> None:
     """Leave out a peer that takes (rows, classes) only."""
     if problem.group.case.inner:
-        raise UnavailableError("it takes logits of two dimensions only")
+        raise UnavailableError("only for logits of two dimensions")
 
 
 def liger(problem: Problem) -> Step:
@@ -223,19 +230,19 @@ def apex(problem: Problem) -> Step:
     return torch_step(problem, loss)
 
 
-COPY = Peer("copy", "copy", copy, MODES, alpha=None)
+COPY = Peer("copy", "copy of the logits", copy, MODES, alpha=None)
 OUT_OF_PLACE = tuple(mode for mode in MODES if mode != IN_PLACE)
 OF_INDICES = (FORWARD, BACKWARD, FRESH, UNREDUCED)
 
 # Those without an in-place backward would do there what they do in a fresh gradient. The one that
 # people would replace is measured there as well, as the yardstick.
 WITHOUT_PGT = (
-    Peer("eager", "eager", eager, MODES),
-    Peer("compile", "compiled", compiled, OUT_OF_PLACE),
+    Peer("eager", "F.cross_entropy", eager, MODES),
+    Peer("compile", "torch.compile", compiled, OUT_OF_PLACE),
     Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES)),
     Peer("liger", "Liger", liger, (FRESH, IN_PLACE)),
     Peer("quack", "quack", quack, (*OF_INDICES, IN_PLACE)),
-    Peer("flash-attention", "flash-attn", flash_attention, (*OF_INDICES, IN_PLACE)),
+    Peer("flash-attention", "flash-attention", flash_attention, (*OF_INDICES, IN_PLACE)),
     Peer("apex", "apex", apex, OF_INDICES),
 )
 
@@ -243,24 +250,36 @@ WITHOUT_PGT = (
 def with_pgt(alpha: float) -> tuple[Peer, ...]:
     """How one can have PGT without us, and our specification."""
     return (
-        Peer("hook", "PGT hook", partial(hook, alpha=alpha), (FRESH,), alpha),
+        Peer("hook", "PGT, hook", partial(hook, alpha=alpha), (FRESH,), alpha),
         Peer(
             "scaled",
-            "PGT scaled",
+            "PGT, scaled",
             partial(scaled, alpha=alpha),
             (BACKWARD, FRESH, UNREDUCED, PROBABILITIES),
             alpha,
         ),
-        Peer("reference", "reference", partial(reference, alpha=alpha), OUT_OF_PLACE, alpha),
+        Peer("reference", "PGT, reference", partial(reference, alpha=alpha), OUT_OF_PLACE, alpha),
     )
 
 
 def ours(alpha: float) -> Peer:
-    return Peer(name_of_ours(alpha), f"α={alpha:g}", partial(powergrad, alpha=alpha), MODES, alpha)
+    name = name_of_ours(alpha)
+    return Peer(name, heading_of(name), partial(powergrad, alpha=alpha), MODES, alpha)
 
 
 def name_of_ours(alpha: float) -> str:
-    return f"powergrad-{alpha:g}"
+    return f"{OURS_PREFIX}{alpha:g}"
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(OURS_PREFIX)
+
+
+def heading_of(name: str) -> str:
+    """What readers see of whom a file calls by that name, also if it is no longer registered."""
+    if is_ours(name):
+        return f"ours, α={name.removeprefix(OURS_PREFIX)}"
+    return next((peer.heading for peer in (COPY, *others()) if peer.name == name), name)
 
 
 def others(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:

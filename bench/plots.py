@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,21 +13,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import machine
 from .cases import FRESH
-from .overhead import COMPARISONS, HEADINGS, Subject
+from .estimates import Estimate
+from .overhead import SHOWN, Subject
+from .peers import heading_of
 from .requirements import DEFAULT
 from .result import Record, Result
-from .sweep import OURS, SWEEPS, Point, peers_of, slope
+from .sweep import OURS, SWEEPS, Point, heading, peers_of, slope
 
 STYLE = Path(__file__).with_name("plot.mplstyle")
 FINE_PRINT = {"fontsize": 7.5, "color": "#6b7480"}
 OUR_COLOUR = "#e0542f"
-LABELS = {
-    OURS: "ours, α = 0.3",
-    "eager": "F.cross_entropy",
-    "compile": "torch.compile",
-    "jax": "jitted JAX",
-    "copy": "copy of the logits",
-}
 COLOURS = {
     OURS: OUR_COLOUR,
     "eager": "#51637a",
@@ -87,7 +83,7 @@ def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
         own = [point for point in points if peer in point.seconds]
         times = [point.median(peer) * 1e3 for point in own]
         x = [point.x if numeric else str(point.x) for point in own]
-        colour, label = COLOURS.get(peer), LABELS.get(peer, peer)
+        colour, label = COLOURS.get(peer), heading(sweep, peer)
         lines += axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
         slopes.append(f"{slope(own, peer):.2f}" if sweep.has_slope and len(own) > 1 else "")
     if numeric:
@@ -102,6 +98,14 @@ def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylabel("milliseconds")
 
 
+def draw_ratios(axes: Axes, ratios: Mapping[str, Estimate], **style: Any) -> None:
+    """A row per name: the median, and its interval as a bar."""
+    medians = [ratio.median for ratio in ratios.values()]
+    below = [ratio.median - ratio.low for ratio in ratios.values()]
+    above = [ratio.high - ratio.median for ratio in ratios.values()]
+    axes.errorbar(medians, list(ratios), xerr=[below, above], fmt="o", **style)
+
+
 @styled
 def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
     """How many times our time the others take, a row per case; the copy as the floor."""
@@ -114,23 +118,13 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
             for r in shown
             if peer in r.seconds
         }
-        axes.errorbar(
-            [ratio.median for ratio in ratios.values()],
-            list(ratios),
-            xerr=[
-                [ratio.median - ratio.low for ratio in ratios.values()],
-                [ratio.high - ratio.median for ratio in ratios.values()],
-            ],
-            fmt="o",
-            color=COLOURS[peer],
-            label=LABELS[peer],
-        )
-    axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=LABELS[OURS])
+        draw_ratios(axes, ratios, color=COLOURS[peer], label=heading_of(peer))
+    axes.axvline(1.0, color=OUR_COLOUR, linewidth=2.0, label=heading_of(DEFAULT))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
-    axes.set_title("Forward + backward, float32: time in units of ours")
+    axes.set_title(f"Forward + backward, float32: time / {heading_of(DEFAULT)}")
     figure.legend(loc="outside right center")
     fine_print(figure, facts)
     return figure
@@ -139,25 +133,14 @@ def draw_speed(results: Sequence[Result], facts: Record) -> Figure:
 @styled
 def draw_overhead(subjects: Sequence[Subject], facts: Record) -> Figure:
     """Each comparison's ratio with its interval; left of the line, PGT is no slower."""
-    over_ordinary, over_one = COMPARISONS[0], COMPARISONS[2]
     figure = Figure(figsize=(9.0, 1.2 + 0.4 * len(subjects)))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (over, under) in zip(panels, (over_ordinary, over_one), strict=True):
-        ratios = [subject.ratio(over, under) for subject in subjects]
-        axes.errorbar(
-            [ratio.median for ratio in ratios],
-            [f"{subject.name}  {subject.logits}" for subject in subjects],
-            xerr=[
-                [ratio.median - ratio.low for ratio in ratios],
-                [ratio.high - ratio.median for ratio in ratios],
-            ],
-            fmt="o",
-            color=OUR_COLOUR,
-            capsize=3,
-        )
+    for axes, (over, under) in zip(panels, SHOWN, strict=True):
+        ratios = {f"{s.name}  {s.logits}": s.ratio(over, under) for s in subjects}
+        draw_ratios(axes, ratios, color=OUR_COLOUR, capsize=3)
         axes.axvline(1.0, color=COLOURS["eager"], linewidth=1.5)
-        axes.set_title(f"{HEADINGS[over]} / {HEADINGS[under]}")
-        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios)))
+        axes.set_title(f"{heading_of(over)} / {heading_of(under)}")
+        axes.set_xlim(0.0, 1.1 * max(1.0, *(ratio.high for ratio in ratios.values())))
     panels[0].invert_yaxis()
     fine_print(figure, facts)
     return figure

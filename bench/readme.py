@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,12 +11,19 @@ from pathlib import Path
 # As `python bench/readme.py`, from a source tree in which nothing needs to be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import packages
+
+if __name__ == "__main__":
+    packages.require("matplotlib")
+
+from rich.text import Text
+
 from bench import overhead, plots, sweep
 from bench.cases import FRESH, IN_PLACE
-from bench.memory import Peak
-from bench.peers import COPY, DEFAULT_ALPHA, name_of_ours, registry
-from bench.report import in_milliseconds
-from bench.requirements import COMPILERS, DEFAULT, LARGE, ORDINARY, judge
+from bench.memory import Peak, peaks_of
+from bench.peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
+from bench.report import median_milliseconds, memory_cells, verdict_cells
+from bench.requirements import ALPHA_ONE, COMPILERS, DEFAULT, LARGE, judge
 from bench.result import Record, Result, machine_of, read, results_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,7 +32,7 @@ RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen4"
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
 FILES = (*SPEED, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
-END = "<!-- So far. -->\n"
+END = "<!-- Up to here written by `python bench/readme.py`. -->\n"
 
 
 def main() -> None:
@@ -39,10 +47,16 @@ def text(folder: Path) -> str:
     speed = [record for name in SPEED for record in read(folder / name)]
     results = results_of(speed)
     sections = (
-        machine_sentence(machine_of(speed), commits_of(folder)),
+        "**Milliseconds of a step of the loss**, forward and backward, the gradient in fresh "
+        "memory; and ratios of such times (medians of interleaved rounds ± half their 95 % "
+        "interval; `ours` is this package):",
         speed_table(results),
+        machine_sentence(machine_of(speed), commits_of(folder)),
         picture("Time of the others as a multiple of ours", folder / "speed.png"),
+        "**The same in place** (`inplace_backward=True`), our gradient written over the logits:",
         in_place_table(results),
+        "**What this project promises, and what it aims at**, each judged by the case that fares "
+        "worst (`?`: a bound lies within the ratio's interval):",
         requirements_table(results),
         "**Does PGT cost anything?** A step of the loss alone, and whole training steps around it "
         "(a ResNet-8 at CIFAR's size, a small transformer with a vocabulary of 50257): the median "
@@ -53,14 +67,8 @@ def text(folder: Path) -> str:
         "the points.",
         picture("Time over rows, classes, α, threads and type", folder / "sweep.png"),
         other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
-        "**Peak memory** besides the logits, in units of their size:",
-        memory_table(
-            [
-                Peak.from_json(record)
-                for record in read(folder / "memory.jsonl")
-                if record["kind"] == "memory"
-            ]
-        ),
+        "**Peak memory** of a step besides the logits, in units of their size:",
+        memory_table(peaks_of(read(folder / "memory.jsonl"))),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
 
@@ -84,131 +92,79 @@ def machine_sentence(facts: Record, commits: str) -> str:
         if name in facts["versions"]
     )
     return (
-        f"Milliseconds of a step of the loss, forward and backward, and how many times our time at "
-        f"`alpha=0.3` the others take (median of interleaved rounds ± half its 95 % interval). "
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"{facts['isa'].upper()}; {versions}; {commits}; the gradient in fresh memory:"
+        f"Measured on {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"{facts['isa'].upper()}; {versions}; {commits}."
     )
 
 
 def speed_table(results: Sequence[Result]) -> str:
-    columns = {
-        "copy": COPY.name,
-        "`F.cross_entropy`": "eager",
-        "`torch.compile`": "compile",
-        "jitted JAX": "jax",
-        "ours, α = 1": ORDINARY,
-        "0.3": DEFAULT,
-        "0.25": name_of_ours(0.25),
-    }
+    peers = (COPY.name, "eager", *COMPILERS, ALPHA_ONE, DEFAULT, name_of_ours(0.25))
     rows = []
     for result in results:
         if result.group.mode != FRESH:
             continue
-        times = [
-            in_milliseconds(result.time(peer).median) if peer in result.seconds else "-"
-            for peer in columns.values()
-        ]
+        times = [median_milliseconds(result.seconds, peer) for peer in peers]
         compiler = result.fastest(COMPILERS)
         ratios = [str(result.ratio(over, DEFAULT)) for over in ("eager", compiler) if over]
-        rows.append([f"{spaced(result)}, {result.group.dtype}", *times, *ratios])
-    return markdown_table(
-        ["logits", *columns, "eager / ours", "best compiler / ours"],
-        rows,
-    )
+        rows.append([f"{result.group.size}, {result.group.dtype}", *times, *ratios])
+    compilers = f"the faster of {' and '.join(map(heading_of, COMPILERS))}"
+    ratios_of = [f"{over} / {heading_of(DEFAULT)}" for over in (heading_of("eager"), compilers)]
+    times_of = [f"{heading_of(peer)}, ms" for peer in peers]
+    return markdown_table(["logits", *times_of, *ratios_of], rows)
 
 
 def in_place_table(results: Sequence[Result]) -> str:
+    pairs = (("eager", DEFAULT), (DEFAULT, COPY.name))
     rows = [
         [
-            f"{spaced(result)}, {result.group.dtype}",
-            in_milliseconds(result.time(DEFAULT).median),
-            str(result.ratio("eager", DEFAULT)),
-            str(result.ratio(DEFAULT, COPY.name)),
+            f"{result.group.size}, {result.group.dtype}",
+            median_milliseconds(result.seconds, DEFAULT),
+            *(str(result.ratio(*pair)) for pair in pairs),
         ]
         for result in results
         if result.group.mode == IN_PLACE and result.group.case.name in LARGE
     ]
-    return "With `inplace_backward=True`:\n\n" + markdown_table(
-        ["logits", "ours, α = 0.3", "eager / ours", "ours / copy"], rows
-    )
+    headings = [f"{heading_of(over)} / {heading_of(under)}" for over, under in pairs]
+    return markdown_table(["logits", f"{heading_of(DEFAULT)}, ms", *headings], rows)
 
 
 def requirements_table(results: Sequence[Result]) -> str:
-    rows = []
-    for verdict in judge(results):
-        requirement = verdict.requirement
-        sign = "≥" if requirement.faster else "≤"
-        aim = "" if requirement.aim is None else f"{sign} {requirement.aim:g}"
-        ratio = "" if verdict.ratio is None else str(verdict.ratio)
-        state = verdict.state + (", within the noise" if verdict.unsure else "")
-        cells = (requirement.text, f"{sign} {requirement.must:g}", aim, ratio, verdict.where, state)
-        rows.append(list(cells))
-    return "What has to hold, what we aim at, and the case that fares worst:\n\n" + markdown_table(
-        ["ratio of times", "must", "aim", "worst", "in", ""], rows
-    )
+    cells = verdict_cells(judge(results))
+    return markdown_table(cells.headings, cells.rows)
 
 
 def overhead_table(subjects: Sequence[overhead.Subject]) -> str:
     rows = []
     for subject in subjects:
-        to_ordinary, to_one = (subject.ratio(*overhead.COMPARISONS[k]) for k in (0, 2))
-        rows.append(
-            [
-                subject.name,
-                subject.logits.replace("x", " x "),
-                to_ordinary.with_interval,
-                plain(overhead.verdict(to_ordinary)),
-                to_one.with_interval,
-                plain(overhead.verdict(to_one)),
-            ]
-        )
-    return markdown_table(
-        ["", "logits", "ours, α = 0.3 / `F.cross_entropy`", "", "α = 0.3 / α = 1", ""], rows
-    )
+        row = [subject.name, subject.logits]
+        for pair in overhead.SHOWN:
+            ratio = subject.ratio(*pair)
+            row += [ratio.with_interval, Text.from_markup(overhead.verdict(ratio)).plain]
+        rows.append(row)
+    headings = ["what is timed", "logits"]
+    for over, under in overhead.SHOWN:
+        headings += [f"{heading_of(over)} / {heading_of(under)}", "verdict"]
+    return markdown_table(headings, rows)
 
 
 def other_ways_sentence(results: Sequence[Result]) -> str:
     """What PGT costs as plain PyTorch."""
     (result,) = (r for r in results if r.group.mode == FRESH and "hook" in r.seconds)
     parts = [
-        f"{words} {result.ratio(peer, DEFAULT).median:.1f} times"
+        f"{result.ratio(peer, DEFAULT).median:.1f} times our time {words} ({heading_of(peer)})"
         for peer, words in (
             ("hook", "as a corrected hook on the gradient"),
-            ("scaled", "as `F.cross_entropy(alpha * z) / alpha` (another loss's value)"),
+            ("scaled", "as `F.cross_entropy(alpha * z) / alpha`, another loss's value"),
             ("reference", "as `powergrad_ext.reference`"),
         )
     ]
-    return f"**PGT in plain PyTorch** takes, at {spaced(result)}: {', '.join(parts)} our time."
+    return f"**PGT in plain PyTorch** takes, at {result.group.size}, {'; '.join(parts)}."
 
 
 def memory_table(peaks: Sequence[Peak]) -> str:
-    known = {
-        (peak.group, peak.peer): f"{peak.of_logits:.2f}" for peak in peaks if peak.bytes is not None
-    }
-    peers = [
-        peer
-        for peer in registry((DEFAULT_ALPHA,))
-        if peer != COPY and any(peer.name == name for _, name in known)
-    ]
-    groups = dict.fromkeys(peak.group for peak in peaks)
-    rows = [
-        [
-            f"{group.size.replace('x', ' x ')}, {group.mode}",
-            *(known.get((group, peer.name), "-") for peer in peers),
-        ]
-        for group in groups
-    ]
-    return markdown_table(["logits, mode", *(peer.heading for peer in peers)], rows)
-
-
-def spaced(result: Result) -> str:
-    return result.group.size.replace("x", " x ")
-
-
-def plain(marked: str) -> str:
-    """A verdict without its colour."""
-    return marked.partition("]")[2].replace("[/]", "")
+    alphas = (DEFAULT_ALPHA,)
+    cells = memory_cells(peaks, (*others(alphas), *map(ours, alphas)))
+    return markdown_table(cells.headings, cells.rows)
 
 
 def picture(title: str, path: Path) -> str:
@@ -216,8 +172,13 @@ def picture(title: str, path: Path) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
+    lines = [map(code, headings), ["---"] * len(headings), *(map(code, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def code(words: str) -> str:
+    """With the names of functions as code."""
+    return re.sub(r"F\.cross_entropy|torch\.compile", r"`\g<0>`", words)
 
 
 def draw(folder: Path) -> None:

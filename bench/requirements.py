@@ -12,36 +12,49 @@ from typing import Any
 
 from .cases import BACKWARD, CASES, DTYPES, FORWARD, FRESH, IN_PLACE, LEAST_TRAFFIC, MODES, Group
 from .estimates import Estimate
-from .peers import DEFAULT_ALPHA, WITHOUT_PGT, name_of_ours
+from .peers import DEFAULT_ALPHA, WITHOUT_PGT, heading_of, name_of_ours
 from .result import Result
 
 DEFAULT = name_of_ours(DEFAULT_ALPHA)
-ORDINARY = name_of_ours(1.0)
+ALPHA_ONE = name_of_ours(1.0)
 LARGE = tuple(case.name for case in CASES.values() if case.classes >= 32000)
 SMALL = ("tiny", "cifar10")
 GPU_FILLING = tuple(case.name for case in CASES.values() if case.gpu_rows)
 HALF = ("bfloat16",)
 FLOAT = ("float32",)
 TRAINING = (FRESH, IN_PLACE)
+ALL_OTHERS = tuple(peer.name for peer in WITHOUT_PGT)
 
 
 @dataclass(frozen=True)
 class Requirement:
     """A bound on the time of the fastest of `over` divided by that of `under`.
 
-    `faster` says whether the ratio has to be at least (a speedup) or at most (an overhead) as much.
+    Attributes:
+        where: what it speaks of, in words.
+        faster: whether the ratio has to be at least (a speedup) or at most (an overhead) as much.
+        promise: what has to hold.
+        aim: what we would like.
     """
 
-    text: str
+    where: str
     over: tuple[str, ...]
     under: str
     faster: bool
-    must: float
+    promise: float
     aim: float | None
     cases: tuple[str, ...] = tuple(CASES)
     dtypes: tuple[str, ...] = tuple(DTYPES)
     modes: tuple[str, ...] = TRAINING
     device: str = "cpu"
+
+    @property
+    def ratio(self) -> str:
+        """Whose time by whose, in words."""
+        over = " and ".join(map(heading_of, self.over))
+        if len(self.over) > 1:
+            over = "the fastest other" if self.over == ALL_OTHERS else f"the faster of {over}"
+        return f"{over} / {heading_of(self.under)}"
 
     def speaks_of(self, group: Group) -> bool:
         return (
@@ -56,32 +69,32 @@ class Requirement:
 
 
 def speedup(
-    text: str,
+    where: str,
     over: tuple[str, ...],
-    must: float,
+    promise: float,
     aim: float | None,
     cases: tuple[str, ...],
     dtypes: tuple[str, ...] = FLOAT,
     mode: str = FRESH,
 ) -> Requirement:
-    return Requirement(text, over, DEFAULT, True, must, aim, cases, dtypes, (mode,))
+    return Requirement(where, over, DEFAULT, True, promise, aim, cases, dtypes, (mode,))
 
 
 def overhead(
-    text: str, over: str, under: str, must: float, aim: float | None, **where: Any
+    where: str, over: str, under: str, promise: float, aim: float | None, **bounds: Any
 ) -> Requirement:
-    return Requirement(text, (over,), under, False, must, aim, **where)
+    return Requirement(where, (over,), under, False, promise, aim, **bounds)
 
 
 EAGER = ("eager",)
 COMPILERS = ("compile", "jax")
 CPU_REQUIREMENTS = (
-    speedup("eager / C ≥ 32000 float32", EAGER, 7.0, 9.0, LARGE),
-    speedup("best compiler / C ≥ 32000 float32", COMPILERS, 2.5, 3.5, LARGE),
-    speedup("eager / C ≥ 32000 bfloat16", EAGER, 5.0, None, LARGE, HALF),
-    speedup("eager / C ≥ 32000 float32 in place", EAGER, 12.0, 15.0, LARGE, mode=IN_PLACE),
+    speedup("C ≥ 32000, float32", EAGER, 7.0, 9.0, LARGE),
+    speedup("C ≥ 32000, float32", COMPILERS, 2.5, 3.5, LARGE),
+    speedup("C ≥ 32000, bfloat16", EAGER, 5.0, None, LARGE, HALF),
+    speedup("C ≥ 32000, float32, in place", EAGER, 12.0, 15.0, LARGE, mode=IN_PLACE),
     overhead(
-        "C ≥ 32000 float32 in place / copy",
+        "C ≥ 32000, float32, in place",
         DEFAULT,
         "copy",
         2.0,
@@ -90,11 +103,11 @@ CPU_REQUIREMENTS = (
         dtypes=FLOAT,
         modes=(IN_PLACE,),
     ),
-    speedup("eager / 4096x1000 float32", EAGER, 4.0, 5.0, ("imagenet-large",)),
-    speedup("best compiler / 4096x1000 float32", COMPILERS, 1.4, 2.0, ("imagenet-large",)),
-    speedup("eager / 8x10 and 128x10", EAGER, 1.0, None, SMALL, tuple(DTYPES)),
-    overhead("α = 0.3 / α = 1", DEFAULT, ORDINARY, 1.35, 1.15),
-    overhead("α = 0.25 / α = 1", name_of_ours(0.25), ORDINARY, 1.12, 1.03),
+    speedup("4096 x 1000, float32", EAGER, 4.0, 5.0, ("imagenet-large",)),
+    speedup("4096 x 1000, float32", COMPILERS, 1.4, 2.0, ("imagenet-large",)),
+    speedup("8 x 10 and 128 x 10", EAGER, 1.0, None, SMALL, tuple(DTYPES)),
+    overhead("every case and type", DEFAULT, ALPHA_ONE, 1.35, 1.15),
+    overhead("every case and type", name_of_ours(0.25), ALPHA_ONE, 1.12, 1.03),
 )
 
 
@@ -104,7 +117,7 @@ def of_copy_bandwidth(mode: str, share: float) -> Requirement:
     A copy moves twice the logits.
     """
     return overhead(
-        f"{mode} / copy: {share:.0%} of its bandwidth",
+        f"{mode}: {share:.0%} of the copy's bandwidth",
         DEFAULT,
         "copy",
         LEAST_TRAFFIC[mode] / 2 / share,
@@ -118,10 +131,10 @@ def of_copy_bandwidth(mode: str, share: float) -> Requirement:
 
 GPU_REQUIREMENTS = (
     *(of_copy_bandwidth(mode, 0.9) for mode in (FORWARD, BACKWARD, FRESH)),
-    overhead("α = 0.3 / α = 1", DEFAULT, ORDINARY, 1.02, None, modes=MODES, device="cuda"),
+    overhead("every case and type", DEFAULT, ALPHA_ONE, 1.02, None, modes=MODES, device="cuda"),
     Requirement(
-        "fastest other / ours",
-        tuple(peer.name for peer in WITHOUT_PGT),
+        "every case and type",
+        ALL_OTHERS,
         DEFAULT,
         True,
         1.0,
@@ -149,23 +162,24 @@ class Verdict:
             return "not measured"
         if requirement.aim is not None and requirement.keeps(ratio.median, requirement.aim):
             return "aim met"
-        return "must met" if requirement.keeps(ratio.median, requirement.must) else "missed"
+        return "promise kept" if requirement.keeps(ratio.median, requirement.promise) else "missed"
 
     @property
-    def where(self) -> str:
+    def worst_case(self) -> str:
         """The group, as far as the requirement's own words leave it open."""
         if self.group is None:
-            return ""
+            return "-"
         requirement, group = self.requirement, self.group
         dtype = group.dtype if len(requirement.dtypes) > 1 else ""
         mode = group.mode if len(requirement.modes) > 1 else ""
-        over = f"({self.over})" if len(requirement.over) > 1 else ""
-        return " ".join(filter(None, (group.case.name, dtype, mode, over)))
+        over = heading_of(self.over) if self.over and len(requirement.over) > 1 else ""
+        words = (f"{group.case.name} {group.size}", dtype, mode, over)
+        return ", ".join(filter(None, words))
 
     @property
     def unsure(self) -> bool:
         """Whether another run of the same kind might find another state."""
-        bounds = (self.requirement.must, self.requirement.aim)
+        bounds = (self.requirement.promise, self.requirement.aim)
         return self.ratio is not None and any(
             bound is not None and self.ratio.low <= bound <= self.ratio.high for bound in bounds
         )

@@ -3,75 +3,66 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TextIO, TypeVar
-
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
 # As `python bench/run.py`, from a source tree in which nothing needs to be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import cases, command_line, machine, memory, report, requirements
+from bench import packages
+
+if __name__ == "__main__":
+    packages.require()
+
+from rich.console import Console
+
+from bench import cases, command_line, memory, report, requirements
 from bench.cases import CASES, DTYPES, MODES, Group
 from bench.explain import command_lines
 from bench.measure import measure
 from bench.peers import ALPHAS, Peer, others, registry
 from bench.profiling import write_profile
-from bench.result import Result, write
-
-Found = TypeVar("Found")
+from bench.recording import recording
+from bench.result import Result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for: measure time or memory, profile, or explain."""
     options = parse(arguments)
-    command_line.use_threads(options.threads)
-    console = command_line.console()
     if options.explain:
+        console = command_line.console()
         console.print(command_lines(options.case[0], options.device), soft_wrap=True, markup=False)
         return
-    facts = machine.describe(options.device)
-    console.print(*machine.lines(facts), sep="\n", soft_wrap=True)
-    with open(options.output or os.devnull, "w") as lines:
-        write(lines, [facts])
+    with recording(options) as record:
         if options.profile:
             for group in groups(options):
-                write_profile(group, peers(options, group.mode), options.profile, console)
+                write_profile(group, peers(options, group.mode), options.profile, record.console)
         elif options.memory:
-            peaks = measure_memory(options, lines, console)
-            console.print(report.memory_table(peaks, registry(options.alpha)))
+            peaks = record.collect(memory_tasks(options))
+            record.console.print(report.memory_table(peaks, registry(options.alpha)))
         else:
-            print_times(measure_times(options, lines, console), options, console)
+            print_times(record.collect(time_tasks(options)), options, record.console)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    names = [peer.name for peer in others()]
+    parser = command_line.parser(__doc__)
     command_line.choose(parser, "--case", tuple(CASES), cases.DEFAULT_CASES, "what to compute")
     command_line.choose(parser, "--dtype", tuple(DTYPES), cases.DEFAULT_DTYPES, "logits' types")
     command_line.choose(parser, "--mode", MODES, cases.DEFAULT_MODES, "which part of a step")
-    command_line.choose(parser, "--peer", names, names, "whom to compare with, besides a copy")
+    command_line.choose_peers(parser, others())
     parser.add_argument(
         "--alpha",
-        nargs="*",
+        nargs="+",
         type=float,
         default=ALPHAS,
         metavar="ALPHA",
         help="exponents for ours; the first also for the others that know PGT",
     )
-    command_line.add_machine_options(parser)
-    parser.add_argument(
-        "--budget", type=float, default=2.0, help="seconds per case, type and mode, more or less"
-    )
-    parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
+    command_line.add_measuring_options(parser, budget=2.0, per="case, type and mode")
     parser.add_argument("--quick", action="store_true", help="a telling subset, in under a minute")
     parser.add_argument("--full", action="store_true", help="all cases")
     parser.add_argument(
@@ -110,47 +101,21 @@ def peers(options: argparse.Namespace, mode: str) -> list[Peer]:
     ]
 
 
-def with_progress(
-    tasks: Sequence[tuple[str, Callable[[], Found]]], console: Console
-) -> Iterator[Found]:
-    """What the tasks return, with a bar that names the one at work."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(SpinnerColumn(), *columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(tasks))
-        for name, task in tasks:
-            progress.update(bar, description=name)
-            yield task()
-            progress.advance(bar)
+def time_tasks(options: argparse.Namespace) -> dict[str, Callable[[], Result]]:
+    """Groups to be timed, by name."""
+    return {
+        str(group): partial(measure, group, peers(options, group.mode), options.budget)
+        for group in groups(options)
+    }
 
 
-def measure_times(options: argparse.Namespace, lines: TextIO, console: Console) -> list[Result]:
-    """Measure group by group, writing each as it comes."""
-
-    def timed(group: Group) -> Result:
-        result = measure(group, peers(options, group.mode), options.budget)
-        write(lines, result.as_json())
-        return result
-
-    tasks = [(str(group), lambda group=group: timed(group)) for group in groups(options)]
-    return list(with_progress(tasks, console))
-
-
-def measure_memory(
-    options: argparse.Namespace, lines: TextIO, console: Console
-) -> list[memory.Peak]:
-    """Measure peer by peer, writing each as it comes."""
-
-    def measured(group: Group, peer: Peer) -> memory.Peak:
-        found = memory.peak(group, peer, options.alpha, options.threads)
-        write(lines, [found.as_json()])
-        return found
-
-    tasks = [
-        (f"{group} {peer.name}", lambda group=group, peer=peer: measured(group, peer))
+def memory_tasks(options: argparse.Namespace) -> dict[str, Callable[[], memory.Peak]]:
+    """Peers whose memory is to be measured, by group and name."""
+    return {
+        f"{group} {peer.name}": partial(memory.peak, group, peer, options.alpha, options.threads)
         for group in groups(options)
         for peer in peers(options, group.mode)
-    ]
-    return list(with_progress(tasks, console))
+    }
 
 
 def print_times(results: list[Result], options: argparse.Namespace, console: Console) -> None:

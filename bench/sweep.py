@@ -10,20 +10,35 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+# As `python bench/sweep.py`, from a source tree in which nothing needs to be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import packages
+
+if __name__ == "__main__":
+    packages.require()
+
 import numpy as np
 import torch
 from rich.table import Table
 
-# As `python bench/sweep.py`, from a source tree in which nothing needs to be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench import command_line, machine
+from bench import command_line
 from bench.cases import DTYPES, FRESH, Case, Group
 from bench.estimates import Samples
 from bench.measure import measure
-from bench.peers import COPY, DEFAULT_ALPHA, WITHOUT_PGT, Peer, name_of_ours, ours
-from bench.report import empty_table, in_milliseconds
-from bench.result import Record, Result, rounded, write
+from bench.peers import (
+    COPY,
+    DEFAULT_ALPHA,
+    WITHOUT_PGT,
+    Peer,
+    heading_of,
+    is_ours,
+    name_of_ours,
+    ours,
+)
+from bench.recording import recording
+from bench.report import empty_table, median_milliseconds
+from bench.result import Record, Result, rounded
 
 VOCABULARY = Case("vocabulary", 256, 32000)
 OURS = "ours"
@@ -134,47 +149,40 @@ SWEEPS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the samples and the plots, print times and slopes."""
     options = parse(arguments)
-    command_line.use_threads(options.threads)
-    console = command_line.console()
-    facts = machine.describe(options.device)
-    console.print(*machine.lines(facts), sep="\n", soft_wrap=True)
-    with open(options.output or os.devnull, "w") as lines:
-        write(lines, [facts])
-        points = []
-        for name, task in tasks(options):
-            with console.status(name):
-                points.append(task())
-            write(lines, points[-1].as_json())
-    for sweep in (SWEEPS[name] for name in options.sweep):
-        console.print(table(sweep, [point for point in points if point.sweep == sweep.name]))
-    if options.plot:
-        from bench.plots import draw_sweeps, save
+    with recording(options) as record:
+        points = record.collect(tasks(options))
+        for sweep in (SWEEPS[name] for name in options.sweep):
+            of_sweep = [point for point in points if point.sweep == sweep.name]
+            record.console.print(table(sweep, of_sweep))
+        if options.plot:
+            from bench.plots import draw_sweeps, save
 
-        console.print(*save(draw_sweeps(points, facts), options.plot), sep="\n", soft_wrap=True)
+            paths = save(draw_sweeps(points, record.facts), options.plot)
+            record.console.print(*paths, sep="\n", soft_wrap=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    names = [peer.name for peer in WITHOUT_PGT]
+    parser = command_line.parser(__doc__)
     command_line.choose(parser, "--sweep", tuple(SWEEPS), tuple(SWEEPS), "what to vary")
-    command_line.choose(parser, "--peer", names, names, "whom to compare with, besides a copy")
-    command_line.add_machine_options(parser)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds per point")
-    parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
+    command_line.choose_peers(parser, WITHOUT_PGT)
+    command_line.add_measuring_options(parser, budget=1.0, per="point")
     parser.add_argument("--plot", type=Path, help="draw there, as .png and .svg")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.plot:
+        packages.require("matplotlib")
+    return options
 
 
-def tasks(options: argparse.Namespace) -> Iterable[tuple[str, Callable[[], Point]]]:
+def tasks(options: argparse.Namespace) -> dict[str, Callable[[], Point]]:
     """All points of the sweeps that are asked for, by a name for each."""
     peers = (COPY, *(peer for peer in WITHOUT_PGT if peer.name in options.peer))
-    for sweep in (SWEEPS[name] for name in options.sweep):
-        for value in sweep.values:
-            measured = partial(sweep.measure, options.device, peers, options.budget)
-            yield f"{sweep.name} {value}", partial(at, sweep, value, measured)
+    measured = (options.device, peers, options.budget)
+    return {
+        f"{sweep.name} {value}": partial(at, sweep, value, partial(sweep.measure, *measured))
+        for sweep in (SWEEPS[name] for name in options.sweep)
+        for value in sweep.values
+    }
 
 
 def at(sweep: Sweep, value: float | str, measured: Callable[..., Result]) -> Point:
@@ -183,10 +191,7 @@ def at(sweep: Sweep, value: float | str, measured: Callable[..., Result]) -> Poi
     return Point(
         sweep.name,
         value,
-        {
-            OURS if peer.startswith(name_of_ours(0.0)[:-1]) else peer: samples
-            for peer, samples in seconds.items()
-        },
+        {OURS if is_ours(peer) else peer: samples for peer, samples in seconds.items()},
     )
 
 
@@ -205,16 +210,22 @@ def slope(points: Sequence[Point], peer: str) -> float:
 def table(sweep: Sweep, points: Sequence[Point]) -> Table:
     """Medians in milliseconds by value, and the slopes below."""
     peers = peers_of(points)
-    grown = empty_table(f"{sweep.label}: milliseconds", [sweep.name, *peers])
+    headings = [heading(sweep, peer) for peer in peers]
+    grown = empty_table(f"{sweep.label}: milliseconds", [sweep.name, *headings])
     for point in points:
-        times = [
-            in_milliseconds(point.median(peer)) if peer in point.seconds else "-" for peer in peers
-        ]
+        times = [median_milliseconds(point.seconds, peer) for peer in peers]
         grown.add_row(f"{point.x:.3g}" if sweep.name == "alpha" else str(point.x), *times)
     if sweep.has_slope and len(points) > 1:
         grown.add_section()
         grown.add_row("slope", *(f"{slope(points, peer):.2f}" for peer in peers))
     return grown
+
+
+def heading(sweep: Sweep, peer: str) -> str:
+    """What readers see of a peer; along the sweep over alpha, ours have none of their own."""
+    if peer != OURS:
+        return heading_of(peer)
+    return "ours" if sweep.name == "alpha" else heading_of(name_of_ours(DEFAULT_ALPHA))
 
 
 def peers_of(points: Iterable[Point]) -> list[str]:

@@ -70,11 +70,11 @@ def language(device: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 WORKLOADS = {
     "cpu": (
-        Workload("ResNet-8", "128x100", cifar),
-        Workload("transformer", "512x50257", language),
+        Workload("ResNet-8", "128 x 100", cifar),
+        Workload("transformer", "512 x 50257", language),
     ),
     "cuda": (
-        Workload("ResNet-50", "256x1000", imagenet),
-        Workload("transformer", "8192x50257", language),
+        Workload("ResNet-50", "256 x 1000", imagenet),
+        Workload("transformer", "8192 x 50257", language),
     ),
 }

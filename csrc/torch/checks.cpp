@@ -44,10 +44,13 @@ void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* o
 
 void check_index_target(const at::Tensor& input, const at::Tensor& target) {
   const auto dtype = target.scalar_type();
+  TORCH_CHECK(!at::isFloatingType(dtype), "expected scalar type Long but found ", dtype,
+              ": cross_entropy(): argument 'target' holds class indices (int64 or int32) unless it",
+              " has the shape of 'input', ", input.sym_sizes(), ", got shape ", target.sym_sizes());
   TORCH_CHECK(dtype == at::kLong || dtype == at::kInt, "expected scalar type Long but found ",
-              dtype, " (cross_entropy(): argument 'target' must hold int64 or int32 class indices",
-              " of the shape of 'input' without its class dimension, or probabilities of the",
-              " shape of 'input': ", input.sym_sizes(), ")");
+              dtype,
+              ": cross_entropy(): class indices in argument 'target' must be int64 or int32;",
+              " convert them with target.long()");
   if (input.dim() == 1) {
     TORCH_CHECK(target.dim() == 0, "size mismatch (got input: ", input.sym_sizes(),
                 ", target: ", target.sym_sizes(), ")");

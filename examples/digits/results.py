@@ -51,6 +51,12 @@ class Results:
         """Percent of a training step spent in the loss, forward and backward: the median step."""
         return self._compare(loss_share, higher_is_better=False)
 
+    @property
+    def step_seconds(self) -> float:
+        """Of the median training step, whichever the loss."""
+        runs = (*self.cross_entropy_runs, *self.power_gradient_runs)
+        return float(np.median([run.step_seconds for run in runs]))
+
     def _compare(self, quantity: Callable[[Run], float], *, higher_is_better: bool) -> Comparison:
         return compare(
             [quantity(run) for run in self.cross_entropy_runs],

@@ -15,8 +15,12 @@ from .training import BATCH_SIZE
 
 @dataclass(frozen=True)
 class Size:
-    """Logits of (rows, classes), timed in alternating rounds of so many calls each."""
+    """Logits of (rows, classes), timed in alternating rounds of so many calls each.
 
+    owner says what has logits of that size.
+    """
+
+    owner: str
     rows: int
     classes: int
     rounds: int
@@ -24,8 +28,8 @@ class Size:
 
 
 SIZES = (
-    Size(BATCH_SIZE, 10, rounds=21, calls=100),
-    Size(1024, 32000, rounds=9, calls=1),
+    Size("this network", BATCH_SIZE, 10, rounds=21, calls=100),
+    Size("language model", 1024, 32000, rounds=9, calls=1),
 )
 
 

@@ -43,5 +43,6 @@ def test_noise_does_not_count_and_a_change_does(
     printed = capsys.readouterr().out
     assert "Different cpu: one, then another" in printed
     assert "load" not in printed
+    assert "F.cross_entropy" in printed
     assert "slower" in printed
     assert "1 of 2 times changed beyond noise" in printed

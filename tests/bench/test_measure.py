@@ -33,7 +33,7 @@ def test_missing_package_leaves_out_its_peer_only(monkeypatch: pytest.MonkeyPatc
 def test_peer_that_needs_a_gpu_says_so(name: str) -> None:
     peer = next(peer for peer in WITHOUT_PGT if peer.name == name)
     result = measure(TINY, [peer], budget=0.0)
-    assert result.skipped == {name: "it runs on a GPU only"}
+    assert result.skipped == {name: "only for a GPU"}
 
 
 def test_wrong_peer_is_not_timed() -> None:

@@ -41,7 +41,7 @@ def test_report_has_a_verdict_for_every_case(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny = Workload("transformer", "12x11", tiny_workload)
+    tiny = Workload("transformer", "12 x 11", tiny_workload)
     monkeypatch.setattr(overhead, "WORKLOADS", {"cpu": (tiny,)})
     lines = tmp_path / "overhead.jsonl"
     overhead.main(["--case", "tiny", "--budget", "0", "--output", str(lines)])
@@ -49,8 +49,8 @@ def test_report_has_a_verdict_for_every_case(
     for name in ("loss, tiny", "step, transformer"):
         assert printed.count(name) == 1 + len(overhead.COMPARISONS)
     subjects = overhead.subjects_of(read(lines))
-    assert [subject.logits for subject in subjects] == ["8x10", "12x11"]
-    assert set(subjects[0].seconds) == set(overhead.HEADINGS)
+    assert [subject.logits for subject in subjects] == ["8 x 10", "12 x 11"]
+    assert set(subjects[0].seconds) == set(overhead.LOSSES)
 
 
 def test_training_step_trains_with_its_loss() -> None:
@@ -60,7 +60,7 @@ def test_training_step_trains_with_its_loss() -> None:
         used.append(logits.shape)
         return F.cross_entropy(logits, target)
 
-    steps = training_steps(Workload("tiny", "12x11", tiny_workload), "cpu", {"a": loss})
+    steps = training_steps(Workload("tiny", "12 x 11", tiny_workload), "cpu", {"a": loss})
     losses = [float(steps["a"].run().detach()) for _ in range(200)]
     assert losses[-1] < losses[0]
     assert set(used) == {(12, 11)}

@@ -6,9 +6,6 @@
 #include <cstdint>
 #include <cstring>
 
-// A 64-byte vector passed by value without AVX-512 has no settled ABI: compilers warn of it, though
-// here none leaves its file.
-#pragma GCC diagnostic ignored "-Wpsabi"
 #define POWERGRAD_INLINE inline __attribute__((always_inline))
 
 #define SIMDE_ENABLE_NATIVE_ALIASES

@@ -36,7 +36,7 @@ def finished(folder: Path) -> tuple[Results, str]:
     """Results and printed text of the whole demo, at one epoch and a small loss to time."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(demo, "SIZES", (Size(rows=8, classes=10, rounds=3, calls=2),))
+        patch.setattr(demo, "SIZES", (Size("the test", rows=8, classes=10, rounds=3, calls=2),))
         patch.setenv("COLUMNS", "80")
         results = demo.main(["--seeds", str(SEEDS), "--epochs", "1", "--output", str(folder)])
     return results, printed.getvalue()
@@ -91,6 +91,15 @@ def test_steps_are_timed_from_end_to_end(finished: tuple[Results, str]) -> None:
         assert len(run.loss_seconds) == len(run.step_seconds) == 1257 // 64
         pairs = zip(run.loss_seconds, run.step_seconds, strict=True)
         assert all(0 < loss < whole for loss, whole in pairs)
+
+
+def test_what_the_loss_costs_is_told_in_units_of_a_step(finished: tuple[Results, str]) -> None:
+    results, printed = finished
+    told = " ".join(printed.replace("•", " ").split())
+    assert f"Of a training step of {results.step_seconds * 1e3:.1f} ms here, the loss takes" in told
+    assert "the test, 8 x 10" in told
+    table, _, _ = printed.partition("Not a training step but its loss alone")
+    assert "loss, %" not in table
 
 
 def test_machine_versions_and_limits_are_printed(finished: tuple[Results, str]) -> None:

@@ -95,9 +95,18 @@ INVALID = {
         (RuntimeError, ValueError),
         "target",
     ),
-    "float index": ({"target": torch.zeros(3)}, TYPE_ERRORS, "target.*int64.*|.*Long.*Float"),
+    "float index": (
+        {"target": torch.zeros(3)},
+        TYPE_ERRORS,
+        r"Long.*Float.*'target'.*int64.*shape of 'input', \[3, 5\], got shape \[3\]",
+    ),
     "bool target": ({"target": torch.zeros(3).bool()}, TYPE_ERRORS, "Long.*Bool"),
     "int16 target": ({"target": torch.zeros(3).short()}, TYPE_ERRORS, "Long.*Short"),
+    "uint8 target": (
+        {"target": torch.zeros(3).byte()},
+        TYPE_ERRORS,
+        r"Long but found Byte.*'target' must be int64 or int32.*target\.long\(\)",
+    ),
     "integer probabilities": (
         {"target": torch.ones(3, CLASSES).long()},
         TYPE_ERRORS,
