@@ -206,8 +206,8 @@ struct CrossEntropyRow {
       state.distance += target.point_mass * (state.maximum - z);
     }
     // Both terms are >= 0, so nothing cancels.
-    loss = static_cast<Scalar>(state.distance +
-                               state.mass * std::log1p(static_cast<Scalar>(state.rest)));
+    loss =
+        static_cast<Scalar>(state.distance + state.mass * log1p(static_cast<Scalar>(state.rest)));
     write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
   }
 

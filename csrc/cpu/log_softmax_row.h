@@ -45,7 +45,7 @@ struct LogSoftmaxRow {
     Storage* out = static_cast<Storage*>(p.output) + row_offset(p.shape, p.output_strides, row);
     // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
     const V maximum = V::broadcast(static_cast<Scalar>(workspace.row.maximum));
-    const V log_sum = V::broadcast(std::log1p(static_cast<Scalar>(workspace.row.rest)));
+    const V log_sum = V::broadcast(log1p(static_cast<Scalar>(workspace.row.rest)));
     const int64_t last = std::min(end * kChunk, p.shape.classes);
     const int64_t first = begin * kChunk;
     for_each_vector<V>(last - first, [&](int64_t column, int lanes) {

@@ -15,8 +15,9 @@
 namespace powergrad {
 namespace {
 
-// Elements that are worth a thread.
-constexpr int64_t kGrain = 16384;
+// Elements of whole rows that are worth a thread, and chunks of one row, which have to meet.
+constexpr int64_t kGrain = 4096;
+constexpr int64_t kChunkGrain = 8;
 // Rows of half-precision logits keep their exponentials in a float32 row of scratch, one a thread.
 // Computing them again instead was 1.2 to 1.5 times slower at every size measured, from 1000 to
 // 524288 classes, though the scratch of the longest rows is past the L2 cache; the limit only
@@ -59,9 +60,8 @@ template <class Params>
 void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
   OwnedWorkspace workspace(p.shape, scratch_bytes(p));
   const int64_t chunks = chunk_count(p.shape);
-  const int64_t grain = std::max<int64_t>(1, kGrain / kChunk);
   const auto each_chunk = [&](auto phase, int64_t row) {
-    at::parallel_for(0, chunks, grain,
+    at::parallel_for(0, chunks, kChunkGrain,
                      [&](int64_t begin, int64_t end) { phase(p, row, begin, end, workspace); });
   };
   for (int64_t row = 0; row < p.shape.rows(); ++row) {
@@ -76,7 +76,8 @@ void run(const Params& p, c10::Device) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return;
   const KernelTable& table = active_instruction_set().tables[static_cast<int>(p.dtype)];
   const bool contiguous_rows = p.logits_strides.classes == 1;
-  if (contiguous_rows && p.shape.rows() < at::get_num_threads() && p.shape.classes >= 2 * kGrain) {
+  const bool long_rows = chunk_count(p.shape) >= 2 * kChunkGrain;
+  if (contiguous_rows && long_rows && p.shape.rows() < at::get_num_threads()) {
     run_chunks_in_parallel(table.*kernel, p);
   } else {
     run_rows_in_parallel(table.*kernel, p);
