@@ -58,7 +58,8 @@ struct Kernels {
       return;
     }
     const int64_t chunks = chunk_count(p.shape);
-    for (int64_t row = begin; row < end; ++row) {
+    // The last rows first: forward has left them in the cache.
+    for (int64_t row = end; row-- > begin;) {
       kReduce(p, row, 0, chunks, workspace);
       kMerge(p, row, workspace);
       kMap(p, row, 0, chunks, workspace);

@@ -96,25 +96,39 @@ struct ExponentialSums {
     plain.add(e.plain);
     powered.add(e.powered);
   }
-  void close_run() {
-    plain.close_run();
-    powered.close_run();
-  }
   void add_only(typename V::Mask mask, const Exponentials<V>& e) {
     const V zero = V::broadcast(0);
     add({select(mask, e.plain, zero), select(mask, e.powered, zero)});
   }
-  void add_columns(const Storage* z, int64_t begin, int64_t end) {
+
+  // All columns but one. Only the run that has it looks for it, so no loop ends at an odd place.
+  void add_all_but(int64_t left_out, const Storage* z, int64_t count) {
     constexpr int64_t kRun = LongSum<V>::kRun * V::kWidth;
-    int64_t column = begin;
-    while (column + V::kWidth <= end) {
-      const int64_t run_end = std::min(column + kRun, end);
-      for (; column + V::kWidth <= run_end; column += V::kWidth) add(at(z, column, V::kWidth));
-      close_run();
+    for (int64_t begin = 0; begin < count; begin += kRun) {
+      const int64_t end = std::min(begin + kRun, count);
+      if (begin <= left_out && left_out < end) {
+        add_run_without(left_out, z, begin, end);
+      } else {
+        add_run(z, begin, end);
+      }
+      plain.close_run();
+      powered.close_run();
     }
+  }
+  void add_run(const Storage* z, int64_t begin, int64_t end) {
+    int64_t column = begin;
+    for (; column + V::kWidth <= end; column += V::kWidth) add(at(z, column, V::kWidth));
     if (column == end) return;
     const int lanes = static_cast<int>(end - column);
     add_only(V::first_lanes(lanes), at(z, column, lanes));
+  }
+  void add_run_without(int64_t left_out, const Storage* z, int64_t begin, int64_t end) {
+    for_each_vector<V>(end - begin, [&](int64_t offset, int lanes) {
+      const int64_t lane = left_out - (begin + offset);
+      const bool here = 0 <= lane && lane < lanes;
+      add_only(here ? V::other_lanes(lanes, static_cast<int>(lane)) : V::first_lanes(lanes),
+               at(z, begin + offset, lanes));
+    });
   }
 };
 
@@ -131,17 +145,9 @@ void sum_exponentials(double alpha, const Storage* z, int64_t count,
   const Scalar reference = masked_out ? Scalar(0) : largest.value;
   ExponentialSums<Evaluate, Storage> sums{evaluate, V::broadcast(reference), kept,
                                           LongSum<V>::start(), LongSum<V>::start()};
-  const int64_t at = masked_out ? count : largest.column;
-  const int64_t before = at == count ? count : at - at % V::kWidth;
-  sums.add_columns(z, 0, before);
-  if (before < count) {
-    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, count - before));
-    sums.add_only(V::other_lanes(lanes, static_cast<int>(at - before)), sums.at(z, before, lanes));
-    sums.add_columns(z, before + lanes, count);
-  }
+  sums.add_all_but(masked_out ? count : largest.column, z, count);
   // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
   const Scalar poison = reference - reference;
-  sums.close_run();
   state.rest = sum_of_lanes(sums.plain.total) + poison;
   state.alpha_rest = sum_of_lanes(sums.powered.total) + poison;
 }
