@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "powergrad.h"
 
@@ -94,7 +95,10 @@ struct SoftmaxRow {
     return powered * inverse * mass - mass_j;
   }
   POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
-    return minus_mass_from(std::exp(static_cast<Scalar>(alpha) * (z - maximum)), z, mass_j);
+    // Bounded, as an infinite alpha would make NaN of the maximum's 0.
+    constexpr double kLargest = std::numeric_limits<Scalar>::max();
+    const auto bounded = static_cast<Scalar>(alpha > kLargest ? kLargest : alpha);
+    return minus_mass_from(std::exp(bounded * (z - maximum)), z, mass_j);
   }
 };
 

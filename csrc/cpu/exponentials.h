@@ -9,10 +9,6 @@ inline constexpr double kLog2E = 1.4426950408889634074;
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr long double kLongLn2 = 0.693147180559945309417232L;
 
-// The constants that come with an instruction set's vectors, for these and for blocks of them.
-template <class V>
-using Constants = Vector<typename V::Scalar>;
-
 template <class V, std::size_t kTerms>
 V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
   V result = V::broadcast(coefficients[kTerms - 1]);
@@ -26,14 +22,23 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
 // rounds to the nearest and leaves its number in the low bits, where power_of_two finds it.
 template <class V>
 V step_origin() {
-  return V::broadcast(Constants<V>::kStepOrigin);
+  return V::broadcast(V::kStepOrigin);
 }
 
-// 2^x for x = step + f with |f| <= 1 / (2 kSteps); shifted is step_origin + step.
+// 2^(step + f) for |f| <= 1 / (2 kSteps); shifted is step_origin + step. NaN for a NaN, since f is
+// one then, whatever the low bits of shifted are.
 template <class V>
 V exp2_from_step(V shifted, V f) {
   const V power = power_of_two(shifted);
-  return multiply_add(power * f, polynomial(f, Constants<V>::kExp2Slope), power);
+  return multiply_add(power * f, polynomial(f, V::kExp2Slope), power);
+}
+
+// What an exponent is multiplied by: far beyond what any sensible alpha asks for, but so bounded
+// that neither it nor the exponent at which powers end is infinite.
+template <class V>
+double exponent_scale(double factor) {
+  constexpr double kLargest = std::numeric_limits<typename V::Scalar>::max();
+  return std::clamp(factor * kLog2E, V::kTiny, kLargest);
 }
 
 // exp(factor (z - reference)) for z <= reference: 0 for -infinity, NaN for NaN.
@@ -41,10 +46,9 @@ template <class V>
 class Exponential {
  public:
   explicit Exponential(double factor) {
-    // Far below what any sensible alpha asks for, so that `lowest_` stays finite.
-    const double scale = std::max(factor * kLog2E, Constants<V>::kTiny);
+    const double scale = exponent_scale<V>(factor);
     scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
-    lowest_ = V::broadcast(static_cast<typename V::Scalar>(Constants<V>::kUnderflow / scale));
+    lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
   }
   V operator()(V z, V reference) const {
     const V t = maximum(lowest_, z - reference);  // in this order: keeps NaN
@@ -66,15 +70,15 @@ template <class V>
 class ExactExponential {
  public:
   explicit ExactExponential(long double factor) {
-    const double scale = std::max(static_cast<double>(factor) * kLog2E, Constants<V>::kTiny);
-    // A power of two in units of t. Its upper part has so few digits that any step times it is
-    // exact.
+    const double scale = exponent_scale<V>(static_cast<double>(factor));
+    // What doubles a power, in units of t. Its upper part has so few digits that any step times it
+    // is exact.
     const long double octave =
-        std::min(kLongLn2 / factor, static_cast<long double>(1.0 / Constants<V>::kTiny));
-    const long double unit = std::ldexp(1.0L, std::ilogb(octave) - Constants<V>::kOctaveDigits);
+        std::min(kLongLn2 / factor, static_cast<long double>(1.0 / V::kTiny));
+    const long double unit = std::ldexp(1.0L, std::ilogb(octave) - V::kOctaveDigits);
     const long double upper = std::nearbyint(octave / unit) * unit;
     scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
-    lowest_ = V::broadcast(static_cast<typename V::Scalar>(Constants<V>::kUnderflow / scale));
+    lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
     upper_ = V::broadcast(static_cast<typename V::Scalar>(-upper));
     lower_ = V::broadcast(static_cast<typename V::Scalar>(upper - octave));
   }
@@ -128,8 +132,7 @@ inline Vector<double> log1p(Vector<double> r) {
   return Vector<double>::load(lanes);
 }
 
-// Of one row: the library's takes branches, and longer than everything else of a row of ten
-// classes.
+// For one row: the library's function takes longer than all other work on a row of ten classes.
 inline float log1p(float r) {
   float lanes[Vector<float>::kWidth];
   log1p(Vector<float>::broadcast(r)).store(lanes);

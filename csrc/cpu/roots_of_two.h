@@ -1,5 +1,5 @@
-// 2^(j / 32) as the bits of a float, less what a vector's power_of_two adds for the number j of its
-// step: j << 18.
+// 2^(j / 32) as the bits of a float, less j << 18: power_of_two adds the number of its step, of
+// which j is the low bits, shifted to the exponent.
 #pragma once
 
 #include <cstdint>

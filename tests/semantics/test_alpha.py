@@ -62,6 +62,32 @@ def test_refused(alpha, call):
         call(torch.randn(2, 5, requires_grad=True), alpha)
 
 
+@pytest.mark.parametrize("alpha", [1e38, 3e38, 1e300], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_so_large_that_only_the_largest_logits_are_left(dtype, alpha, device):
+    """They share all of p', however many bits of the type's range alpha takes."""
+    z = torch.tensor([[0.0, 4.0, 4.0, -1.0, -torch.inf]] * 2, dtype=dtype, device=device)
+    logits = z.requires_grad_()
+    target = torch.tensor([1, 3], device=device)
+    loss = pg.cross_entropy(logits, target, alpha=alpha, reduction="none")
+    (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+    assert gradient.tolist() == [[0.0, -0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, -1.0, 0.0]]
+    upstream = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]] * 2, dtype=dtype, device=device)
+    output = pg.log_softmax(logits, alpha=alpha)
+    (gradient,) = torch.autograd.grad(output, logits, upstream)
+    assert gradient.tolist() == [[1.0, -0.5, -0.5, 0.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize("alpha", [1e-40, 1e-300], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_so_small_that_all_unmasked_classes_are_alike(dtype, alpha, device):
+    z = torch.tensor([[0.0, 4.0, 2.0, -1.0, -torch.inf]], dtype=dtype, device=device)
+    logits = z.requires_grad_()
+    loss = pg.cross_entropy(logits, torch.tensor([1], device=device), alpha=alpha)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.tolist() == [[0.25, -0.75, 0.25, 0.25, 0.0]]
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_no_gradient_is_defined_for_alpha(call):
     with pytest.raises(RuntimeError, match="alpha"):
