@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 # No instruction set is named: each kernel file opens its own target region, so one set of flags
 # gives a module for any CPU. No C++ standard either: torch passes the one its headers need.
-# No product is fused with a sum but where the source says so: the compiler would do it in one copy of
-# a loop and not in another, and a row's bits would depend on which of them it falls to.
+# No product is fused with a sum but where the source says so: the compiler would do it in one copy
+# of a loop and not in another, and a row's bits would depend on which of them it falls to.
 CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fvisibility=hidden", "-ffp-contract=off"]
 # No fast maths, which the promised accuracy has no room for. Lines, for profilers and sanitizers.
 # The threads take an architecture each.
