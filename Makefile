@@ -62,7 +62,7 @@ bench-results: $(VENV)/.bench ## measure the README's figures anew and write the
 	python bench/readme.py
 
 COMPILERS = --peer eager compile jax
-ALL_MODES = forward backward forward+backward in-place none probabilities
+ALL_MODES = forward backward forward+backward in-place none probabilities log-softmax
 MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 
 gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benchmark (PART=one)

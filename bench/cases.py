@@ -62,14 +62,28 @@ UNREDUCED = "none"
 """Forward and backward with reduction="none" and another upstream gradient for every row."""
 PROBABILITIES = "probabilities"
 """Forward and backward with a probability for every class as the target."""
+LOG_SOFTMAX = "log-softmax"
+"""Forward and backward of log-softmax over the classes instead of a loss, with another upstream
+gradient for every log-probability."""
 
-LEAST_TRAFFIC = {FORWARD: 1, BACKWARD: 2, FRESH: 2, IN_PLACE: 3, UNREDUCED: 3, PROBABILITIES: 3}
+LEAST_TRAFFIC = {
+    FORWARD: 1,
+    BACKWARD: 2,
+    FRESH: 2,
+    IN_PLACE: 3,
+    UNREDUCED: 3,
+    PROBABILITIES: 3,
+    LOG_SOFTMAX: 5,
+}
 """What a mode has to move through memory, in units of the logits' size.
 
 A step reads logits (and probabilities) once and writes a gradient once. Where forward must not
-write the gradient yet, backward reads the logits again.
+write the gradient yet, backward reads the logits again. Log-softmax also writes its output in
+forward, and backward reads as large an upstream gradient: for PGT 2 and then 3, the logits once
+more among them (the ordinary one can read its output instead, which is as large).
 """
 MODES = tuple(LEAST_TRAFFIC)
+OF_A_LOSS = tuple(mode for mode in MODES if mode != LOG_SOFTMAX)
 DEFAULT_MODES = (FRESH, IN_PLACE)
 
 

@@ -11,7 +11,7 @@ from .problem import Problem
 
 # As wrong as F.cross_entropy itself gets: with half-precision logits it rounds log p to their type
 # before it takes the exponential, and past 16 bfloat16 has steps of 1/8. Of a class's own part of
-# the gradient, g (p' + q): where p' - q cancels, no more than that can be asked for.
+# the gradient, |g| + p' sum|g|: where g - p' sum(g) cancels, no more than that can be asked for.
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-3,
@@ -66,23 +66,29 @@ class ResultCheck:
 
 
 def expected_gradient(problem: Problem, alpha: float) -> tuple[Tensor, Tensor]:
-    """By its definition, upstream * (p' - q), and the unit of its error, upstream * (p' + q).
+    """By its definition, g - p' sum(g), and the unit of its error, |g| + p' sum|g|.
 
     Returns:
         Both in the shape of the logits, float64 for float64 logits, else float32.
     """
-    logits = widened(problem.pristine)
-    transformed = (alpha * logits).softmax(dim=1)
+    transformed = (alpha * widened(problem.pristine)).softmax(dim=1)
+    g = gradient_of_log_probabilities(problem)
+    smallest = torch.finfo(problem.pristine.dtype).smallest_normal
+    unit = (g.abs() + transformed * g.abs().sum(dim=1, keepdim=True)).clamp_(min=smallest)
+    return g - transformed * g.sum(dim=1, keepdim=True), unit
+
+
+def gradient_of_log_probabilities(problem: Problem) -> Tensor:
+    """What a log-softmax is given in backward: the upstream itself, for a loss -upstream * q."""
+    upstream, logits = problem.upstream, widened(problem.pristine)
+    if upstream is not None and upstream.shape == logits.shape:
+        return upstream.to(logits)
     if problem.target.is_floating_point():
         target = problem.target.to(logits)
-        transformed *= target.sum(dim=1, keepdim=True)
     else:
         target = torch.zeros_like(logits).scatter_(1, problem.target.unsqueeze(1), 1.0)
     rows = logits[:, :1].numel()
-    upstream = 1.0 / rows if problem.upstream is None else problem.upstream.unsqueeze(1)
-    smallest = torch.finfo(problem.pristine.dtype).smallest_normal
-    unit = ((transformed + target) * upstream).clamp_(min=smallest)
-    return (transformed - target) * upstream, unit
+    return target * (-1.0 / rows if upstream is None else -upstream.unsqueeze(1))
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -20,7 +20,17 @@ from torch.utils.dlpack import from_dlpack
 
 import powergrad_ext as pg
 
-from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, MODES, PROBABILITIES, UNREDUCED
+from .cases import (
+    BACKWARD,
+    FORWARD,
+    FRESH,
+    IN_PLACE,
+    LOG_SOFTMAX,
+    MODES,
+    OF_A_LOSS,
+    PROBABILITIES,
+    UNREDUCED,
+)
 from .problem import Problem
 from .step import Step
 
@@ -56,8 +66,13 @@ def import_untyped(name: str) -> Any:
     return importlib.import_module(name)
 
 
+def function_of(module: Any, problem: Problem) -> Callable[..., Tensor]:
+    """What the mode is about, as it is called in torch's, our and the reference's module alike."""
+    return module.log_softmax if problem.group.mode == LOG_SOFTMAX else module.cross_entropy
+
+
 def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
-    """A step of any loss that torch differentiates, called as F.cross_entropy is.
+    """A step of any loss that torch differentiates, called as torch's function of the mode is.
 
     The gradient is asked for, not accumulated: nothing but the loss is timed.
     """
@@ -68,7 +83,7 @@ def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
 
     def run() -> Tensor:
         logits = problem.logits
-        value = loss(logits, problem.target, **problem.options)
+        value = loss(logits, *problem.arguments, **problem.options)
         (gradient,) = torch.autograd.grad(value, logits, problem.upstream)
         return gradient
 
@@ -98,25 +113,42 @@ def copy(problem: Problem) -> Step:
 
 
 def eager(problem: Problem) -> Step:
-    return torch_step(problem, F.cross_entropy)
+    return torch_step(problem, function_of(F, problem))
 
 
 def compiled(problem: Problem) -> Step:
     torch.compiler.reset()  # a new shape would otherwise count as a recompilation
     # Backward may then run twice, which only mode backward asks for.
     torch._functorch.config.donated_buffer = problem.group.mode != BACKWARD
-    return torch_step(problem, torch.compile(F.cross_entropy, fullgraph=True, dynamic=False))
+    function = function_of(F, problem)
+    return torch_step(problem, torch.compile(function, fullgraph=True, dynamic=False))
 
 
 def jitted_jax(problem: Problem) -> Step:
     group = problem.group
     if group.dtype == "float64":
         raise UnavailableError("float64 is off in JAX by default")
-    jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
+    jax, jnp = map(import_untyped, ("jax", "jax.numpy"))
     if group.device == "cuda" and jax.default_backend() != "gpu":
         raise UnavailableError("this JAX has no GPU")
+    function, argument = (jax_log_softmax if group.mode == LOG_SOFTMAX else jax_loss)(problem)
+    step, logits = jax.jit(function), jnp.from_dlpack(problem.pristine)
+    return Step(
+        run=lambda: jax.block_until_ready(step(logits, argument)),
+        prepare=lambda: jax.block_until_ready(jnp.copy(logits)),
+        as_tensor=lambda result: from_dlpack(jax.tree.leaves(result)[-1]),
+        has_own_stream=True,
+    )
+
+
+def jax_loss(problem: Problem) -> tuple[Callable[..., Any], Any]:
+    """A function of logits and target, and the target.
+
+    It gives the gradient, in mode forward the loss.
+    """
+    group = problem.group
+    jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
     target_is_index = group.mode != PROBABILITIES
-    logits = jnp.from_dlpack(problem.pristine)
     target = jnp.from_dlpack(problem.target.int() if target_is_index else problem.target)
     upstream = None if problem.upstream is None else jnp.from_dlpack(problem.upstream)
 
@@ -129,13 +161,22 @@ def jitted_jax(problem: Problem) -> Step:
             losses = optax.softmax_cross_entropy(logits, target, axis=1)
         return losses.mean() if upstream is None else (losses * upstream).sum()
 
-    step = jax.jit(loss if group.mode == FORWARD else jax.grad(loss))
-    return Step(
-        run=lambda: jax.block_until_ready(step(logits, target)),
-        prepare=lambda: jax.block_until_ready(jnp.copy(logits)),
-        as_tensor=from_dlpack,
-        has_own_stream=True,
-    )
+    return (loss if group.mode == FORWARD else jax.grad(loss)), target
+
+
+def jax_log_softmax(problem: Problem) -> tuple[Callable[..., Any], Any]:
+    """A function of logits and upstream gradient, and the latter.
+
+    It gives log-probabilities, which XLA would not compute if they were not asked for, and then the
+    gradient.
+    """
+    jax, jnp = map(import_untyped, ("jax", "jax.numpy"))
+
+    def both(logits: Any, upstream: Any) -> Any:
+        output, pull_back = jax.vjp(partial(jax.nn.log_softmax, axis=1), logits)
+        return output, *pull_back(upstream)
+
+    return both, jnp.from_dlpack(problem.upstream)
 
 
 def hook(problem: Problem, alpha: float) -> Step:
@@ -172,12 +213,12 @@ def scaled(problem: Problem, alpha: float) -> Step:
 
 
 def reference(problem: Problem, alpha: float) -> Step:
-    return torch_step(problem, partial(pg.reference.cross_entropy, alpha=alpha))
+    return torch_step(problem, partial(function_of(pg.reference, problem), alpha=alpha))
 
 
 def powergrad(problem: Problem, alpha: float) -> Step:
-    in_place = problem.group.mode == IN_PLACE
-    return torch_step(problem, partial(pg.cross_entropy, alpha=alpha, inplace_backward=in_place))
+    options = {"inplace_backward": True} if problem.group.mode == IN_PLACE else {}
+    return torch_step(problem, partial(function_of(pg, problem), alpha=alpha, **options))
 
 
 def require_cuda(problem: Problem) -> None:
@@ -237,9 +278,10 @@ OF_INDICES = (FORWARD, BACKWARD, FRESH, UNREDUCED)
 # Those without an in-place backward would do there what they do in a fresh gradient. The one that
 # people would replace is measured there as well, as the yardstick.
 WITHOUT_PGT = (
-    Peer("eager", "F.cross_entropy", eager, MODES),
+    Peer("eager", "F.cross_entropy", eager, OF_A_LOSS),
+    Peer("eager-log-softmax", "F.log_softmax", eager, (LOG_SOFTMAX,)),
     Peer("compile", "torch.compile", compiled, OUT_OF_PLACE),
-    Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES)),
+    Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES, LOG_SOFTMAX)),
     Peer("liger", "Liger", liger, (FRESH, IN_PLACE)),
     Peer("quack", "quack", quack, (*OF_INDICES, IN_PLACE)),
     Peer("flash-attention", "flash-attention", flash_attention, (*OF_INDICES, IN_PLACE)),

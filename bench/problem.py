@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import DTYPES, PROBABILITIES, UNREDUCED, Group
+from .cases import DTYPES, LOG_SOFTMAX, PROBABILITIES, UNREDUCED, Group
 
 GPU_BUFFERS = 3
 """Logits are written to these in turn: no step finds its own data of the last one in the cache."""
@@ -20,8 +20,11 @@ class Problem:
     Attributes:
         pristine: (rows, classes, *inner), never written.
         target: (rows, *inner) int64, or probabilities in the shape and type of the logits.
-        upstream: (rows, *inner), the gradient of each row's loss; None if the loss is a mean.
-        options: what F.cross_entropy has to be told besides logits and target.
+        upstream: (rows, *inner), the gradient of each row's loss, or in the shape and type of the
+            logits, that of each log-probability; None if the loss is a mean.
+        arguments: what the function that is differentiated takes after the logits: the target;
+            nothing for log-softmax.
+        options: what it has to be told besides.
         logits: a copy of pristine that requires a gradient and may be overwritten.
     """
 
@@ -37,10 +40,15 @@ class Problem:
         else:
             self.target = torch.randint(group.case.classes, rows, **on_device)
         self.upstream: Tensor | None = None
+        self.arguments: tuple[Tensor, ...] = (self.target,)
         self.options: dict[str, Any] = {}
         if group.mode == UNREDUCED:
             self.upstream = torch.rand(rows, **on_device) + 0.5
             self.options = {"reduction": "none"}
+        elif group.mode == LOG_SOFTMAX:
+            # Of one sign, as a loss would send it: nothing cancels in its sum.
+            self.upstream = (torch.rand(group.shape, **on_device) + 0.5).to(dtype)
+            self.arguments, self.options = (), {"dim": 1}
         count = GPU_BUFFERS if group.device == "cuda" else 1
         self._buffers = cycle([torch.empty_like(self.pristine) for _ in range(count)])
         self.logits: Tensor

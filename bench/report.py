@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, PROBABILITIES, UNREDUCED
+from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, LOG_SOFTMAX, PROBABILITIES, UNREDUCED
 from .estimates import Samples
 from .memory import Peak
 from .peers import COPY, Peer, heading_of, is_ours
@@ -26,6 +26,7 @@ TITLES = {
     IN_PLACE: "Forward + backward, in place",
     UNREDUCED: 'Forward + backward, reduction="none"',
     PROBABILITIES: "Forward + backward, probabilities as targets",
+    LOG_SOFTMAX: "Forward + backward of log-softmax",
 }
 
 

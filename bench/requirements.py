@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cases import BACKWARD, CASES, DTYPES, FORWARD, FRESH, IN_PLACE, LEAST_TRAFFIC, MODES, Group
+from .cases import (
+    BACKWARD,
+    CASES,
+    DTYPES,
+    FORWARD,
+    FRESH,
+    IN_PLACE,
+    LEAST_TRAFFIC,
+    OF_A_LOSS,
+    Group,
+)
 from .estimates import Estimate
 from .peers import DEFAULT_ALPHA, WITHOUT_PGT, heading_of, name_of_ours
 from .result import Result
@@ -131,7 +141,7 @@ def of_copy_bandwidth(mode: str, share: float) -> Requirement:
 
 GPU_REQUIREMENTS = (
     *(of_copy_bandwidth(mode, 0.9) for mode in (FORWARD, BACKWARD, FRESH)),
-    overhead("every case and type", DEFAULT, ALPHA_ONE, 1.02, None, modes=MODES, device="cuda"),
+    overhead("every case and type", DEFAULT, ALPHA_ONE, 1.02, None, modes=OF_A_LOSS, device="cuda"),
     Requirement(
         "every case and type",
         ALL_OTHERS,

@@ -40,6 +40,7 @@ from bench.recording import recording
 from bench.report import empty_table, median_milliseconds
 from bench.result import Record, Result, rounded
 
+PEERS = tuple(peer for peer in WITHOUT_PGT if FRESH in peer.modes)
 VOCABULARY = Case("vocabulary", 256, 32000)
 OURS = "ours"
 """Our name along a sweep: at the default alpha, or in the sweep over alpha at each."""
@@ -165,7 +166,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line.parser(__doc__)
     command_line.choose(parser, "--sweep", tuple(SWEEPS), tuple(SWEEPS), "what to vary")
-    command_line.choose_peers(parser, WITHOUT_PGT)
+    command_line.choose_peers(parser, PEERS)
     command_line.add_measuring_options(parser, budget=1.0, per="point")
     parser.add_argument("--plot", type=Path, help="draw there, as .png and .svg")
     options = parser.parse_args(arguments)
@@ -176,7 +177,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def tasks(options: argparse.Namespace) -> dict[str, Callable[[], Point]]:
     """All points of the sweeps that are asked for, by a name for each."""
-    peers = (COPY, *(peer for peer in WITHOUT_PGT if peer.name in options.peer))
+    peers = (COPY, *(peer for peer in PEERS if peer.name in options.peer))
     measured = (options.device, peers, options.budget)
     return {
         f"{sweep.name} {value}": partial(at, sweep, value, partial(sweep.measure, *measured))

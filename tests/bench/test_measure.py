@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, MODES, Case, Group
+from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, LOG_SOFTMAX, MODES, Case, Group
 from bench.check import ResultCheck, WrongResultError, expected_gradient
 from bench.clock import CpuClock, CudaClock, SynchronisedClock, clock_of
 from bench.measure import calls_per_sample, measure, play, warm_up
-from bench.peers import COPY, WITHOUT_PGT, ours
+from bench.peers import ALPHAS, COPY, WITHOUT_PGT, ours, registry
 from bench.problem import GPU_BUFFERS, Problem
 from bench.step import Step
 
@@ -76,6 +76,52 @@ def test_wrong_gradient_is_refused(dtype: str) -> None:
             check(damaged, 0.3)
     with pytest.raises(WrongResultError, match="for torch"):
         check(right[1:], 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inner", [(), (2, 3)])
+def test_gradient_of_log_softmax_is_as_defined(dtype: str, inner: tuple[int, ...]) -> None:
+    problem = Problem(Group(Case("small", 4, 50, inner), dtype, LOG_SOFTMAX))
+    z, g = problem.pristine.double(), problem.upstream.double()
+    check = ResultCheck(problem)
+
+    def gradient(probabilities: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        return (g - probabilities * total).to(problem.pristine.dtype)
+
+    total = g.sum(dim=1, keepdim=True)
+    p, transformed = z.softmax(dim=1), (0.3 * z).softmax(dim=1)
+    check(gradient(transformed, total), 0.3)
+    check(gradient(p, total), 1.0)
+    damaged = gradient(transformed, total)
+    damaged[2, 7] += 1.0
+    for wrong in (gradient(p, total), gradient(transformed, 1.5 * total), g.to(damaged), damaged):
+        with pytest.raises(WrongResultError, match="wrong gradient: off by"):
+            check(wrong, 0.3)
+
+
+def test_log_softmax_has_peers_of_its_own() -> None:
+    peers = [peer for peer in registry() if LOG_SOFTMAX in peer.modes]
+    names = {"copy", "eager-log-softmax", "compile", "jax", "reference"}
+    assert {peer.name for peer in peers} == names | {ours(alpha).name for alpha in ALPHAS}
+    fast = [peer for peer in peers if peer.name not in ("compile", "jax")]
+    result = measure(replace(TINY, mode=LOG_SOFTMAX), fast, budget=0.0)
+    assert set(result.seconds) == {peer.name for peer in fast}
+
+
+def test_wrong_log_softmax_is_fatal() -> None:
+    with pytest.raises(WrongResultError, match="off by"):
+        measure(replace(TINY, mode=LOG_SOFTMAX), [replace(OURS, alpha=1.0)], budget=0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_jax_has_output_and_gradient_of_log_softmax(dtype: str) -> None:
+    pytest.importorskip("jax")
+    problem = Problem(replace(TINY, dtype=dtype, mode=LOG_SOFTMAX))
+    step = next(peer for peer in WITHOUT_PGT if peer.name == "jax").make(problem)
+    step.prepare()
+    output, _ = result = step.run()
+    assert output.shape == problem.pristine.shape
+    ResultCheck(problem)(step.as_tensor(result), 1.0)
 
 
 def test_wrong_loss_is_refused() -> None:

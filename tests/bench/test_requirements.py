@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.cases import CASES, FORWARD, FRESH, Group
+from bench.cases import CASES, FORWARD, FRESH, LOG_SOFTMAX, Group
 from bench.peers import name_of_ours
-from bench.requirements import Verdict, judge
+from bench.requirements import REQUIREMENTS, Verdict, judge
 from bench.result import Result
 
 LARGE_VOCABULARY = "F.cross_entropy / ours, α=0.3: C ≥ 32000"
@@ -57,3 +57,9 @@ def test_share_of_the_copy_bandwidth_counts_bytes(share: float, state: str) -> N
         verdicts["ours, α=0.3 / copy of the logits: forward: 90% of the copy's bandwidth"].state
         == state
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nothing_is_promised_of_log_softmax(device: str) -> None:
+    group = Group(CASES["llama3"], "float32", LOG_SOFTMAX, device)
+    assert not any(requirement.speaks_of(group) for requirement in REQUIREMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bench import run
-from bench.cases import FRESH, IN_PLACE, MODES
+from bench.cases import FRESH, IN_PLACE, LOG_SOFTMAX, MODES
 from bench.peers import ALPHAS, name_of_ours
 from bench.requirements import CPU_REQUIREMENTS
 from bench.result import machine_of, read, results_of
@@ -50,10 +51,11 @@ def test_each_mode_times_whoever_has_it(
     mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = tmp_path / "results.jsonl"
-    peers = ["--peer", "eager", "hook", "scaled", "reference"]
+    peers = ["--peer", "eager", "eager-log-softmax", "hook", "scaled", "reference"]
     run.main([*TINY, *peers, "--mode", mode, "--dtype", "float32", "--output", str(lines)])
     (result,) = results_of(read(lines))
-    assert {"copy", "eager", *OURS} <= set(result.seconds)
+    eager = "eager-log-softmax" if mode == LOG_SOFTMAX else "eager"
+    assert {"copy", eager, *OURS} <= set(result.seconds)
     assert not result.skipped
     assert "GB/s" in capsys.readouterr().out
 
@@ -120,3 +122,28 @@ def test_explain_prints_commands(
     printed = capsys.readouterr().out
     assert profiler in printed
     assert "python bench/run.py --case llama3 --mode backward --dtype float32" in printed
+
+
+@pytest.mark.parametrize(
+    ("device", "sources", "mark", "named", "asked"),
+    [
+        ("cpu", "cpu/kernels.h", "Kernel<", r"Kernel<\w+> (\w+);", r": (?:.*, )?{}\b"),
+        ("cuda", "cuda/*.cu*", "__global__", r"__global__[^;{]*?(\w+)_kernel\(", r"'regex:{}'"),
+    ],
+    ids=["cpu", "cuda"],
+)
+def test_explain_names_every_kernel(
+    device: str,
+    sources: str,
+    mark: str,
+    named: str,
+    asked: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run.main(["--explain", "--case", "llama3", "--device", device])
+    printed = capsys.readouterr().out
+    text = "".join(path.read_text() for path in (REPOSITORY / "csrc").glob(sources))
+    kernels = re.findall(named, text)
+    assert 0 < len(kernels) == text.count(mark)
+    for kernel in kernels:
+        assert re.search(asked.format(kernel), printed), kernel
