@@ -18,19 +18,21 @@ V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
   return result;
 }
 
-// Exponents are cut into steps of 1 / V::kSteps. Adding this, whose last bit is worth one step,
-// rounds to the nearest and leaves its number in the low bits, where power_of_two finds it.
+// Exponents are cut at steps, of a fraction of 1 where a vector has a table of roots. Adding this,
+// whose last bit is worth one step, rounds to the nearest and leaves its number in the low bits,
+// where power_of_two finds it.
 template <class V>
 V step_origin() {
   return V::broadcast(V::kStepOrigin);
 }
 
-// 2^(step + f) for |f| <= 1 / (2 kSteps); shifted is step_origin + step. NaN for a NaN, since f is
-// one then, whatever the low bits of shifted are.
+// 2^(step + f) for f of at most half a step; shifted is step_origin + step. NaN for a NaN, since f
+// is one then, whatever the low bits of shifted are.
 template <class V>
 V exp2_from_step(V shifted, V f) {
-  const V power = power_of_two(shifted);
-  return multiply_add(power * f, polynomial(f, V::kExp2Slope), power);
+  // In this order nothing on the way is smaller than the result, where denormal numbers are slow.
+  const V fraction = multiply_add(f, polynomial(f, V::kExp2Slope), V::broadcast(1));
+  return power_of_two(shifted) * fraction;
 }
 
 // What an exponent is multiplied by: far beyond what any sensible alpha asks for, but so bounded

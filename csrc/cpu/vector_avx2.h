@@ -112,7 +112,8 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
 }
 // b where either is NaN.
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
-// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow.
+// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow, and
+// something smaller than 2^-126 where that is not a normal number.
 inline Vector<float> power_of_two(Vector<float> shifted) {
   static_assert(Vector<float>::kSteps == 8);
   constexpr const int32_t* r = kRootsOfTwo;
@@ -148,7 +149,6 @@ struct Vector<double> {
   };
   static constexpr int kWidth = 4;
   static constexpr double kTiny = 1e-300;
-  static constexpr int kSteps = 1;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;

@@ -92,7 +92,8 @@ inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float
 }
 // b where either is NaN.
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
-// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow.
+// 2^step of kStepOrigin + step, a root from the table times a power; 0 for step = kUnderflow, and
+// something smaller than 2^-126 where that is not a normal number.
 inline Vector<float> power_of_two(Vector<float> shifted) {
   static_assert(Vector<float>::kSteps == 32);
   const __m512i number = _mm512_castps_si512(shifted.v);
@@ -120,7 +121,6 @@ struct Vector<double> {
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
   static constexpr double kTiny = 1e-300;
-  static constexpr int kSteps = 1;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;

@@ -94,7 +94,6 @@ struct PortableVector {
 template <>
 struct Vector<float> : PortableVector<float, int32_t> {
   static constexpr double kTiny = 1e-35;
-  static constexpr int kSteps = 1;
   static constexpr float kStepOrigin = 0x1.8p23f;
   static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
@@ -123,7 +122,6 @@ struct Vector<float> : PortableVector<float, int32_t> {
 template <>
 struct Vector<double> : PortableVector<double, int64_t> {
   static constexpr double kTiny = 1e-300;
-  static constexpr int kSteps = 1;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
@@ -145,14 +143,22 @@ struct Vector<double> : PortableVector<double, int64_t> {
 template <class V>
 using MaskOf = typename V::Mask;
 
+// Fused where the processor does that, as 64-bit Arm does.
+template <class Scalar>
+Vector<Scalar> multiply_add(Vector<Scalar> a, Vector<Scalar> b, Vector<Scalar> c) {
+#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+  for (int i = 0; i < a.kWidth; ++i) c.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+  return c;
+#else
+  return {{a.v * b.v + c.v}};
+#endif
+}
+
 #define POWERGRAD_PORTABLE_OPERATORS(S)                                                    \
   inline Vector<S> operator+(Vector<S> a, Vector<S> b) { return {{a.v + b.v}}; }           \
   inline Vector<S> operator-(Vector<S> a, Vector<S> b) { return {{a.v - b.v}}; }           \
   inline Vector<S> operator*(Vector<S> a, Vector<S> b) { return {{a.v * b.v}}; }           \
   inline Vector<S> operator/(Vector<S> a, Vector<S> b) { return {{a.v / b.v}}; }           \
-  inline Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> c) {                   \
-    return {{a.v * b.v + c.v}};                                                            \
-  }                                                                                        \
   /* b where either is NaN. */                                                             \
   inline Vector<S> maximum(Vector<S> a, Vector<S> b) { return {{a.v > b.v ? a.v : b.v}}; } \
   inline MaskOf<Vector<S>> equal(Vector<S> a, Vector<S> b) { return a.v == b.v; }          \
