@@ -7,10 +7,6 @@
 
 #include "torch/allocation.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace powergrad {
 namespace {
 
@@ -44,22 +40,6 @@ std::optional<Dimension> collapse(const Dimension* begin, const Dimension* end) 
     found = true;
   }
   return result;
-}
-
-// First touch of fresh memory costs one fault per page: on Linux, ask for 2 MiB pages on the part
-// of the allocation that can have them (128 MiB: 32768 faults become a few hundred).
-void advise_huge_pages(const at::Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  if (!tensor.is_cpu() || tensor.nbytes() < 2 * kHugePage) return;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t last = (begin + tensor.nbytes()) & ~(kHugePage - 1);
-  // Advice: a kernel without huge pages refuses it and nothing is lost.
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)tensor;
-#endif
 }
 
 // A dense tensor in this layout.
