@@ -12,6 +12,9 @@
 #include "cpu/row_reductions.h"
 #include "cpu/cross_entropy_row.h"
 #include "cpu/log_softmax_row.h"
+#include "cpu/inner_tile.h"
+#include "cpu/inner_reductions.h"
+#include "cpu/inner_map.h"
 #include "cpu/inner.h"
 
 namespace powergrad {
@@ -34,9 +37,11 @@ struct Kernels {
     with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
       using Kind = decltype(kind);
       if (p.logits_strides.classes != 1) {
-        for_each_tile<Storage>(p.shape, begin, end, [&](const InnerTile<Storage>& tile) {
-          Inner::template forward_tile<Kind>(p, tile);
+        const int64_t width = TileLogits<Storage>::tile_width(p.shape, workspace);
+        for_each_tile(p.shape, width, begin, end, [&](const InnerTile& tile) {
+          Inner::template forward_tile<Kind>(p, tile, workspace);
         });
+        finish_streams();
         return;
       }
       const int64_t chunks = chunk_count(p.shape);
@@ -52,9 +57,9 @@ struct Kernels {
   template <auto kReduce, auto kMerge, auto kMap, class Inner, class Params>
   static void backward(const Params& p, int64_t begin, int64_t end, Workspace& workspace) {
     if (p.logits_strides.classes != 1) {
-      for_each_tile<Storage>(p.shape, begin, end, [&](const InnerTile<Storage>& tile) {
-        Inner::backward_tile(p, tile);
-      });
+      for_each_tile(p.shape, kTileRows, begin, end,
+                    [&](const InnerTile& tile) { Inner::backward_tile(p, tile); });
+      finish_streams();
       return;
     }
     const int64_t chunks = chunk_count(p.shape);

@@ -1,358 +1,229 @@
-// Layouts whose neighbouring rows are contiguous (segmentation, transposed logits): vectors run
-// across rows, classes are walked one stride at a time, and nothing is transposed. Included inside
-// the target region.
+// Cross-entropy and log-softmax on tiles of neighbouring rows, forward and backward. Included
+// inside the target region.
 #pragma once
 
 namespace powergrad {
 namespace {
 
-// Up to V::kWidth neighbouring rows.
-template <class Storage>
-struct InnerTile {
-  int64_t row;  // the first one
+// One statistic of the rows of a vector.
+template <class V>
+struct StatisticLanes {
+  typename V::Scalar* statistics;
+  int64_t rows;
+  int64_t row;
   int lanes;
-  int64_t outer;
-  int64_t inner;
 
-  int64_t offset(const Strides& strides) const {
-    return outer * strides.outer + inner * strides.inner;
+  template <class Params>
+  StatisticLanes(const Params& p, const InnerTile& tile, const TileVector& vector)
+      : statistics(static_cast<typename V::Scalar*>(p.statistics)),
+        rows(p.shape.rows()),
+        row(tile.row + vector.first),
+        lanes(vector.lanes) {}
+  V load(Statistic which) const { return load_lanes<V>(statistics + which * rows + row, lanes); }
+  void store(Statistic which, V value) const {
+    store_lanes(value, statistics + which * rows + row, lanes);
   }
 };
-
-// Calls function(tile) for the rows [begin, end), never across an outer index.
-template <class Storage, class Function>
-void for_each_tile(const Shape& shape, int64_t begin, int64_t end, const Function& function) {
-  constexpr int kWidth = VectorOf<Storage>::kWidth;
-  for (int64_t row = begin; row < end;) {
-    const int64_t outer = row / shape.inner;
-    const int64_t inner = row % shape.inner;
-    const int64_t left = std::min(end - row, shape.inner - inner);
-    const int lanes = static_cast<int>(std::min<int64_t>(left, kWidth));
-    function(InnerTile<Storage>{row, lanes, outer, inner});
-    row += lanes;
-  }
-}
-
-template <class V>
-struct InnerState {
-  V maximum;
-  V rest;
-  V alpha_rest;
-};
-
-// The maximum of every lane's row and its class; z is the tile's first class.
-template <class V>
-struct InnerLargest {
-  V value;
-  V column;  // class numbers are exact in float up to 2^24
-};
-template <class V, class Storage>
-InnerLargest<V> find_inner_largest(const Storage* z, int64_t classes, int64_t stride, int lanes) {
-  const V one = V::broadcast(1);
-  V best = V::broadcast(-kInfinity);
-  V best_class = V::broadcast(0);
-  V number = V::broadcast(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    const V x = load_lanes<V>(z + c * stride, lanes);
-    best_class = select(less(best, x), number, best_class);
-    best = maximum(x, best);
-    number = number + one;
-  }
-  return {best, best_class};
-}
-
-// The sums of every lane's row. The powered exponentials go to `kept` (same lanes, kept_stride per
-// class) unless that is null.
-template <class Evaluate, class Storage, class V>
-InnerState<V> sum_inner(const Evaluate& evaluate, const Storage* z, int64_t classes, int64_t stride,
-                        int lanes, const InnerLargest<V>& largest, typename V::Scalar* kept,
-                        int64_t kept_stride) {
-  const V zero = V::broadcast(0);
-  const V one = V::broadcast(1);
-  auto plain = LongSum<V>::start();
-  auto powered = LongSum<V>::start();
-  V number = zero;
-  for (int64_t begin = 0; begin < classes; begin += LongSum<V>::kRun) {
-    const int64_t end = std::min(classes, begin + LongSum<V>::kRun);
-    for (int64_t c = begin; c < end; ++c) {
-      // The next tile's line of this class: the strided walk defeats the hardware's prefetcher.
-      __builtin_prefetch(z + c * stride + V::kWidth);
-      const auto e = evaluate(load_lanes<V>(z + c * stride, lanes), largest.value);
-      if (kept != nullptr) store_lanes(e.powered, kept + c * kept_stride, lanes);
-      const auto own = equal(number, largest.column);
-      plain.run = plain.run + select(own, zero, e.plain);
-      powered.run = powered.run + select(own, zero, e.powered);
-      number = number + one;
-    }
-    plain.close_run();
-    powered.close_run();
-  }
-  // 0, or NaN where the maximum is infinite or NaN
-  const V poison = largest.value - largest.value;
-  return {largest.value, plain.total + poison, powered.total + poison};
-}
-
-// 1 in the lanes whose sum is remote (see exponentials.h), else 0.
-template <class V>
-V remote_lanes(V sums) {
-  const V zero = V::broadcast(0);
-  const V positive = select(less(zero, sums), V::broadcast(1), zero);
-  return select(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive, zero);
-}
-template <class V>
-bool has_remote(V remote, int lanes) {
-  const int first = first_set(equal(remote, V::broadcast(1)));
-  return first >= 0 && first < lanes;
-}
-
-// Exact exponentials in the remote lanes only: what a row comes to must not depend on the rows that
-// share its vectors.
-template <class V>
-struct LanewiseExponential {
-  Exponential<V> fast;
-  ExactExponential<V> exact;
-  V remote;
-  V operator()(V z, V reference) const {
-    return select(equal(remote, V::broadcast(1)), exact(z, reference), fast(z, reference));
-  }
-};
-template <class Kind, class V>
-struct LanewiseEvaluator {
-  Evaluator<Kind, Exponential<V>> fast;
-  Evaluator<Kind, ExactExponential<V>> exact;
-  V remote;
-  Exponentials<V> operator()(V z, V reference) const {
-    const auto is_remote = equal(remote, V::broadcast(1));
-    const Exponentials<V> f = fast(z, reference);
-    const Exponentials<V> e = exact(z, reference);
-    return {select(is_remote, e.plain, f.plain), select(is_remote, e.powered, f.powered)};
-  }
-};
-
-template <class Kind, class V, class Storage>
-InnerState<V> reduce_inner(double alpha, const Storage* z, int64_t classes, int64_t stride,
-                           int lanes, typename V::Scalar* kept, int64_t kept_stride) {
-  const InnerLargest<V> largest = find_inner_largest<V>(z, classes, stride, lanes);
-  const Evaluator<Kind, Exponential<V>> fast(alpha);
-  const auto sum = [&](const auto& evaluate) {
-    return sum_inner(evaluate, z, classes, stride, lanes, largest, kept, kept_stride);
-  };
-  const InnerState<V> state = sum(fast);
-  const V remote = maximum(remote_lanes(state.rest), remote_lanes(state.alpha_rest));
-  if (!has_remote(remote, lanes)) return state;
-  const Evaluator<Kind, ExactExponential<V>> exact(alpha);
-  return sum(LanewiseEvaluator<Kind, V>{fast, exact, remote});
-}
-
-// Calls map(exponential) with the exponential of alpha that the lanes' sums r' ask for.
-template <class V, class Map>
-void map_inner_exponentials(double alpha, V alpha_rest, int lanes, const Map& map) {
-  const Exponential<V> fast(alpha);
-  const V remote = remote_lanes(alpha_rest);
-  if (has_remote(remote, lanes)) {
-    map(LanewiseExponential<V>{fast, ExactExponential<V>(alpha), remote});
-  } else {
-    map(fast);
-  }
-}
-
-// Lanes as scalars, for what differs from row to row.
-template <class V>
-struct LaneArray {
-  typename V::Scalar lane[V::kWidth] = {};
-  V vector() const { return V::load(lane); }
-};
-
-template <class V>
-struct InnerSoftmax {
-  V maximum;
-  V pivot;
-  V inverse;
-  V complement;
-
-  InnerSoftmax(V row_maximum, V alpha_rest) : maximum(row_maximum) {
-    const V one = V::broadcast(1);
-    pivot = select(less(alpha_rest, one), row_maximum, V::broadcast(NAN));
-    inverse = one / (one + alpha_rest);
-    complement = alpha_rest * inverse;
-  }
-};
-
-template <class V>
-V load_statistic(const void* statistics, int64_t rows, Statistic which, int64_t row, int lanes) {
-  using Scalar = typename V::Scalar;
-  return load_lanes<V>(static_cast<const Scalar*>(statistics) + which * rows + row, lanes);
-}
-template <class V>
-void store_statistic(void* statistics, int64_t rows, Statistic which, int64_t row, int lanes,
-                     V value) {
-  using Scalar = typename V::Scalar;
-  store_lanes(value, static_cast<Scalar*>(statistics) + which * rows + row, lanes);
-}
 
 template <class Storage>
 struct CrossEntropyInner {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   using Params = CrossEntropyParams;
-  using Tile = InnerTile<Storage>;
 
-  // The tile's index targets, lane by lane.
+  // The tile's index targets.
   struct Targets {
-    int64_t index[V::kWidth];
-    LaneArray<V> point_mass;
-    LaneArray<V> mass;
-    LaneArray<V> counts;  // 0 for an ignored row
-    LaneArray<V> logit;
+    TileLanes<V> index{};  // -1 for none
+    TileLanes<V> point_mass{};
+    TileLanes<V> mass{};
+    TileLanes<V> counts{};  // 0 for an ignored row
 
-    Targets(const Params& p, const Tile& tile, const Storage* z) {
-      for (int i = 0; i < tile.lanes; ++i) {
+    Targets(const Params& p, const InnerTile& tile) {
+      // Without weights all rows that count have the same masses, which spares every row its
+      // branches.
+      const IndexTarget<Scalar> common(p, p.weight == nullptr ? ~p.ignore_index : p.ignore_index);
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        const int64_t target = target_index(p, tile.row + i);
+        const bool ignored = p.target_index != nullptr && target == p.ignore_index;
+        index.lane[i] = static_cast<Scalar>(ignored ? -1 : target);
+        point_mass.lane[i] = ignored ? 0 : common.point_mass;
+        mass.lane[i] = ignored ? 0 : common.mass;
+        counts.lane[i] = ignored ? 0 : 1;
+      }
+      if (p.weight != nullptr && p.target_index != nullptr) set_weighted_masses(p, tile);
+    }
+    void set_weighted_masses(const Params& p, const InnerTile& tile) {
+      for (int64_t i = 0; i < tile.rows; ++i) {
         const IndexTarget<Scalar> target(p, target_index(p, tile.row + i));
-        index[i] = target.ignored ? -1 : target.index;
-        counts.lane[i] = target.ignored ? 0 : 1;
         point_mass.lane[i] = target.point_mass;
         mass.lane[i] = target.mass;
-        if (index[i] >= 0) {
-          logit.lane[i] =
-              load_scalar(z + index[i] * p.logits_strides.classes + i * p.logits_strides.inner);
-        }
       }
     }
   };
+  static TileLanes<V> target_logits(const InnerTile& tile, const Targets& targets,
+                                    const TileLogits<Storage>& z) {
+    TileLanes<V> result{};
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const auto index = static_cast<int64_t>(targets.index.lane[i]);
+      if (index >= 0) result.lane[i] = z.at(index, i);
+    }
+    return result;
+  }
 
-  static const Storage* logits(const Params& p, const Tile& tile) {
+  static const Storage* logits(const Params& p, const InnerTile& tile) {
     return static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
   }
-  static ClassMass<Storage> class_mass(const Params& p, const Tile& tile) {
-    return {p, p.target_probabilities != nullptr ? tile.offset(p.target_strides) : 0};
+
+  // The part of mass_c that is not an index target's.
+  struct OtherMass {
+    ClassMass<Storage> mass_of;
+    int64_t stride;
+    OtherMass(const Params& p, const InnerTile& tile)
+        : mass_of(p, p.target_probabilities != nullptr ? tile.offset(p.target_strides) : 0),
+          stride(p.target_strides.classes) {}
+    V operator()(const TileVector& vector, int64_t c) const {
+      const Scalar weight = mass_of.weight != nullptr ? mass_of.weight[c] : Scalar(1);
+      return mass_of.at(c * stride + vector.first, vector.lanes, V::broadcast(weight));
+    }
+  };
+
+  // What the loss of a vector's rows is made of besides its sums.
+  struct Distance {
+    V mass;
+    V distance;  // sum of mass_j (maximum - z_j)
+  };
+  template <class Column>
+  static Distance sum_other_mass(const Params& p, const InnerTile& tile, const TileVector& vector,
+                                 const Column& z, V maximum) {
+    const OtherMass mass_of(p, tile);
+    auto masses = LongSum<V>::start();
+    auto distances = LongSum<V>::start();
+    const auto add = [&](int64_t c) {
+      const V mass = mass_of(vector, c);
+      masses.add(mass);
+      distances.run = multiply_add(mass, maximum - z[c], distances.run);
+    };
+    for_each_class_in_runs<V>(p.shape.classes, add, [&] {
+      masses.close_run();
+      distances.close_run();
+    });
+    const V smoothing = V::broadcast(static_cast<Scalar>(smoothing_mass(p)));
+    return {p.target_probabilities != nullptr ? masses.total : smoothing, distances.total};
   }
-  static V class_mass_at(const Params& p, const ClassMass<Storage>& mass_of, int64_t c, int lanes) {
-    const Scalar weight = mass_of.weight != nullptr ? mass_of.weight[c] : Scalar(1);
-    return mass_of.at(c * p.target_strides.classes, lanes, V::broadcast(weight));
+
+  static V scale(const Params& p, const InnerTile& tile, const TileVector& vector) {
+    V value = V::broadcast(1);
+    if (p.upstream != nullptr) {
+      const Scalar* upstream = static_cast<const Scalar*>(p.upstream);
+      value = p.upstream_stride == 0
+                  ? V::broadcast(*upstream)
+                  : load_lanes<V>(upstream + tile.row + vector.first, vector.lanes);
+    }
+    if (p.total_weight == nullptr) return value;
+    return value / V::broadcast(static_cast<Scalar>(*p.total_weight));
+  }
+
+  // Exponentials are kept over the packed logits, or else in a gradient that is wide enough.
+  static KeptTile<V> kept(const Params& p, const InnerTile& tile, const TileLogits<Storage>& z) {
+    if (p.gradient == nullptr) return {nullptr, 0, false};
+    if (z.packed() != nullptr) return {z.packed(), z.width(), true};
+    if constexpr (kIsAccumulate<Storage>) {
+      return {static_cast<Scalar*>(p.gradient) + tile.offset(p.gradient_strides),
+              p.gradient_strides.classes, false};
+    } else {
+      return {nullptr, 0, false};
+    }
+  }
+
+  static void write_losses(const Params& p, const InnerTile& tile, const TileVector& vector,
+                           const Distance& target, V rest, V counts) {
+    const V zero = V::broadcast(0);
+    const V loss = multiply_add(target.mass, log1p(rest), target.distance);
+    store_lanes(select(equal(counts, zero), zero, loss),
+                static_cast<Scalar*>(p.losses) + tile.row + vector.first, vector.lanes);
+  }
+  static void write_statistics(const Params& p, const InnerTile& tile, const TileVector& vector,
+                               V maximum, V alpha_rest, V mass) {
+    if (p.statistics == nullptr) return;
+    const StatisticLanes<V> statistics(p, tile, vector);
+    statistics.store(kMaximum, maximum);
+    statistics.store(kAlphaRest, alpha_rest);
+    statistics.store(kTargetMass, mass);
   }
 
   template <class Kind>
-  static void forward_tile(const Params& p, const Tile& tile) {
-    const Storage* z = logits(p, tile);
-    const Targets targets(p, tile, z);
-    Scalar* kept = nullptr;
-    if constexpr (kIsAccumulate<Storage>) {
-      if (p.gradient != nullptr) {
-        kept = static_cast<Scalar*>(p.gradient) + tile.offset(p.gradient_strides);
+  static void forward_tile(const Params& p, const InnerTile& tile, const Workspace& workspace) {
+    const int64_t classes = p.shape.classes;
+    const TileLogits<Storage> z(tile, logits(p, tile), p.shape, p.logits_strides.classes,
+                                workspace);
+    const Targets targets(p, tile);
+    const TileLanes<V> target_logit = target_logits(tile, targets, z);
+    const KeptTile<V> exponentials = kept(p, tile, z);
+    InnerSoftmax<V> softmax;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const V zero = V::broadcast(0);
+      Distance target{zero, zero};
+      const V maximum = z.with_column(vector, [&](const auto& column) {
+        const V largest = find_inner_maximum(column, classes);
+        if (has_class_mass(p)) target = sum_other_mass(p, tile, vector, column, largest);
+        return largest;
+      });
+      if (p.target_index != nullptr) {
+        const V point = targets.point_mass.at(vector);
+        target.mass = target.mass + point;
+        target.distance = multiply_add(point, maximum - target_logit.at(vector), target.distance);
       }
-    }
-    const auto state = reduce_inner<Kind, V>(p.alpha, z, p.shape.classes, p.logits_strides.classes,
-                                             tile.lanes, kept, p.gradient_strides.classes);
-
-    V mass = V::broadcast(0);
-    V distance = V::broadcast(0);
-    if (has_class_mass(p)) add_class_mass(p, tile, z, state.maximum, mass, distance);
-    if (p.target_index != nullptr) {
-      const V point = targets.point_mass.vector();
-      mass = mass + point;
-      distance = multiply_add(point, state.maximum - targets.logit.vector(), distance);
-    }
-    const V loss = multiply_add(mass, log1p(state.rest), distance);
-    const V zero = V::broadcast(0);
-    const auto ignored = equal(targets.counts.vector(), zero);
-    store_lanes(select(ignored, zero, loss), static_cast<Scalar*>(p.losses) + tile.row, tile.lanes);
-    if (p.statistics == nullptr) return;
-    const int64_t rows = p.shape.rows();
-    store_statistic(p.statistics, rows, kMaximum, tile.row, tile.lanes, state.maximum);
-    store_statistic(p.statistics, rows, kAlphaRest, tile.row, tile.lanes, state.alpha_rest);
-    store_statistic(p.statistics, rows, kTargetMass, tile.row, tile.lanes, mass);
+      const InnerSums<V> sums =
+          reduce_inner<Kind>(p.alpha, z, vector, classes, maximum, [&](int64_t c, V powered) {
+            if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
+          });
+      const V counts = targets.counts.at(vector);
+      write_losses(p, tile, vector, target, sums.rest, counts);
+      write_statistics(p, tile, vector, maximum, sums.alpha_rest, target.mass);
+      if (p.gradient == nullptr) return;
+      softmax.set(vector, maximum, sums.alpha_rest, target.mass, scale(p, tile, vector), counts);
+    });
     if (p.gradient == nullptr) return;
-    map_tile(p, tile, targets, state.maximum, state.alpha_rest, mass, kept);
-  }
-
-  static void add_class_mass(const Params& p, const Tile& tile, const Storage* z, V reference,
-                             V& mass, V& distance) {
-    const ClassMass<Storage> mass_of = class_mass(p, tile);
-    auto masses = LongSum<V>::start();
-    auto distances = LongSum<V>::start();
-    for (int64_t begin = 0; begin < p.shape.classes; begin += LongSum<V>::kRun) {
-      const int64_t end = std::min(p.shape.classes, begin + LongSum<V>::kRun);
-      for (int64_t c = begin; c < end; ++c) {
-        const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-        const V mass_c = class_mass_at(p, mass_of, c, tile.lanes);
-        masses.run = masses.run + mass_c;
-        distances.run = multiply_add(mass_c, reference - x, distances.run);
-      }
-      masses.close_run();
-      distances.close_run();
-    }
-    const bool probabilities = p.target_probabilities != nullptr;
-    mass = probabilities ? masses.total : V::broadcast(static_cast<Scalar>(smoothing_mass(p)));
-    distance = distances.total;
-  }
-
-  static void backward_tile(const Params& p, const Tile& tile) {
-    const Targets targets(p, tile, logits(p, tile));
-    const int64_t rows = p.shape.rows();
-    const auto statistic = [&](Statistic which) {
-      return load_statistic<V>(p.statistics, rows, which, tile.row, tile.lanes);
-    };
-    map_tile(p, tile, targets, statistic(kMaximum), statistic(kAlphaRest), statistic(kTargetMass),
-             nullptr);
-  }
-
-  static void map_tile(const Params& p, const Tile& tile, const Targets& targets, V maximum,
-                       V alpha_rest, V mass, const Scalar* kept) {
-    const Storage* z = logits(p, tile);
-    Storage* out = static_cast<Storage*>(p.gradient) + tile.offset(p.gradient_strides);
-    const InnerSoftmax<V> softmax(maximum, alpha_rest);
-    const V zero = V::broadcast(0);
-    const auto ignored = equal(targets.counts.vector(), zero);
-    LaneArray<V> scales;
-    for (int i = 0; i < tile.lanes; ++i) {
-      scales.lane[i] = upstream_of_row<Scalar>(p, tile.row + i);
-    }
-    const V scale = scales.vector();
-    const ClassMass<Storage> mass_of = class_mass(p, tile);
-    const bool class_masses = has_class_mass(p);
-    const V row_scale = scale * mass * softmax.inverse;
-    const auto map_classes = [&](const auto& powered_at) {
-      for (int64_t c = 0; c < p.shape.classes; ++c) {
-        const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-        const V powered = powered_at(c, x);
-        V value = powered * row_scale;
-        if (class_masses) {
-          const V mass_c = class_mass_at(p, mass_of, c, tile.lanes);
-          const V direct = powered * softmax.inverse * mass - mass_c;
-          const V near_one = near_one_minus_mass(mass, softmax.complement, mass_c);
-          value = scale * select(equal(x, softmax.pivot), near_one, direct);
-        }
-        store_lanes(select(ignored, zero, value), out + c * p.gradient_strides.classes, tile.lanes);
-      }
-    };
-    if (kept != nullptr) {
-      map_classes([&](int64_t c, V) {
-        return load_lanes<V>(kept + c * p.gradient_strides.classes, tile.lanes);
-      });
+    if (exponentials.data != nullptr) {
+      map(p, tile, targets, softmax, exponentials);
     } else {
-      map_inner_exponentials(p.alpha, alpha_rest, tile.lanes, [&](const auto& exponential) {
-        map_classes([&](int64_t, V x) { return exponential(x, softmax.maximum); });
-      });
+      map_fresh(p, tile, targets, softmax);
     }
-    if (p.target_index != nullptr)
-      write_targets(p, tile, targets, maximum, alpha_rest, mass, scales, out);
   }
 
-  // The one class of each row that has the target's point mass.
-  static void write_targets(const Params& p, const Tile& tile, const Targets& targets, V maximum,
-                            V alpha_rest, V mass, const LaneArray<V>& scales, Storage* out) {
-    LaneArray<V> maxima;
-    LaneArray<V> alpha_rests;
-    LaneArray<V> masses;
-    maximum.store(maxima.lane);
-    alpha_rest.store(alpha_rests.lane);
-    mass.store(masses.lane);
-    for (int i = 0; i < tile.lanes; ++i) {
-      if (targets.index[i] < 0) continue;
-      const SoftmaxRow<Scalar> row(maxima.lane[i], alpha_rests.lane[i], masses.lane[i]);
-      const Scalar value = row.minus_mass(p.alpha, targets.logit.lane[i], targets.mass.lane[i]);
-      store_scalar(scales.lane[i] * value, out + targets.index[i] * p.gradient_strides.classes +
-                                               i * p.gradient_strides.inner);
+  static void backward_tile(const Params& p, const InnerTile& tile) {
+    const Targets targets(p, tile);
+    InnerSoftmax<V> softmax;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const StatisticLanes<V> statistics(p, tile, vector);
+      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaRest),
+                  statistics.load(kTargetMass), scale(p, tile, vector), targets.counts.at(vector));
+    });
+    map_fresh(p, tile, targets, softmax);
+  }
+
+  static void map_fresh(const Params& p, const InnerTile& tile, const Targets& targets,
+                        const InnerSoftmax<V>& softmax) {
+    map(p, tile, targets, softmax,
+        FreshTile<Storage>(logits(p, tile), p.shape.classes, p.logits_strides.classes, p.alpha,
+                           softmax));
+  }
+
+  template <class Powered>
+  static void map(const Params& p, const InnerTile& tile, const Targets& targets,
+                  const InnerSoftmax<V>& softmax, const Powered& powered) {
+    const auto write = [&](const auto& other_mass) {
+      const auto mass = [&](const TileVector& vector, int64_t c, V number) {
+        const auto is_target = equal(number, targets.index.at(vector));
+        return select(is_target, targets.mass.at(vector), other_mass(vector, c));
+      };
+      map_inner(tile, p.shape.classes, softmax, powered, mass,
+                TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
+    };
+    if (has_class_mass(p)) {
+      write(OtherMass(p, tile));
+    } else {
+      write([](const TileVector&, int64_t) { return V::broadcast(0); });
     }
   }
 };
@@ -362,54 +233,55 @@ struct LogSoftmaxInner {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   using Params = LogSoftmaxParams;
-  using Tile = InnerTile<Storage>;
 
   template <class Kind>
-  static void forward_tile(const Params& p, const Tile& tile) {
-    const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
-    Storage* out = static_cast<Storage*>(p.output) + tile.offset(p.output_strides);
-    const auto state = reduce_inner<Kind, V>(p.alpha, z, p.shape.classes, p.logits_strides.classes,
-                                             tile.lanes, nullptr, 0);
-    const V log_sum = log1p(state.rest);
-    for (int64_t c = 0; c < p.shape.classes; ++c) {
-      const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-      store_lanes((x - state.maximum) - log_sum, out + c * p.output_strides.classes, tile.lanes);
-    }
-    if (p.statistics == nullptr) return;
-    const int64_t rows = p.shape.rows();
-    store_statistic(p.statistics, rows, kMaximum, tile.row, tile.lanes, state.maximum);
-    store_statistic(p.statistics, rows, kAlphaRest, tile.row, tile.lanes, state.alpha_rest);
+  static void forward_tile(const Params& p, const InnerTile& tile, const Workspace& workspace) {
+    const int64_t classes = p.shape.classes;
+    const Storage* logits = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
+    const TileLogits<Storage> z(tile, logits, p.shape, p.logits_strides.classes, workspace);
+    const TileOutput<Storage> out(tile, p.output, p.shape, p.output_strides);
+    TileLanes<V> maxima;
+    TileLanes<V> log_sums;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const V maximum = z.with_column(
+          vector, [&](const auto& column) { return find_inner_maximum(column, classes); });
+      const InnerSums<V> sums =
+          reduce_inner<Kind>(p.alpha, z, vector, classes, maximum, [](int64_t, V) {});
+      maxima.set(vector, maximum);
+      log_sums.set(vector, log1p(sums.rest));
+      if (p.statistics == nullptr) return;
+      const StatisticLanes<V> statistics(p, tile, vector);
+      statistics.store(kMaximum, maximum);
+      statistics.store(kAlphaRest, sums.alpha_rest);
+    });
+    for_each_class_of<V>(tile, classes, [&](const TileVector& vector, int64_t c, V) {
+      const V x = z.with_column(vector, [&](const auto& column) { return column[c]; });
+      out.write(vector, c, (x - maxima.at(vector)) - log_sums.at(vector));
+    });
   }
 
-  static void backward_tile(const Params& p, const Tile& tile) {
+  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a
+  // scale.
+  static void backward_tile(const Params& p, const InnerTile& tile) {
+    const int64_t stride = p.upstream_strides.classes;
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
     const Storage* g = static_cast<const Storage*>(p.upstream) + tile.offset(p.upstream_strides);
-    Storage* out = static_cast<Storage*>(p.gradient) + tile.offset(p.gradient_strides);
-    auto sum = LongSum<V>::start();
-    for (int64_t begin = 0; begin < p.shape.classes; begin += LongSum<V>::kRun) {
-      const int64_t end = std::min(p.shape.classes, begin + LongSum<V>::kRun);
-      for (int64_t c = begin; c < end; ++c) {
-        sum.run = sum.run + load_lanes<V>(g + c * p.upstream_strides.classes, tile.lanes);
-      }
-      sum.close_run();
-    }
-    const int64_t rows = p.shape.rows();
-    const auto statistic = [&](Statistic which) {
-      return load_statistic<V>(p.statistics, rows, which, tile.row, tile.lanes);
-    };
-    const V alpha_rest = statistic(kAlphaRest);
-    const InnerSoftmax<V> softmax(statistic(kMaximum), alpha_rest);
-    map_inner_exponentials(p.alpha, alpha_rest, tile.lanes, [&](const auto& exponential) {
-      for (int64_t c = 0; c < p.shape.classes; ++c) {
-        const V x = load_lanes<V>(z + c * p.logits_strides.classes, tile.lanes);
-        const V g_c = load_lanes<V>(g + c * p.upstream_strides.classes, tile.lanes);
-        const V powered = exponential(x, softmax.maximum);
-        const V direct = powered * softmax.inverse * sum.total - g_c;
-        const V near_one = near_one_minus_mass(sum.total, softmax.complement, g_c);
-        const V value = select(equal(x, softmax.pivot), near_one, direct);
-        store_lanes(V::broadcast(0) - value, out + c * p.gradient_strides.classes, tile.lanes);
-      }
+    const TileLanes<V> sums = sum_tile<V>(tile, g, p.shape.classes, stride);
+    InnerSoftmax<V> softmax;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const StatisticLanes<V> statistics(p, tile, vector);
+      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaRest), sums.at(vector),
+                  V::broadcast(-1), V::broadcast(1));
     });
+    const ClassWalk walk(p.shape.classes, stride, kTileRows);
+    const auto upstream = [&](const TileVector& vector, int64_t c, V) {
+      const Storage* from = g + c * stride + vector.first;
+      walk.prefetch(from, c);
+      return load_lanes<V>(from, vector.lanes);
+    };
+    map_inner(tile, p.shape.classes, softmax,
+              FreshTile<Storage>(z, p.shape.classes, p.logits_strides.classes, p.alpha, softmax),
+              upstream, TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
   }
 };
 

@@ -16,6 +16,15 @@ inline constexpr int64_t kChunk = 2048;  // columns; logits and exponentials sta
 
 inline int64_t chunk_count(const Shape& shape) { return (shape.classes + kChunk - 1) / kChunk; }
 
+// Where classes are strided and neighbouring rows contiguous, rows are worked on in tiles: of 256
+// to 512 bytes a class for bursts, of fewer where two tiles of so many classes would not stay in
+// the L2 cache.
+inline constexpr int64_t kTileRows = 128;
+inline constexpr int64_t kTileBytes = 256 * 1024;
+
+// The rows of a tile that is packed into scratch; 0 where there are too many classes for it.
+int64_t tile_rows(const Shape& shape, int64_t accumulate_size);
+
 // Sums over one chunk, relative to the chunk's own maximum ("1 + rest", see powergrad.h).
 struct ChunkState {
   double maximum;
@@ -32,6 +41,8 @@ struct Workspace {
   ChunkState row;      // set by merge
   void* exponentials;  // (classes) accumulate: keeps exp(alpha (z - maximum)) of half-precision
                        // logits between the phases; null: computed again
+  void* tile;          // (classes, tile_rows) accumulate: logits with strided classes, packed, and
+                       // then their exponentials; null: read in place
 };
 
 template <class Params>

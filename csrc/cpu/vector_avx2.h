@@ -86,6 +86,15 @@ struct Vector<float> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+  // Past the caches; p is aligned to all that is stored.
+  void stream(float* p) const { _mm256_stream_ps(p, v); }
+  template <class Half>
+  void stream(Half* p) const {
+    alignas(16) Half buffer[kWidth];
+    store(buffer);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(buffer)));
+  }
   void store_first(float* p, int count) const { _mm256_maskstore_ps(p, first_lanes_32(count), v); }
   template <class Half>
   void store_first(Half* p, int count) const {
@@ -165,6 +174,7 @@ struct Vector<double> {
     return {_mm256_maskload_pd(p, first_lanes_64(count))};
   }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void stream(double* p) const { _mm256_stream_pd(p, v); }
   void store_first(double* p, int count) const { _mm256_maskstore_pd(p, first_lanes_64(count), v); }
 };
 
@@ -221,6 +231,9 @@ inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
 }
+
+// What was streamed is seen by other threads before what is stored from here on.
+inline void finish_streams() { _mm_sfence(); }
 
 }  // namespace
 }  // namespace powergrad

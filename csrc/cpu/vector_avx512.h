@@ -44,6 +44,12 @@ struct Vector<float> {
   }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // Past the caches; p is aligned to all that is stored.
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  template <class Half>
+  void stream(Half* p) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bits(p));
+  }
   template <class Half>
   void store(Half* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bits(p));
@@ -138,6 +144,7 @@ struct Vector<double> {
     return {_mm512_maskz_loadu_pd(first_lanes(count), p)};
   }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void stream(double* p) const { _mm512_stream_pd(p, v); }
   void store_first(double* p, int count) const { _mm512_mask_storeu_pd(p, first_lanes(count), v); }
 };
 
@@ -195,6 +202,9 @@ inline float largest_of_lanes(Vector<float> a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
+
+// What was streamed is seen by other threads before what is stored from here on.
+inline void finish_streams() { _mm_sfence(); }
 
 }  // namespace
 }  // namespace powergrad

@@ -114,6 +114,10 @@ struct Vector<float> : PortableVector<float, int32_t> {
     for (int i = 0; i < kWidth; ++i) from_float(v[i], p + i);
   }
   template <class Storage>
+  void stream(Storage* p) const {
+    store(p);
+  }
+  template <class Storage>
   void store_first(Storage* p, int count) const {
     for (int i = 0; i < count; ++i) from_float(v[i], p + i);
   }
@@ -135,6 +139,7 @@ struct Vector<double> : PortableVector<double, int64_t> {
     p[0] = v[0];
     p[1] = v[1];
   }
+  void stream(double* p) const { store(p); }
   void store_first(double* p, int count) const {
     for (int i = 0; i < count; ++i) p[i] = v[i];
   }
@@ -205,6 +210,8 @@ int first_set(Mask mask) {
   }
   return -1;
 }
+
+inline void finish_streams() {}  // there are none
 
 }  // namespace
 }  // namespace powergrad

@@ -26,39 +26,70 @@ constexpr int64_t kScratchBytes = 4 * 1024 * 1024;
 
 class OwnedWorkspace : public Workspace {
  public:
-  OwnedWorkspace(const Shape& shape, int64_t scratch_bytes)
+  OwnedWorkspace(const Shape& shape, int64_t row_bytes, int64_t tile_bytes)
       : Workspace{}, chunks_(std::max<int64_t>(chunk_count(shape), 1)) {
-    if (scratch_bytes > 0) scratch_ = std::unique_ptr<char[]>(new char[scratch_bytes]);
     chunks = chunks_.data();
-    exponentials = scratch_.get();
+    row_scratch_ = scratch(row_bytes);
+    tile_scratch_ = scratch(tile_bytes);
+    exponentials = row_scratch_.get();
+    tile = tile_scratch_.get();
   }
 
  private:
+  // Lines of the cache: vectors should not lie across two of them.
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  using Scratch = std::unique_ptr<Line[]>;
+  static Scratch scratch(int64_t bytes) {
+    const int64_t lines = (bytes + int64_t{sizeof(Line)} - 1) / int64_t{sizeof(Line)};
+    return lines > 0 ? Scratch(new Line[lines]) : nullptr;
+  }
+
   std::vector<ChunkState> chunks_;
-  std::unique_ptr<char[]> scratch_;
+  Scratch row_scratch_;
+  Scratch tile_scratch_;
 };
 
 bool is_double(DataType dtype) { return dtype == DataType::float64; }
 bool is_half(DataType dtype) { return dtype == DataType::bfloat16 || dtype == DataType::float16; }
 
-int64_t scratch_bytes(const CrossEntropyParams& p) {
+// A kernel that has no losses or output to write works backward.
+bool is_forward(const CrossEntropyParams& p) { return p.losses != nullptr; }
+bool is_forward(const LogSoftmaxParams& p) { return p.output != nullptr; }
+
+int64_t row_bytes(const CrossEntropyParams& p) {
   const int64_t bytes = p.shape.classes * static_cast<int64_t>(sizeof(float));
-  return is_half(p.dtype) && p.gradient != nullptr && bytes <= kScratchBytes ? bytes : 0;
+  const bool keeps = is_half(p.dtype) && p.logits_strides.classes == 1 && p.gradient != nullptr;
+  return keeps && bytes <= kScratchBytes ? bytes : 0;
 }
-int64_t scratch_bytes(const LogSoftmaxParams&) { return 0; }
+int64_t row_bytes(const LogSoftmaxParams&) { return 0; }
+
+// Where rows are contiguous there are no tiles, and backward reads them only once.
+template <class Params>
+int64_t tile_bytes(const Params& p) {
+  if (p.logits_strides.classes == 1 || !is_forward(p)) return 0;
+  const int64_t size = is_double(p.dtype) ? sizeof(double) : sizeof(float);
+  return tile_rows(p.shape, size) * p.shape.classes * size;
+}
+
+template <class Params>
+OwnedWorkspace workspace_for(const Params& p) {
+  return OwnedWorkspace(p.shape, row_bytes(p), tile_bytes(p));
+}
 
 template <class Params>
 void run_rows_in_parallel(const Kernel<Params>& kernel, const Params& p) {
   const int64_t grain = std::max<int64_t>(1, kGrain / p.shape.classes);
   at::parallel_for(0, p.shape.rows(), grain, [&](int64_t begin, int64_t end) {
-    OwnedWorkspace workspace(p.shape, scratch_bytes(p));
+    OwnedWorkspace workspace = workspace_for(p);
     kernel.rows(p, begin, end, workspace);
   });
 }
 
 template <class Params>
 void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
-  OwnedWorkspace workspace(p.shape, scratch_bytes(p));
+  OwnedWorkspace workspace = workspace_for(p);
   const int64_t chunks = chunk_count(p.shape);
   const auto each_chunk = [&](auto phase, int64_t row) {
     at::parallel_for(0, chunks, kChunkGrain,

@@ -38,6 +38,7 @@ template <class Storage>
 void check_all(Reports& reports) {
   check_sizes<Storage>(reports);
   check_confident_rows<Storage>(reports);
+  check_many_neighbours<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);
   check_nothing_counted<Storage>(reports);

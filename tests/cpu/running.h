@@ -26,9 +26,9 @@ inline constexpr long double kRemoteFactor = 1.0L;  // remote exponents are comp
 
 inline constexpr int kEvery = 1;  // problem is checked
 
-// Half precision has room to keep its exponentials between the phases, or has not.
-template <class Storage>
-inline constexpr bool kCanKeep = !std::is_same_v<Storage, AccumulateOf<Storage>>;
+// There is scratch, for exponentials of half precision and tiles of neighbouring rows, or there is
+// none.
+inline constexpr bool kScratchIsOptional = true;
 
 using Cuts = std::vector<int64_t>;  // where [0, end) is cut into pieces; increasing
 
@@ -47,16 +47,23 @@ inline std::vector<std::pair<int64_t, int64_t>> pieces(const Cuts& cuts, int64_t
 template <class Accumulate>
 class OwnedWorkspace : public Workspace {
  public:
-  OwnedWorkspace(const Shape& shape, bool keeps_exponentials)
-      : Workspace{}, chunks_(chunk_count(shape)), kept_(keeps_exponentials ? shape.classes : 0) {
+  OwnedWorkspace(const Shape& shape, bool has_scratch)
+      : Workspace{},
+        chunks_(chunk_count(shape)),
+        kept_(has_scratch ? shape.classes : 0),
+        tile_(has_scratch ? shape.classes * tile_rows(shape, sizeof(Accumulate)) : 0) {
     chunks = chunks_.data();
-    if (keeps_exponentials) exponentials = kept_.data();
+    if (has_scratch) exponentials = kept_.data();
+    if (tile_.count() > 0) tile = tile_.data();
   }
-  bool band_untouched() const { return chunks_.band_untouched() && kept_.band_untouched(); }
+  bool band_untouched() const {
+    return chunks_.band_untouched() && kept_.band_untouched() && tile_.band_untouched();
+  }
 
  private:
   Block<ChunkState> chunks_;
   Block<Accumulate> kept_;
+  Block<Accumulate> tile_;
 };
 
 template <class Params>
@@ -86,8 +93,8 @@ struct Execution {
   Cuts cuts;
 
   template <class Accumulate, class Params>
-  bool run(const Kernel<Params>& kernel, const Params& p, bool keeps_exponentials) const {
-    OwnedWorkspace<Accumulate> workspace(p.shape, keeps_exponentials);
+  bool run(const Kernel<Params>& kernel, const Params& p, bool has_scratch) const {
+    OwnedWorkspace<Accumulate> workspace(p.shape, has_scratch);
     (by_chunks ? run_chunks<Params> : run_rows<Params>)(kernel, p, cuts, workspace);
     return workspace.band_untouched();
   }

@@ -120,3 +120,5 @@ POWERGRAD_INLINE __m512 exponent(__m512 x) {
 #define _mm256_mask_storeu_epi16 powergrad_simde::store_masked_halves
 #define _mm512_mask_storeu_ps powergrad_simde::store_masked<__m512, float>
 #define _mm512_mask_storeu_pd powergrad_simde::store_masked<__m512d, double>
+#define _mm512_stream_ps _mm512_storeu_ps
+#define _mm512_stream_pd _mm512_storeu_pd

@@ -40,8 +40,7 @@ inline constexpr int kEvery = 5;
 inline constexpr int kEvery = 1;
 #endif
 
-template <class Storage>
-inline constexpr bool kCanKeep = false;  // an execution's affair
+inline constexpr bool kScratchIsOptional = false;  // room is an execution's affair
 
 struct Execution {
   const char* name;

@@ -82,17 +82,16 @@ class CrossEntropyRunner {
     report.enter("cross-entropy " + problem.describe());
   }
 
-  Block<Accumulate> forward_without_statistics() const {
+  Block<Accumulate> forward_without_statistics(bool has_scratch) const {
     CrossEntropyParams p = problem_.cross_entropy();
     Block<Accumulate> losses(problem_.rows());
     p.losses = losses.data();
-    run(run_cross_entropy_forward, p, whole(), false);
+    run(run_cross_entropy_forward, p, whole(), has_scratch);
     report_.expect(losses.band_untouched(), "wrote past the losses");
     return losses;
   }
 
-  // `keeps`: half precision has room to keep its exponentials between the phases.
-  Outputs forward(bool with_gradient, const Execution& execution, bool keeps) const {
+  Outputs forward(bool with_gradient, const Execution& execution, bool has_scratch) const {
     CrossEntropyParams p = problem_.cross_entropy();
     Outputs outputs(problem_.shape(), problem_.strides(2));
     p.losses = outputs.losses.data();
@@ -101,7 +100,7 @@ class CrossEntropyRunner {
       p.gradient = outputs.gradient.block.data();
       p.gradient_strides = outputs.gradient.strides;
     }
-    run(run_cross_entropy_forward, p, execution, keeps);
+    run(run_cross_entropy_forward, p, execution, has_scratch);
     report_.expect(outputs.edges_untouched(), "forward wrote outside its outputs");
     return outputs;
   }
@@ -125,8 +124,8 @@ class CrossEntropyRunner {
  private:
   template <class Kernel>
   void run(const Kernel& kernel, const CrossEntropyParams& p, const Execution& execution,
-           bool keeps) const {
-    const std::string wrong = kernel(report_.machine(), p, execution, keeps);
+           bool has_scratch) const {
+    const std::string wrong = kernel(report_.machine(), p, execution, has_scratch);
     report_.expect(wrong.empty(), wrong);
   }
 
@@ -149,23 +148,27 @@ class CrossEntropyCheck {
         splits_(splits(problem.shape(), problem.logits.strides)) {}
 
   void check() const {
-    check_losses(runner_.forward_without_statistics());
-    const Outputs forward_only = runner_.forward(false, whole(), false);
-    check_losses(forward_only.losses);
-    check_statistics(forward_only.statistics);
-    check_forward_with_gradient(false);
-    if (kCanKeep<Storage>) check_forward_with_gradient(true);
-    check_backward(forward_only.statistics);
+    check_forward(false);
+    if (kScratchIsOptional) check_forward(true);
+    check_backward(runner_.forward(false, whole(), false).statistics);
   }
 
  private:
-  void check_forward_with_gradient(bool keeps) const {
-    const Outputs outputs = runner_.forward(true, whole(), keeps);
+  void check_forward(bool has_scratch) const {
+    check_losses(runner_.forward_without_statistics(has_scratch));
+    const Outputs forward_only = runner_.forward(false, whole(), has_scratch);
+    check_losses(forward_only.losses);
+    check_statistics(forward_only.statistics);
+    check_forward_with_gradient(has_scratch);
+  }
+
+  void check_forward_with_gradient(bool has_scratch) const {
+    const Outputs outputs = runner_.forward(true, whole(), has_scratch);
     check_losses(outputs.losses);
     check_statistics(outputs.statistics);
     check_gradient("forward gradient", outputs.gradient);
     for (const Execution& split : splits_) {
-      const Outputs other = runner_.forward(true, split, keeps);
+      const Outputs other = runner_.forward(true, split, has_scratch);
       report_.expect(same_numbers(outputs.losses, other.losses) &&
                          same_numbers(outputs.statistics, other.statistics) &&
                          same_numbers(outputs.gradient.block, other.gradient.block),

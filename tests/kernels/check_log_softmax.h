@@ -70,34 +70,35 @@ class LogSoftmaxRunner {
     report.enter("log-softmax " + problem.describe());
   }
 
-  Outputs forward_and_backward(const Execution& execution) const {
+  Outputs forward_and_backward(const Execution& execution, bool has_scratch) const {
     LogSoftmaxParams p = problem_.log_softmax();
     Outputs outputs(problem_.shape(), problem_.strides(2), problem_.strides(1));
     p.output = outputs.output.block.data();
     p.output_strides = outputs.output.strides;
     p.statistics = outputs.statistics.data();
-    run(run_log_softmax_forward, p, execution);
+    run(run_log_softmax_forward, p, execution, has_scratch);
     p.gradient = outputs.gradient.block.data();
     p.gradient_strides = outputs.gradient.strides;
-    run(run_log_softmax_backward, p, execution);
+    run(run_log_softmax_backward, p, execution, has_scratch);
     report_.expect(outputs.edges_untouched(), "wrote outside its outputs");
     return outputs;
   }
 
-  Tensor<Storage> forward_without_statistics() const {
+  Tensor<Storage> forward_without_statistics(bool has_scratch) const {
     LogSoftmaxParams p = problem_.log_softmax();
     Tensor<Storage> output(problem_.shape(), problem_.strides(0));
     p.output = output.block.data();
     p.output_strides = output.strides;
-    run(run_log_softmax_forward, p, whole());
+    run(run_log_softmax_forward, p, whole(), has_scratch);
     report_.expect(output.padding_untouched(), "wrote outside the output");
     return output;
   }
 
  private:
   template <class Kernel>
-  void run(const Kernel& kernel, const LogSoftmaxParams& p, const Execution& execution) const {
-    const std::string wrong = kernel(report_.machine(), p, execution, false);
+  void run(const Kernel& kernel, const LogSoftmaxParams& p, const Execution& execution,
+           bool has_scratch) const {
+    const std::string wrong = kernel(report_.machine(), p, execution, has_scratch);
     report_.expect(wrong.empty(), wrong);
   }
 
@@ -116,18 +117,23 @@ class LogSoftmaxCheck {
       : problem_(problem), reference_(reference), report_(report), runner_(problem, report) {}
 
   void check() const {
-    check_output(runner_.forward_without_statistics());
-    const Outputs outputs = runner_.forward_and_backward(whole());
+    check(false);
+    if (kScratchIsOptional) check(true);
+  }
+
+ private:
+  void check(bool has_scratch) const {
+    check_output(runner_.forward_without_statistics(has_scratch));
+    const Outputs outputs = runner_.forward_and_backward(whole(), has_scratch);
     check_output(outputs.output);
     check_statistics(outputs.statistics);
     check_gradient(outputs.gradient);
     for (const Execution& split : splits(problem_.shape(), problem_.logits.strides)) {
-      report_.expect(outputs.same_as(runner_.forward_and_backward(split)),
+      report_.expect(outputs.same_as(runner_.forward_and_backward(split, has_scratch)),
                      std::string("other bits from ") + split.name);
     }
   }
 
- private:
   void check_output(const Tensor<Storage>& output) const {
     for (int64_t i = 0; i < problem_.rows(); ++i) {
       for (int64_t j = 0; j < problem_.classes(); ++j) {

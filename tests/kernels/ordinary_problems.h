@@ -80,6 +80,27 @@ void check_sizes(Reports& reports) {
   }
 }
 
+// Neighbouring rows in several tiles of the CPU's, full ones and a rest; tiles narrowed by many
+// classes; a rest of a rest when rows are cut. Every kind of target with and without smoothing.
+template <class Storage>
+void check_many_neighbours(Reports& reports) {
+  Random random = random_for<Storage>(6);
+  constexpr Shape kShapes[] = {{2, 5, 300}, {1, 40, 128}, {3, 33, 129}, {1, 700, 150}};
+  int64_t turn = 0;
+  for (const Shape& shape : kShapes) {
+    for (const TargetKind target : {TargetKind::index64, TargetKind::index32,
+                                    TargetKind::probabilities, TargetKind::wide_probabilities}) {
+      Options options = random_options(random);
+      options.target = target;
+      options.smoothing = turn % 2 == 0 ? 0.0 : 0.1;
+      options.alpha = kAlphas[turn++ % 7];
+      options.arrangement = Arrangement::inner;
+      options.shape = shape;
+      check_on_all(Problem<Storage>(options, random, 0.0, 3.0), reports);
+    }
+  }
+}
+
 // Raises one class of every row `gap` above the rest and makes it the whole target.
 template <class Storage>
 void make_confident(Problem<Storage>& problem, double gap, Random& random) {

@@ -84,12 +84,12 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
 // Whatever poisons a row, the bits of the other rows are those without it.
 template <class Storage>
 void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& clean,
-                      const std::vector<Edit>& edits, Report& report) {
+                      const std::vector<Edit>& edits, bool has_scratch, Report& report) {
   const auto cross_entropy = [&](const Problem<Storage>& p) {
-    return CrossEntropyRunner<Storage>(p, report).forward(true, whole(), false);
+    return CrossEntropyRunner<Storage>(p, report).forward(true, whole(), has_scratch);
   };
   const auto log_softmax = [&](const Problem<Storage>& p) {
-    return LogSoftmaxRunner<Storage>(p, report).forward_and_backward(whole());
+    return LogSoftmaxRunner<Storage>(p, report).forward_and_backward(whole(), has_scratch);
   };
   const auto loss = cross_entropy(problem);
   const auto clean_loss = cross_entropy(clean);
@@ -135,7 +135,10 @@ void check_special_values(Reports& reports) {
           if (!poisons(edits[row])) apply(edits[row], row, clean);
         }
         check_on_all(problem, reports);
-        for (Report& report : reports) check_neighbours(problem, clean, edits, report);
+        for (Report& report : reports) {
+          check_neighbours(problem, clean, edits, false, report);
+          if (kScratchIsOptional) check_neighbours(problem, clean, edits, true, report);
+        }
       }
     }
   }

@@ -1,0 +1,133 @@
+// Sums over the classes of neighbouring rows, lane by lane: what a row comes to must not depend on
+// the rows that share its vectors. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+// Calls term(c) for all classes and close_run() after each run of a LongSum.
+template <class V, class Term, class CloseRun>
+void for_each_class_in_runs(int64_t classes, const Term& term, const CloseRun& close_run) {
+  for (int64_t begin = 0; begin < classes; begin += LongSum<V>::kRun) {
+    const int64_t end = std::min(classes, begin + LongSum<V>::kRun);
+    for (int64_t c = begin; c < end; ++c) term(c);
+    close_run();
+  }
+}
+
+// The largest logit of every lane's row; NaN may be passed over (the sums catch it).
+template <class V, class Storage>
+V find_inner_maximum(const Column<V, Storage>& z, int64_t classes) {
+  V best = V::broadcast(-kInfinity);
+  for (int64_t c = 0; c < classes; ++c) best = maximum(z[c], best);
+  return best;
+}
+
+template <class V>
+struct InnerSums {
+  V rest;
+  V alpha_rest;
+};
+
+// The sums of every lane's row. keep(c, powered) gets the powered exponentials; prefetch(c) asks
+// for what is read after this.
+template <class Evaluate, class V, class Storage, class Keep, class Prefetch>
+InnerSums<V> sum_inner(const Evaluate& evaluate, const Column<V, Storage>& z, int64_t classes,
+                       V largest, const Keep& keep, const Prefetch& prefetch) {
+  const V zero = V::broadcast(0);
+  const V one = V::broadcast(1);
+  auto plain = LongSum<V>::start();
+  auto powered = LongSum<V>::start();
+  V ties = zero - one;  // classes with the largest logit, besides the one that is left out
+  const auto add = [&](int64_t c) {
+    prefetch(c);
+    const V x = z[c];
+    const auto e = evaluate(x, largest);
+    keep(c, e.powered);
+    const auto is_largest = equal(x, largest);
+    plain.run = plain.run + select(is_largest, zero, e.plain);
+    powered.run = powered.run + select(is_largest, zero, e.powered);
+    ties = ties + select(is_largest, one, zero);
+  };
+  for_each_class_in_runs<V>(classes, add, [&] {
+    plain.close_run();
+    powered.close_run();
+  });
+  // NaN where the largest is infinite or NaN
+  const V tied = ties + (largest - largest);
+  return {plain.total + tied, powered.total + tied};
+}
+
+// The sums of a tile's rows, read class by class.
+template <class V, class Storage>
+TileLanes<V> sum_tile(const InnerTile& tile, const Storage* data, int64_t classes, int64_t stride) {
+  const ClassWalk walk(classes, stride, kTileRows);
+  LongSum<V> sums[kTileVectors<V>];
+  const auto each_vector = [&](const auto& function) {
+    for_each_vector_of<V>(tile,
+                          [&](const TileVector& vector) { function(vector, sums[vector.number]); });
+  };
+  const auto add = [&](int64_t c) {
+    each_vector([&](const TileVector& vector, LongSum<V>& sum) {
+      const Storage* from = data + c * stride + vector.first;
+      walk.prefetch(from, c);
+      sum.add(load_lanes<V>(from, vector.lanes));
+    });
+  };
+  each_vector([](const TileVector&, LongSum<V>& sum) { sum = LongSum<V>::start(); });
+  for_each_class_in_runs<V>(classes, add, [&] {
+    each_vector([](const TileVector&, LongSum<V>& sum) { sum.close_run(); });
+  });
+  TileLanes<V> totals;
+  each_vector(
+      [&](const TileVector& vector, const LongSum<V>& sum) { totals.set(vector, sum.total); });
+  return totals;
+}
+
+// 1 in the lanes whose sum is remote (see exponentials.h), else 0.
+template <class V>
+V remote_lanes(V sums) {
+  const V zero = V::broadcast(0);
+  const V positive = select(less(zero, sums), V::broadcast(1), zero);
+  return select(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive, zero);
+}
+template <class V>
+bool has_remote(V remote, int lanes) {
+  const int first = first_set(equal(remote, V::broadcast(1)));
+  return first >= 0 && first < lanes;
+}
+
+// Exact exponentials in the remote lanes only.
+template <class Kind, class V>
+struct LanewiseEvaluator {
+  Evaluator<Kind, Exponential<V>> fast;
+  Evaluator<Kind, ExactExponential<V>> exact;
+  V remote;
+  Exponentials<V> operator()(V z, V reference) const {
+    const auto is_remote = equal(remote, V::broadcast(1));
+    const Exponentials<V> f = fast(z, reference);
+    const Exponentials<V> e = exact(z, reference);
+    return {select(is_remote, e.plain, f.plain), select(is_remote, e.powered, f.powered)};
+  }
+};
+
+// The sums of one vector of a tile.
+template <class Kind, class V, class Storage, class Keep>
+InnerSums<V> reduce_inner(double alpha, const TileLogits<Storage>& logits, const TileVector& vector,
+                          int64_t classes, V largest, const Keep& keep) {
+  const auto sum = [&](const auto& evaluate, const auto& column) {
+    return sum_inner(evaluate, column, classes, largest, keep,
+                     [&](int64_t c) { logits.prefetch_next(vector, c); });
+  };
+  const Evaluator<Kind, Exponential<V>> fast(alpha);
+  const InnerSums<V> sums =
+      logits.with_column(vector, [&](const auto& column) { return sum(fast, column); });
+  const V remote = maximum(remote_lanes(sums.rest), remote_lanes(sums.alpha_rest));
+  if (!has_remote(remote, vector.lanes)) return sums;
+  // Packed logits may have made room for the exponentials by now.
+  const Evaluator<Kind, ExactExponential<V>> exact(alpha);
+  return sum(LanewiseEvaluator<Kind, V>{fast, exact, remote}, logits.in_place(vector));
+}
+
+}  // namespace
+}  // namespace powergrad
