@@ -63,7 +63,7 @@ class FarCheck {
     const auto near_forward = loss.forward(true, whole(), false);
     const auto near_backward = loss.backward(near_forward.statistics, whole(), false);
     const auto near_log_softmax =
-        LogSoftmaxRunner<float>(problem_, report).forward_and_backward(whole());
+        LogSoftmaxRunner<float>(problem_, report).forward_and_backward(whole(), false);
     report.enter("far away: " + problem_.describe());
 
     CrossEntropyParams p = problem_.cross_entropy();
