@@ -78,8 +78,8 @@ void check_alpha_on_device(Reports& reports) {
       report.expect(same_numbers(backward(whole()).block, backward(on_device).block),
                     "backward: other bits from an alpha on the device");
       const LogSoftmaxRunner<Storage> log_softmax(problem, report);
-      report.expect(log_softmax.forward_and_backward(whole(), false).same_as(
-                        log_softmax.forward_and_backward(on_device, false)),
+      report.expect(log_softmax.forward_and_backward(whole(), false)
+                        .same_as(log_softmax.forward_and_backward(on_device, false)),
                     "log-softmax: other bits from an alpha on the device");
     }
   }
