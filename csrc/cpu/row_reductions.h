@@ -86,8 +86,10 @@ struct ExponentialSums {
   LongSum<V> powered;
 
   Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
-    // What follows this chunk in memory is needed next: fetch it while this one computes.
-    __builtin_prefetch(z + column + kChunk);
+    // What follows this chunk in memory is needed next: fetch it while this one computes, and a run
+    // ahead, since the search for the next maximum catches up with fetches that start last.
+    constexpr int64_t kAhead = kChunk + LongSum<V>::kRun * V::kWidth;
+    __builtin_prefetch(z + column + kAhead);
     const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
     if (kept != nullptr) store_lanes(e.powered, kept + column, lanes);
     return e;
