@@ -17,7 +17,7 @@ inline constexpr int64_t kChunk = 2048;  // columns; logits and exponentials sta
 inline int64_t chunk_count(const Shape& shape) { return (shape.classes + kChunk - 1) / kChunk; }
 
 // Where classes are strided and neighbouring rows contiguous, rows are worked on in tiles: of 256
-// to 512 bytes a class for bursts, of fewer where two tiles of so many classes would not stay in
+// to 1024 bytes a class for bursts, of fewer where two tiles of so many classes would not stay in
 // the L2 cache.
 inline constexpr int64_t kTileRows = 128;
 inline constexpr int64_t kTileBytes = 256 * 1024;
