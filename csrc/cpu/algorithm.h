@@ -63,8 +63,7 @@ struct Kernels {
       return;
     }
     const int64_t chunks = chunk_count(p.shape);
-    // The last rows first: forward has left them in the cache.
-    for (int64_t row = end; row-- > begin;) {
+    for (int64_t row = begin; row < end; ++row) {
       kReduce(p, row, 0, chunks, workspace);
       kMerge(p, row, workspace);
       kMap(p, row, 0, chunks, workspace);

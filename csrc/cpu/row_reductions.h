@@ -13,6 +13,21 @@ void for_each_vector(int64_t count, const Step& step) {
   if (column < count) step(column, static_cast<int>(count - column));
 }
 
+// Passes over rows ask for what they will need so many columns on. What follows in memory is needed
+// next: the rest of the row or, where rows are neighbours, the next one, before which the
+// hardware's prefetchers stop at every page. A chunk is not enough, since the search for the next
+// maximum catches up with the fetches that start last.
+template <class V>
+inline constexpr int64_t kAhead = kChunk + LongSum<V>::kRun * V::kWidth;
+
+// store_lanes for a pass that is the first one to touch what it writes.
+template <class V, class Storage>
+void store_lanes_ahead(V x, Storage* p, int lanes) {
+  constexpr int kToWrite = 1;
+  __builtin_prefetch(p + kAhead<V>, kToWrite);
+  store_lanes(x, p, lanes);
+}
+
 // The largest element, lane by lane; NaN may be passed over (the sums catch it).
 template <class V, class Storage>
 V lane_maxima(const Storage* z, int64_t count) {
@@ -86,13 +101,17 @@ struct ExponentialSums {
   LongSum<V> powered;
 
   Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
-    // What follows this chunk in memory is needed next: fetch it while this one computes, and a run
-    // ahead, since the search for the next maximum catches up with fetches that start last.
-    constexpr int64_t kAhead = kChunk + LongSum<V>::kRun * V::kWidth;
-    __builtin_prefetch(z + column + kAhead);
+    __builtin_prefetch(z + column + kAhead<V>);
     const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
-    if (kept != nullptr) store_lanes(e.powered, kept + column, lanes);
+    if (kept != nullptr) keep(e.powered, column, lanes);
     return e;
+  }
+  void keep(V powered, int64_t column, int lanes) const {
+    if constexpr (kIsAccumulate<Storage>) {
+      store_lanes_ahead(powered, kept + column, lanes);
+    } else {
+      store_lanes(powered, kept + column, lanes);  // scratch, which stays in the cache
+    }
   }
   void add(const Exponentials<V>& e) {
     plain.add(e.plain);
