@@ -33,12 +33,13 @@ struct CrossEntropyInner {
 
   // The tile's index targets.
   struct Targets {
-    TileLanes<V> index{};  // -1 for none
-    TileLanes<V> point_mass{};
-    TileLanes<V> mass{};
-    TileLanes<V> counts{};  // 0 for an ignored row
+    TileLanes<V> index;  // -1 for none
+    TileLanes<V> point_mass;
+    TileLanes<V> mass;
+    TileLanes<V> counts;  // 0 for an ignored row
 
     Targets(const Params& p, const InnerTile& tile) {
+      for (auto* lanes : {&index, &point_mass, &mass, &counts}) lanes->clear(tile);
       // Without weights all rows that count have the same masses, which spares every row its
       // branches.
       const IndexTarget<Scalar> common(p, p.weight == nullptr ? ~p.ignore_index : p.ignore_index);
@@ -62,7 +63,8 @@ struct CrossEntropyInner {
   };
   static TileLanes<V> target_logits(const InnerTile& tile, const Targets& targets,
                                     const TileLogits<Storage>& z) {
-    TileLanes<V> result{};
+    TileLanes<V> result;
+    result.clear(tile);
     for (int64_t i = 0; i < tile.rows; ++i) {
       const auto index = static_cast<int64_t>(targets.index.lane[i]);
       if (index >= 0) result.lane[i] = z.at(index, i);

@@ -56,6 +56,11 @@ struct TileLanes {
   typename V::Scalar lane[kTileRows];
   V at(const TileVector& vector) const { return V::load(lane + vector.first); }
   void set(const TileVector& vector, V value) { value.store(lane + vector.first); }
+  // Where the tile has vectors: a small one would take less time than all of this.
+  void clear(const InnerTile& tile) {
+    const int64_t vectors = (tile.rows + V::kWidth - 1) / V::kWidth;
+    std::memset(lane, 0, vectors * V::kWidth * sizeof(lane[0]));
+  }
 };
 
 // GCC takes a function that does nothing but prefetch for one without effect, and drops its calls
