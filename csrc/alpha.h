@@ -22,6 +22,24 @@ struct NoAlpha {};
 template <class Kind, class V>
 struct Evaluator;
 
+inline constexpr double kLog2E = 1.4426950408889634074;
+
+// The least that exponents are scaled by: even one at which powers of two end can be divided by it.
+template <class Scalar>
+inline constexpr double kSmallestScale = 4096.0 / kLargest<Scalar>;
+
+// exp(factor t) is 2^(scale t). Far beyond what any sensible alpha asks for the scale is bounded,
+// as an infinite one would make NaN of the maximum's 0. NaN for a factor that is not > 0: an alpha
+// on a device is not checked before.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar exponent_scale(double factor) {
+  if (!(factor > 0.0)) return static_cast<Scalar>(NAN);
+  const double scale = factor * kLog2E;
+  if (scale < kSmallestScale<Scalar>) return static_cast<Scalar>(kSmallestScale<Scalar>);
+  if (scale > kLargest<Scalar>) return static_cast<Scalar>(kLargest<Scalar>);
+  return static_cast<Scalar>(scale);
+}
+
 template <class V>
 struct Exponentials {
   V plain;

@@ -12,6 +12,9 @@
 namespace powergrad {
 namespace {
 
+template <class Scalar>
+inline constexpr double kLargest = std::numeric_limits<Scalar>::max();
+
 POWERGRAD_FUNCTION int64_t row_offset(const Shape& shape, const Strides& strides, int64_t row) {
   if (shape.inner == 1) return row * strides.outer;
   return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
@@ -96,8 +99,7 @@ struct SoftmaxRow {
   }
   POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
     // Bounded, as an infinite alpha would make NaN of the maximum's 0.
-    constexpr double kLargest = std::numeric_limits<Scalar>::max();
-    const auto bounded = static_cast<Scalar>(alpha > kLargest ? kLargest : alpha);
+    const auto bounded = static_cast<Scalar>(alpha > kLargest<Scalar> ? kLargest<Scalar> : alpha);
     return minus_mass_from(std::exp(bounded * (z - maximum)), z, mass_j);
   }
 };

@@ -5,7 +5,6 @@
 namespace powergrad {
 namespace {
 
-inline constexpr double kLog2E = 1.4426950408889634074;
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr long double kLongLn2 = 0.693147180559945309417232L;
 
@@ -35,21 +34,13 @@ V exp2_from_step(V shifted, V f) {
   return power_of_two(shifted) * fraction;
 }
 
-// What an exponent is multiplied by: far beyond what any sensible alpha asks for, but so bounded
-// that neither it nor the exponent at which powers end is infinite.
-template <class V>
-double exponent_scale(double factor) {
-  constexpr double kLargest = std::numeric_limits<typename V::Scalar>::max();
-  return std::clamp(factor * kLog2E, V::kTiny, kLargest);
-}
-
 // exp(factor (z - reference)) for z <= reference: 0 for -infinity, NaN for NaN.
 template <class V>
 class Exponential {
  public:
   explicit Exponential(double factor) {
-    const double scale = exponent_scale<V>(factor);
-    scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
+    const auto scale = exponent_scale<typename V::Scalar>(factor);
+    scale_ = V::broadcast(scale);
     lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
   }
   V operator()(V z, V reference) const {
@@ -72,14 +63,14 @@ template <class V>
 class ExactExponential {
  public:
   explicit ExactExponential(long double factor) {
-    const double scale = exponent_scale<V>(static_cast<double>(factor));
+    const auto scale = exponent_scale<typename V::Scalar>(static_cast<double>(factor));
     // What doubles a power, in units of t. Its upper part has so few digits that any step times it
     // is exact.
     const long double octave =
-        std::min(kLongLn2 / factor, static_cast<long double>(1.0 / V::kTiny));
+        std::min(kLongLn2 / factor, 1.0L / kSmallestScale<typename V::Scalar>);
     const long double unit = std::ldexp(1.0L, std::ilogb(octave) - V::kOctaveDigits);
     const long double upper = std::nearbyint(octave / unit) * unit;
-    scale_ = V::broadcast(static_cast<typename V::Scalar>(scale));
+    scale_ = V::broadcast(scale);
     lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
     upper_ = V::broadcast(static_cast<typename V::Scalar>(-upper));
     lower_ = V::broadcast(static_cast<typename V::Scalar>(upper - octave));

@@ -35,7 +35,6 @@ struct Vector<float> {
     __m256 bits;
   };
   static constexpr int kWidth = 8;
-  static constexpr double kTiny = 1e-35;
   static constexpr int kSteps = 8;
   static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
   static constexpr float kExp2Slope[] = {0.69314724f, 0.24025764f, 0.055496223f};  // 2.7e-8
@@ -157,7 +156,6 @@ struct Vector<double> {
     __m256d bits;
   };
   static constexpr int kWidth = 4;
-  static constexpr double kTiny = 1e-300;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;

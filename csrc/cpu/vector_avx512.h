@@ -15,7 +15,6 @@ struct Vector<float> {
   using Scalar = float;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
-  static constexpr double kTiny = 1e-35;
   static constexpr int kSteps = 32;
   static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
   static constexpr float kExp2Slope[] = {0.6931573f, 0.24022649f};  // relative error 5.3e-8
@@ -126,7 +125,6 @@ struct Vector<double> {
   using Scalar = double;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
-  static constexpr double kTiny = 1e-300;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;

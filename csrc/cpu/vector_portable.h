@@ -93,7 +93,6 @@ struct PortableVector {
 
 template <>
 struct Vector<float> : PortableVector<float, int32_t> {
-  static constexpr double kTiny = 1e-35;
   static constexpr float kStepOrigin = 0x1.8p23f;
   static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
@@ -125,7 +124,6 @@ struct Vector<float> : PortableVector<float, int32_t> {
 
 template <>
 struct Vector<double> : PortableVector<double, int64_t> {
-  static constexpr double kTiny = 1e-300;
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;

@@ -13,15 +13,6 @@
 namespace powergrad {
 namespace {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-
-// exp(factor t) as 2^(scale t). A scale out of float's range would make NaN of 0 and infinity. An
-// alpha on the device is not checked before: one that is not > 0 makes the row NaN.
-__device__ __forceinline__ float exponent_scale(double factor) {
-  if (!(factor > 0.0)) return NAN;
-  return static_cast<float>(fmin(fmax(factor * 1.4426950408889634074, 1e-35), 3e38));
-}
-
 // 2^x for x <= 0 without the special function unit.
 __device__ __forceinline__ float polynomial_exp2(float x) {
   constexpr float kMagic = 12582912.0f;             // its last bit is worth 1
@@ -45,7 +36,7 @@ inline constexpr int kPolynomialShare = 4;
 template <int kNumerator, int kDenominator>
 struct Evaluator<RationalAlpha<kNumerator, kDenominator>, float> {
   float scale;
-  __device__ explicit Evaluator(double) : scale(exponent_scale(1.0 / kDenominator)) {}
+  __device__ explicit Evaluator(double) : scale(exponent_scale<float>(1.0 / kDenominator)) {}
   __device__ Exponentials<float> operator()(float t, int) const {
     const float u = fast_exp2(t * scale);
     return {power<kDenominator>(u), power<kNumerator>(u)};
@@ -55,10 +46,10 @@ struct Evaluator<RationalAlpha<kNumerator, kDenominator>, float> {
 template <>
 struct Evaluator<AnyAlpha, float> {
   float scale;
-  __device__ explicit Evaluator(double alpha) : scale(exponent_scale(alpha)) {}
+  __device__ explicit Evaluator(double alpha) : scale(exponent_scale<float>(alpha)) {}
   __device__ Exponentials<float> operator()(float t, int which) const {
     const bool by_polynomial = which % kPolynomialShare == kPolynomialShare - 1;
-    return {fast_exp2(t * kLog2E),
+    return {fast_exp2(t * static_cast<float>(kLog2E)),
             by_polynomial ? polynomial_exp2(t * scale) : fast_exp2(t * scale)};
   }
 };
@@ -67,7 +58,7 @@ template <>
 struct Evaluator<NoAlpha, float> {
   __device__ explicit Evaluator(double) {}
   __device__ Exponentials<float> operator()(float t, int) const {
-    return {fast_exp2(t * kLog2E), 0.0f};
+    return {fast_exp2(t * static_cast<float>(kLog2E)), 0.0f};
   }
 };
 
@@ -92,7 +83,7 @@ struct PoweredExponential;
 template <>
 struct PoweredExponential<float> {
   float scale;
-  __device__ explicit PoweredExponential(double alpha) : scale(exponent_scale(alpha)) {}
+  __device__ explicit PoweredExponential(double alpha) : scale(exponent_scale<float>(alpha)) {}
   __device__ float operator()(float t) const { return fast_exp2(t * scale); }
 };
 template <>
