@@ -57,8 +57,9 @@ struct Kernels {
   template <auto kReduce, auto kMerge, auto kMap, class Inner, class Params>
   static void backward(const Params& p, int64_t begin, int64_t end, Workspace& workspace) {
     if (p.logits_strides.classes != 1) {
+      const PoweredExponential<Vector<Scalar>> exponential(p.alpha);
       for_each_tile(p.shape, kTileRows, begin, end,
-                    [&](const InnerTile& tile) { Inner::backward_tile(p, tile); });
+                    [&](const InnerTile& tile) { Inner::backward_tile(p, tile, exponential); });
       finish_streams();
       return;
     }

@@ -29,7 +29,7 @@ void map_softmax_minus_mass(const Storage* z, int64_t count,
     const V mass_j = mass(column, lanes);
     const V value =
         select(equal(x, pivot), near_one_minus_mass(total, complement, mass_j), p * total - mass_j);
-    store_lanes_ahead(value * V::broadcast(scale), gradient + column, lanes);
+    prefetch_and_store(value * V::broadcast(scale), gradient + column, lanes);
   });
 }
 
@@ -277,7 +277,7 @@ struct CrossEntropyRow {
                           Storage* out) {
     for_each_vector<V>(count, [&](int64_t column, int lanes) {
       const V x = load_lanes<V>(z + column, lanes);
-      store_lanes_ahead(powered(column, lanes, x) * V::broadcast(scale), out + column, lanes);
+      prefetch_and_store(powered(column, lanes, x) * V::broadcast(scale), out + column, lanes);
     });
   }
 };

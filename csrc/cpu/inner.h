@@ -39,7 +39,10 @@ struct CrossEntropyInner {
     TileLanes<V> counts;  // 0 for an ignored row
 
     Targets(const Params& p, const InnerTile& tile) {
-      for (auto* lanes : {&index, &point_mass, &mass, &counts}) lanes->clear(tile);
+      index.clear_past(tile);
+      point_mass.clear_past(tile);
+      mass.clear_past(tile);
+      counts.clear_past(tile);
       // Without weights all rows that count have the same masses, which spares every row its
       // branches.
       const IndexTarget<Scalar> common(p, p.weight == nullptr ? ~p.ignore_index : p.ignore_index);
@@ -64,10 +67,10 @@ struct CrossEntropyInner {
   static TileLanes<V> target_logits(const InnerTile& tile, const Targets& targets,
                                     const TileLogits<Storage>& z) {
     TileLanes<V> result;
-    result.clear(tile);
+    result.clear_past(tile);
     for (int64_t i = 0; i < tile.rows; ++i) {
       const auto index = static_cast<int64_t>(targets.index.lane[i]);
-      if (index >= 0) result.lane[i] = z.at(index, i);
+      result.lane[i] = index >= 0 ? z.at(index, i) : 0;
     }
     return result;
   }
@@ -189,11 +192,12 @@ struct CrossEntropyInner {
     if (exponentials.data != nullptr) {
       map(p, tile, targets, softmax, exponentials);
     } else {
-      map_fresh(p, tile, targets, softmax);
+      map_fresh(p, tile, targets, softmax, PoweredExponential<V>(p.alpha));
     }
   }
 
-  static void backward_tile(const Params& p, const InnerTile& tile) {
+  static void backward_tile(const Params& p, const InnerTile& tile,
+                            const PoweredExponential<V>& exponential) {
     const Targets targets(p, tile);
     InnerSoftmax<V> softmax;
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
@@ -201,14 +205,14 @@ struct CrossEntropyInner {
       softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaRest),
                   statistics.load(kTargetMass), scale(p, tile, vector), targets.counts.at(vector));
     });
-    map_fresh(p, tile, targets, softmax);
+    map_fresh(p, tile, targets, softmax, exponential);
   }
 
   static void map_fresh(const Params& p, const InnerTile& tile, const Targets& targets,
-                        const InnerSoftmax<V>& softmax) {
+                        const InnerSoftmax<V>& softmax, const PoweredExponential<V>& exponential) {
     map(p, tile, targets, softmax,
-        FreshTile<Storage>(logits(p, tile), p.shape.classes, p.logits_strides.classes, p.alpha,
-                           softmax));
+        FreshTile<Storage>(logits(p, tile), p.shape.classes, p.logits_strides.classes, softmax,
+                           exponential));
   }
 
   template <class Powered>
@@ -264,7 +268,8 @@ struct LogSoftmaxInner {
 
   // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a
   // scale.
-  static void backward_tile(const Params& p, const InnerTile& tile) {
+  static void backward_tile(const Params& p, const InnerTile& tile,
+                            const PoweredExponential<V>& exponential) {
     const int64_t stride = p.upstream_strides.classes;
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
     const Storage* g = static_cast<const Storage*>(p.upstream) + tile.offset(p.upstream_strides);
@@ -281,9 +286,10 @@ struct LogSoftmaxInner {
       walk.prefetch(from, c);
       return load_lanes<V>(from, vector.lanes);
     };
-    map_inner(tile, p.shape.classes, softmax,
-              FreshTile<Storage>(z, p.shape.classes, p.logits_strides.classes, p.alpha, softmax),
-              upstream, TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
+    map_inner(
+        tile, p.shape.classes, softmax,
+        FreshTile<Storage>(z, p.shape.classes, p.logits_strides.classes, softmax, exponential),
+        upstream, TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
   }
 };
 

@@ -5,6 +5,15 @@
 namespace powergrad {
 namespace {
 
+// exp(alpha (z - maximum)) for lanes of rows that may have been summed by exact exponentials. It is
+// built once for all tiles: the exact ones take longer to set up than a small tile does.
+template <class V>
+struct PoweredExponential {
+  Exponential<V> fast;
+  ExactExponential<V> exact;
+  explicit PoweredExponential(double alpha) : fast(alpha), exact(alpha) {}
+};
+
 // What the gradient needs of a tile's rows: SoftmaxRow, lane by lane.
 template <class V>
 class InnerSoftmax {
@@ -37,12 +46,12 @@ class InnerSoftmax {
   }
 
   // Powered exponentials, computed again: exact ones in the lanes whose sums are.
-  V powered(const TileVector& vector, V z, const Exponential<V>& fast,
-            const ExactExponential<V>& exact) const {
+  V powered(const TileVector& vector, V z, const PoweredExponential<V>& exponential) const {
     const V reference = maximum_.at(vector);
-    const V result = fast(z, reference);
+    const V result = exponential.fast(z, reference);
     if (!has_remote_[vector.number]) return result;
-    return select(equal(remote_.at(vector), V::broadcast(1)), exact(z, reference), result);
+    const V exact = exponential.exact(z, reference);
+    return select(equal(remote_.at(vector), V::broadcast(1)), exact, result);
   }
 
  private:
@@ -80,20 +89,18 @@ struct FreshTile {
   const Storage* logits;
   ClassWalk walk;
   const InnerSoftmax<V>& softmax;
-  Exponential<V> fast;
-  ExactExponential<V> exact;
+  const PoweredExponential<V>& exponential;
 
-  FreshTile(const Storage* its_logits, int64_t classes, int64_t stride, double alpha,
-            const InnerSoftmax<V>& its_softmax)
+  FreshTile(const Storage* its_logits, int64_t classes, int64_t stride,
+            const InnerSoftmax<V>& its_softmax, const PoweredExponential<V>& its_exponential)
       : logits(its_logits),
         walk(classes, stride, kTileRows),
         softmax(its_softmax),
-        fast(alpha),
-        exact(alpha) {}
+        exponential(its_exponential) {}
   V operator()(const TileVector& vector, int64_t c) const {
     const Storage* from = logits + c * walk.stride + vector.first;
     walk.prefetch(from, c);
-    return softmax.powered(vector, load_lanes<V>(from, vector.lanes), fast, exact);
+    return softmax.powered(vector, load_lanes<V>(from, vector.lanes), exponential);
   }
 };
 

@@ -56,10 +56,9 @@ struct TileLanes {
   typename V::Scalar lane[kTileRows];
   V at(const TileVector& vector) const { return V::load(lane + vector.first); }
   void set(const TileVector& vector, V value) { value.store(lane + vector.first); }
-  // Where the tile has vectors: a small one would take less time than all of this.
-  void clear(const InnerTile& tile) {
-    const int64_t vectors = (tile.rows + V::kWidth - 1) / V::kWidth;
-    std::memset(lane, 0, vectors * V::kWidth * sizeof(lane[0]));
+  // Zeroes the lanes past the tile, which are computed with, but never stored as a result.
+  void clear_past(const InnerTile& tile) {
+    V::broadcast(0).store(lane + (tile.rows - 1) / V::kWidth * V::kWidth);
   }
 };
 

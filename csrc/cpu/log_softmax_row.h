@@ -50,7 +50,7 @@ struct LogSoftmaxRow {
     const int64_t first = begin * kChunk;
     for_each_vector<V>(last - first, [&](int64_t column, int lanes) {
       const V x = load_lanes<V>(z + first + column, lanes);
-      store_lanes_ahead((x - maximum) - log_sum, out + first + column, lanes);
+      prefetch_and_store((x - maximum) - log_sum, out + first + column, lanes);
     });
   }
 

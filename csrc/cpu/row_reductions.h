@@ -13,18 +13,16 @@ void for_each_vector(int64_t count, const Step& step) {
   if (column < count) step(column, static_cast<int>(count - column));
 }
 
-// Passes over rows ask for what they will need so many columns on. What follows in memory is needed
-// next: the rest of the row or, where rows are neighbours, the next one, before which the
-// hardware's prefetchers stop at every page. A chunk is not enough, since the search for the next
-// maximum catches up with the fetches that start last.
+// Passes over rows ask for what they will need so many columns on: the rest of the row or, where
+// rows are neighbours, the next ones, before which the hardware's prefetchers stop at every page.
+// It is more than a chunk, as a search for the maximum catches up with the fetches that start last.
 template <class V>
 inline constexpr int64_t kAhead = kChunk + LongSum<V>::kRun * V::kWidth;
 
-// store_lanes for a pass that is the first one to touch what it writes.
+// store_lanes to a row of the gradient or output, which may not be in the cache yet.
 template <class V, class Storage>
-void store_lanes_ahead(V x, Storage* p, int lanes) {
-  constexpr int kToWrite = 1;
-  __builtin_prefetch(p + kAhead<V>, kToWrite);
+void prefetch_and_store(V x, Storage* p, int lanes) {
+  __builtin_prefetch(p + kAhead<V>);
   store_lanes(x, p, lanes);
 }
 
@@ -108,7 +106,7 @@ struct ExponentialSums {
   }
   void keep(V powered, int64_t column, int lanes) const {
     if constexpr (kIsAccumulate<Storage>) {
-      store_lanes_ahead(powered, kept + column, lanes);
+      prefetch_and_store(powered, kept + column, lanes);
     } else {
       store_lanes(powered, kept + column, lanes);  // scratch, which stays in the cache
     }
