@@ -40,23 +40,34 @@ POWERGRAD_FUNCTION Scalar exponent_scale(double factor) {
   return static_cast<Scalar>(scale);
 }
 
+template <int kPower, class V>
+POWERGRAD_FUNCTION V power(V x);
+
+// The last multiplication of power<kPower>, for kPower > 1.
 template <class V>
-struct Exponentials {
-  V plain;
-  V powered;
+struct Factors {
+  V first;
+  V second;
 };
+template <int kPower, class V>
+POWERGRAD_FUNCTION Factors<V> factors_of_power(V x) {
+  if constexpr (kPower == 5) {
+    return {power<2>(x), power<3>(x)};
+  } else if constexpr (kPower % 2 == 0) {
+    const V root = power<kPower / 2>(x);
+    return {root, root};
+  } else {
+    return {x, power<kPower - 1>(x)};
+  }
+}
 
 template <int kPower, class V>
 POWERGRAD_FUNCTION V power(V x) {
   if constexpr (kPower == 1) {
     return x;
-  } else if constexpr (kPower == 10) {
-    const V five = power<2>(x) * power<3>(x);
-    return five * five;
-  } else if constexpr (kPower % 2 == 0) {
-    return power<kPower / 2>(x * x);
   } else {
-    return x * power<kPower - 1>(x);
+    const auto [first, second] = factors_of_power<kPower>(x);
+    return first * second;
   }
 }
 

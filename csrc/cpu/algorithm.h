@@ -8,6 +8,7 @@
 #include "row.h"
 #include "cpu/lanes.h"
 #include "cpu/exponentials.h"
+#include "cpu/exponential_pairs.h"
 #include "cpu/long_sum.h"
 #include "cpu/row_reductions.h"
 #include "cpu/cross_entropy_row.h"

@@ -1,5 +1,4 @@
-// exp(t) and exp(alpha t) for t = z - max(z) <= 0, and log(1 + r). Included inside the target
-// region.
+// exp(factor t) for t = z - max(z) <= 0, and log(1 + r). Included inside the target region.
 #pragma once
 
 namespace powergrad {
@@ -132,39 +131,6 @@ inline float log1p(float r) {
   return lanes[0];
 }
 inline double log1p(double r) { return std::log1p(r); }
-
-// The evaluators of alpha.h, over Exponential or ExactExponential.
-template <int kNumerator, int kDenominator, class Exp>
-struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Exp> {
-  Exp root;
-  explicit Evaluator(double) : root(1.0L / kDenominator) {}
-  template <class V>
-  Exponentials<V> operator()(V z, V reference) const {
-    const V u = root(z, reference);
-    return {power<kDenominator>(u), power<kNumerator>(u)};
-  }
-};
-
-template <class Exp>
-struct Evaluator<AnyAlpha, Exp> {
-  Exp plain;
-  Exp powered;
-  explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
-  template <class V>
-  Exponentials<V> operator()(V z, V reference) const {
-    return {plain(z, reference), powered(z, reference)};
-  }
-};
-
-template <class Exp>
-struct Evaluator<NoAlpha, Exp> {
-  Exp plain;
-  explicit Evaluator(double) : plain(1.0) {}
-  template <class V>
-  Exponentials<V> operator()(V z, V reference) const {
-    return {plain(z, reference), V::broadcast(0)};
-  }
-};
 
 }  // namespace
 }  // namespace powergrad

@@ -43,10 +43,9 @@ InnerSums<V> sum_inner(const Evaluate& evaluate, const Column<V, Storage>& z, in
     prefetch(c);
     const V x = z[c];
     const auto e = evaluate(x, largest);
-    keep(c, e.powered);
+    keep(c, e.powered());
     const auto is_largest = equal(x, largest);
-    plain.run = plain.run + select(is_largest, zero, e.plain);
-    powered.run = powered.run + select(is_largest, zero, e.powered);
+    select(is_largest, decltype(e){}, e).add_to(plain.run, powered.run);
     ties = ties + select(is_largest, one, zero);
   };
   for_each_class_in_runs<V>(classes, add, [&] {
@@ -103,11 +102,9 @@ struct LanewiseEvaluator {
   Evaluator<Kind, Exponential<V>> fast;
   Evaluator<Kind, ExactExponential<V>> exact;
   V remote;
-  Exponentials<V> operator()(V z, V reference) const {
+  auto operator()(V z, V reference) const {
     const auto is_remote = equal(remote, V::broadcast(1));
-    const Exponentials<V> f = fast(z, reference);
-    const Exponentials<V> e = exact(z, reference);
-    return {select(is_remote, e.plain, f.plain), select(is_remote, e.powered, f.powered)};
+    return select(is_remote, exact(z, reference), fast(z, reference));
   }
 };
 

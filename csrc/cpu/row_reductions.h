@@ -98,10 +98,10 @@ struct ExponentialSums {
   LongSum<V> plain;
   LongSum<V> powered;
 
-  Exponentials<V> at(const Storage* z, int64_t column, int lanes) const {
+  auto at(const Storage* z, int64_t column, int lanes) const {
     __builtin_prefetch(z + column + kAhead<V>);
     const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
-    if (kept != nullptr) keep(e.powered, column, lanes);
+    if (kept != nullptr) keep(e.powered(), column, lanes);
     return e;
   }
   void keep(V powered, int64_t column, int lanes) const {
@@ -111,13 +111,13 @@ struct ExponentialSums {
       store_lanes(powered, kept + column, lanes);  // scratch, which stays in the cache
     }
   }
-  void add(const Exponentials<V>& e) {
-    plain.add(e.plain);
-    powered.add(e.powered);
+  template <class Pair>
+  void add(const Pair& e) {
+    e.add_to(plain.run, powered.run);
   }
-  void add_only(typename V::Mask mask, const Exponentials<V>& e) {
-    const V zero = V::broadcast(0);
-    add({select(mask, e.plain, zero), select(mask, e.powered, zero)});
+  template <class Pair>
+  void add_only(typename V::Mask mask, const Pair& e) {
+    add(select(mask, e, Pair{}));
   }
 
   // All columns but one. Only the run that has it looks for it, so no loop ends at an odd place.

@@ -29,6 +29,12 @@ __device__ __forceinline__ float polynomial_exp2(float x) {
   return x < -126.0f ? 0.0f : x == x ? scaled : x;
 }
 
+template <class Scalar>
+struct Exponentials {
+  Scalar plain;
+  Scalar powered;
+};
+
 // Of the second exponentials of a pair, every kPolynomialShare-th is a polynomial.
 inline constexpr int kPolynomialShare = 4;
 

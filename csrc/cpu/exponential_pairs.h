@@ -1,0 +1,91 @@
+// Pairs (exp(t), exp(alpha t)) for t = z - max(z) <= 0, made to be summed: a sum's additions take
+// in what they can of the pair's multiplications. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+// u = exp(t / kDenominator). Two lanes' pairs are selected by their roots alone.
+template <int kNumerator, int kDenominator, class V>
+struct PowersOfRoot {
+  V root;
+  V powered() const { return power<kNumerator>(root); }
+  void add_to(V& plain_sum, V& powered_sum) const {
+    if constexpr (kDenominator == 1) {
+      plain_sum = plain_sum + root;
+    } else {
+      const auto [first, second] = factors_of_power<kDenominator>(root);
+      plain_sum = multiply_add(first, second, plain_sum);
+    }
+    powered_sum = powered_sum + powered();
+  }
+};
+template <class Mask, int kNumerator, int kDenominator, class V>
+PowersOfRoot<kNumerator, kDenominator, V> select(
+    Mask mask, const PowersOfRoot<kNumerator, kDenominator, V>& yes,
+    const PowersOfRoot<kNumerator, kDenominator, V>& no) {
+  return {select(mask, yes.root, no.root)};
+}
+
+template <class V>
+struct TwoExponentials {
+  V plain;
+  V other;
+  V powered() const { return other; }
+  void add_to(V& plain_sum, V& powered_sum) const {
+    plain_sum = plain_sum + plain;
+    powered_sum = powered_sum + other;
+  }
+};
+template <class Mask, class V>
+TwoExponentials<V> select(Mask mask, const TwoExponentials<V>& yes, const TwoExponentials<V>& no) {
+  return {select(mask, yes.plain, no.plain), select(mask, yes.other, no.other)};
+}
+
+// Without alpha; the powered sum stays 0.
+template <class V>
+struct PlainExponential {
+  V plain;
+  V powered() const { return V::broadcast(0); }
+  void add_to(V& plain_sum, V&) const { plain_sum = plain_sum + plain; }
+};
+template <class Mask, class V>
+PlainExponential<V> select(Mask mask, const PlainExponential<V>& yes,
+                           const PlainExponential<V>& no) {
+  return {select(mask, yes.plain, no.plain)};
+}
+
+// The evaluators of alpha.h, over Exponential or ExactExponential.
+template <int kNumerator, int kDenominator, class Exp>
+struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Exp> {
+  Exp root;
+  explicit Evaluator(double) : root(1.0L / kDenominator) {}
+  template <class V>
+  PowersOfRoot<kNumerator, kDenominator, V> operator()(V z, V reference) const {
+    return {root(z, reference)};
+  }
+};
+
+template <class Exp>
+struct Evaluator<AnyAlpha, Exp> {
+  Exp plain;
+  Exp powered;
+  explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
+  template <class V>
+  TwoExponentials<V> operator()(V z, V reference) const {
+    return {plain(z, reference), powered(z, reference)};
+  }
+};
+
+template <class Exp>
+struct Evaluator<NoAlpha, Exp> {
+  Exp plain;
+  explicit Evaluator(double) : plain(1.0) {}
+  template <class V>
+  PlainExponential<V> operator()(V z, V reference) const {
+    return {plain(z, reference)};
+  }
+};
+
+}  // namespace
+}  // namespace powergrad
