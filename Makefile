@@ -8,7 +8,7 @@ PYTHON = python3
 VENV = .venv
 TORCH = torch==2.13.0
 RUN =
-RESULTS = bench/results/cpu-zen4
+RESULTS = bench/results/cpu-zen5
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build.py

@@ -49,7 +49,10 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 
 def processor() -> dict[str, Any]:
-    """The processor's name and its number of cores, as Linux knows them."""
+    """The processor's name and its number of cores, as Linux knows them.
+
+    The family and model say which it is where a virtual machine has no more than "AMD EPYC".
+    """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -62,7 +65,10 @@ def processor() -> dict[str, Any]:
         for block in text.strip().split("\n\n")
     ]
     cores = {(block.get("physical id"), block.get("core id")) for block in blocks}
-    return {"cpu": blocks[0].get("model name", platform.machine()), "cores": len(cores)}
+    name = blocks[0].get("model name", platform.machine())
+    if "cpu family" in blocks[0]:
+        name += f" (family {blocks[0]['cpu family']}, model {blocks[0]['model']})"
+    return {"cpu": name, "cores": len(cores)}
 
 
 def graphics_card() -> dict[str, Any]:

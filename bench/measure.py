@@ -32,7 +32,7 @@ SHORT_SECONDS, MEDIUM_SECONDS = 0.004, 0.04
 
 A large gradient in new memory can take ten times as long while the system looks for huge pages.
 """
-LEAST_ROUNDS, MOST_ROUNDS = 7, 101
+LEAST_ROUNDS, MOST_ROUNDS = 15, 101
 
 
 @dataclass(frozen=True)

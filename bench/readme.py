@@ -28,7 +28,7 @@ from bench.result import Record, Result, machine_of, read, results_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen4"
+RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen5"
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
 FILES = (*SPEED, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"

@@ -22,14 +22,36 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
 }
+
+#if !defined(POWERGRAD_SIMDE)
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 #endif
 
-const InstructionSet kInstructionSets[] = {
-#if defined(__x86_64__)
-    {"avx512", has_avx512, avx512_kernels},
-    {"avx2", has_avx2, avx2_kernels},
+using Tables = std::array<const KernelTable*, kDataTypes>;
+
+constexpr Tables all_of(const KernelTable (&tables)[kDataTypes]) {
+  Tables result{};
+  for (int type = 0; type < kDataTypes; ++type) result[type] = &tables[type];
+  return result;
+}
+
+#if defined(__x86_64__) && !defined(POWERGRAD_SIMDE)
+constexpr Tables with_bfloat16(Tables tables, const KernelTable& table) {
+  tables[static_cast<int>(DataType::bfloat16)] = &table;
+  return tables;
+}
 #endif
-    {"scalar", always, scalar_kernels},
+
+constexpr InstructionSet kInstructionSets[] = {
+#if defined(__x86_64__)
+#if !defined(POWERGRAD_SIMDE)
+    {"avx512_bf16", has_avx512_bf16, with_bfloat16(all_of(avx512_kernels), avx512_bf16_kernels)},
+#endif
+    {"avx512", has_avx512, all_of(avx512_kernels)},
+    {"avx2", has_avx2, all_of(avx2_kernels)},
+#endif
+    {"scalar", always, all_of(scalar_kernels)},
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 // whole rows. Chunks have a fixed size, so the bits do not depend on how the work was split.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "powergrad.h"
@@ -65,13 +66,14 @@ struct KernelTable {
 struct InstructionSet {
   const char* name;
   bool (*supported)();
-  const KernelTable* tables;  // (kDataTypes), indexed by DataType
+  std::array<const KernelTable*, kDataTypes> tables;  // indexed by DataType
 };
 
 extern const KernelTable scalar_kernels[kDataTypes];
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels[kDataTypes];
 extern const KernelTable avx512_kernels[kDataTypes];
+extern const KernelTable avx512_bf16_kernels;  // of bfloat16
 #endif
 
 // Best first. The last one is supported everywhere.

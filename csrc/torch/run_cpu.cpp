@@ -105,7 +105,7 @@ void run_chunks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
 template <class Params, Kernel<Params> KernelTable::* kernel>
 void run(const Params& p, c10::Device) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return;
-  const KernelTable& table = active_instruction_set().tables[static_cast<int>(p.dtype)];
+  const KernelTable& table = *active_instruction_set().tables[static_cast<int>(p.dtype)];
   const bool contiguous_rows = p.logits_strides.classes == 1;
   const bool long_rows = chunk_count(p.shape) >= 2 * kChunkGrain;
   if (contiguous_rows && long_rows && p.shape.rows() < at::get_num_threads()) {

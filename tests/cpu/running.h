@@ -13,6 +13,11 @@ namespace powergrad::test {
 
 using Machine = InstructionSet;
 
+// Whether numbers below the least normal one are stored as 0.
+inline bool flushes_denormals(const Machine& machine, DataType type) {
+  return machine.name == std::string("avx512_bf16") && type == DataType::bfloat16;
+}
+
 // Classes that are reduced at once.
 inline constexpr int64_t kPiece = kChunk;
 // Several chunks, the last one partial.
@@ -104,7 +109,7 @@ struct Execution {
 #define POWERGRAD_RUN(name, Params)                                                            \
   inline std::string run_##name(const Machine& machine, const Params& p,                       \
                                 const Execution& execution, bool keeps) {                      \
-    const auto& kernel = machine.tables[static_cast<int>(p.dtype)].name;                       \
+    const auto& kernel = machine.tables[static_cast<int>(p.dtype)]->name;                      \
     const bool inside = p.dtype == DataType::float64 ? execution.run<double>(kernel, p, keeps) \
                                                      : execution.run<float>(kernel, p, keeps); \
     return inside ? "" : "wrote past the workspace";                                           \

@@ -18,6 +18,8 @@ struct Machine {
   host_cuda::Device device;
 };
 
+inline bool flushes_denormals(const Machine&, DataType) { return false; }
+
 // Clusters on one, none on the other.
 inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80}, {"sm_90", host_cuda::kSm90}};
 
