@@ -28,6 +28,8 @@ COLOURS = {
     "eager": "#51637a",
     "compile": "#3a8fb7",
     "jax": "#8a6fb0",
+    "hook": "#5f9e6e",
+    "scaled": "#b9935a",
     "copy": "#a8b0ba",
 }
 
@@ -61,15 +63,17 @@ def fine_print(figure: Figure, facts: Record) -> None:
 def draw_sweeps(points: Sequence[Point], facts: Record) -> Figure:
     """A panel per sweep, time over the variable, both by their logarithm."""
     names = list(dict.fromkeys(point.sweep for point in points))
-    figure = Figure(figsize=(3.6 * min(len(names), 3), 3.4 * -(-len(names) // 3)))
-    panels = figure.subplots(-(-len(names) // 3), min(len(names), 3), squeeze=False).flat
+    across, down = min(len(names), 3), -(-len(names) // 3)
+    figure = Figure(figsize=(3.6 * across, 3.4 * down))
+    panels = figure.subplots(down, across, squeeze=False).flat
     for name in names:
         of_sweep = [point for point in points if point.sweep == name]
         draw_sweep(next(panels), of_sweep)
     for unused in panels:
         unused.set_axis_off()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    # A colour is a peer; what the first panel calls it counts.
+    lines = {line.get_color(): line for axes in reversed(figure.axes) for line in axes.get_lines()}
+    figure.legend(handles=[*lines.values()], loc="outside upper right", ncols=2 * across)
     fine_print(figure, facts)
     return figure
 

@@ -35,6 +35,7 @@ from bench.peers import (
     is_ours,
     name_of_ours,
     ours,
+    with_pgt,
 )
 from bench.recording import recording
 from bench.report import empty_table, median_milliseconds
@@ -98,8 +99,14 @@ def at_classes(device: str, peers: Sequence[Peer], budget: float, classes: int) 
 
 
 def at_alpha(device: str, peers: Sequence[Peer], budget: float, alpha: float) -> Result:
-    """The others know no alpha: a copy for the scale, and ours."""
-    return measure(Group(VOCABULARY, "float32", FRESH, device), (COPY, ours(alpha)), budget)
+    """PGT, ours and as people have it without us; of the others, who know no alpha, the usual one.
+
+    The compilers would be asked for the same code again at every alpha.
+    """
+    constant = [peer for peer in peers if peer.name in (COPY.name, "eager")]
+    following = [peer for peer in with_pgt(alpha) if peer.name != "reference"]
+    group = Group(VOCABULARY, "float32", FRESH, device)
+    return measure(group, (*constant, *following, ours(alpha)), budget)
 
 
 def at_threads(device: str, peers: Sequence[Peer], budget: float, threads: int) -> Result:
