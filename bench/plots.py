@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import machine
@@ -66,40 +67,43 @@ def draw_sweeps(points: Sequence[Point], facts: Record) -> Figure:
     across, down = min(len(names), 3), -(-len(names) // 3)
     figure = Figure(figsize=(3.6 * across, 3.4 * down))
     panels = figure.subplots(down, across, squeeze=False).flat
+    lines: dict[str, Line2D] = {}
     for name in names:
         of_sweep = [point for point in points if point.sweep == name]
-        draw_sweep(next(panels), of_sweep)
+        for peer, line in draw_sweep(next(panels), of_sweep).items():
+            lines.setdefault(peer, line)
     for unused in panels:
         unused.set_axis_off()
-    # A colour is a peer; what the first panel calls it counts.
-    lines = {line.get_color(): line for axes in reversed(figure.axes) for line in axes.get_lines()}
-    figure.legend(handles=[*lines.values()], loc="outside upper right", ncols=2 * across)
+    figure.legend(handles=list(lines.values()), loc="outside upper right", ncols=2 * across)
     fine_print(figure, facts)
     return figure
 
 
-def draw_sweep(axes: Axes, points: Sequence[Point]) -> None:
-    """A line per peer, and their slopes."""
+def draw_sweep(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
+    """Draw a line per peer, which are returned, and their slopes."""
     sweep = SWEEPS[points[0].sweep]
     numeric = not isinstance(points[0].x, str)
-    lines, slopes = [], []
+    lines, slopes = {}, []
     for peer in peers_of(points):
         own = [point for point in points if peer in point.seconds]
         times = [point.median(peer) * 1e3 for point in own]
         x = [point.x if numeric else str(point.x) for point in own]
         colour, label = COLOURS.get(peer), heading(sweep, peer)
-        lines += axes.plot(x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label)
+        (lines[peer],) = axes.plot(
+            x, times, "o-", markersize=3.5, linewidth=1.8, color=colour, label=label
+        )
         slopes.append(f"{slope(own, peer):.2f}" if sweep.has_slope and len(own) > 1 else "")
     if numeric:
         axes.set_xscale("log")
     if any(slopes):
-        axes.legend(lines, slopes, title="slope", fontsize=7.5, title_fontsize=7.5)
+        axes.legend(list(lines.values()), slopes, title="slope", fontsize=7.5, title_fontsize=7.5)
     axes.set_yscale("log")
     lowest, highest = axes.get_ylim()
     if highest < 10.0 * lowest:  # a small change should look small
         axes.set_ylim(lowest / 3.0, highest * 3.0)
     axes.set_title(sweep.label)
     axes.set_ylabel("milliseconds")
+    return lines
 
 
 def draw_ratios(axes: Axes, ratios: Mapping[str, Estimate], **style: Any) -> None:

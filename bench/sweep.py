@@ -1,4 +1,7 @@
-"""How the cost of a step's loss grows: with rows, classes, alpha, threads and type."""
+"""How the cost of a step's loss grows: with rows, classes, alpha, threads and type.
+
+The sweep over alpha has PGT in plain PyTorch besides the peers that are chosen.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 namespace powergrad {
 namespace {
 
-// u = exp(t / kDenominator). Two lanes' pairs are selected by their roots alone.
+// root = exp(t / kDenominator). What is selected is the root; its powers follow.
 template <int kNumerator, int kDenominator, class V>
 struct PowersOfRoot {
   V root;
@@ -30,16 +30,16 @@ PowersOfRoot<kNumerator, kDenominator, V> select(
 template <class V>
 struct TwoExponentials {
   V plain;
-  V other;
-  V powered() const { return other; }
+  V powered_;
+  V powered() const { return powered_; }
   void add_to(V& plain_sum, V& powered_sum) const {
     plain_sum = plain_sum + plain;
-    powered_sum = powered_sum + other;
+    powered_sum = powered_sum + powered_;
   }
 };
 template <class Mask, class V>
 TwoExponentials<V> select(Mask mask, const TwoExponentials<V>& yes, const TwoExponentials<V>& no) {
-  return {select(mask, yes.plain, no.plain), select(mask, yes.other, no.other)};
+  return {select(mask, yes.plain, no.plain), select(mask, yes.powered_, no.powered_)};
 }
 
 // Without alpha; the powered sum stays 0.

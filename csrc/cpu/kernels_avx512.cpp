@@ -21,7 +21,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 
-#include "cpu/to_bfloat16_avx512.h"
+#include "cpu/bfloat16_avx512.h"
 #include "cpu/vector_avx512.h"
 #include "cpu/algorithm.h"
 

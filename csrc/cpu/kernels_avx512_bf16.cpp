@@ -1,5 +1,6 @@
-// The kernels for bfloat16 with AVX-512's own conversion to it, which Zen 4, Cooper Lake and later
-// processors have. It takes one instruction in place of nine, and makes 0 of denormal numbers.
+// The kernels for bfloat16 with AVX-512's own conversion to it, which Cooper Lake, Sapphire Rapids,
+// Zen 4 and their successors have. It takes one instruction in place of nine, and makes 0 of
+// denormal numbers.
 #if defined(__x86_64__) && !defined(POWERGRAD_SIMDE)
 #include <immintrin.h>
 
@@ -20,6 +21,15 @@
 
 namespace powergrad {
 namespace {
+
+// One instruction; to widen the numbers and to shift them would be two.
+inline __m512 from_bfloat16(__m256i bits) {
+  const __m512i to_upper_halves =
+      _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                       3, 0, 2, 0, 1, 0, 0, 0);
+  return _mm512_castsi512_ps(
+      _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to_upper_halves, _mm512_castsi256_si512(bits)));
+}
 
 inline __m256i to_bfloat16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 

@@ -1,5 +1,5 @@
-// AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. Included inside the target region, after a
-// to_bfloat16.
+// AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. Included inside the target region, after
+// from_bfloat16 and to_bfloat16.
 #pragma once
 
 #include "cpu/roots_of_two.h"
@@ -61,14 +61,7 @@ struct Vector<float> {
   }
 
   // Half precision; the pointer only says which.
-  static Vector from_bits(const BFloat16*, __m256i bits) {
-    // To widen and to shift would be two.
-    const __m512i to_upper_halves =
-        _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4,
-                         0, 3, 0, 2, 0, 1, 0, 0, 0);
-    return {_mm512_castsi512_ps(
-        _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to_upper_halves, _mm512_castsi256_si512(bits)))};
-  }
+  static Vector from_bits(const BFloat16*, __m256i bits) { return {from_bfloat16(bits)}; }
   static Vector from_bits(const Float16*, __m256i bits) { return {_mm512_cvtph_ps(bits)}; }
   __m256i to_bits(const BFloat16*) const { return to_bfloat16(v); }
   __m256i to_bits(const Float16*) const {

@@ -19,7 +19,11 @@ Reports reports_for(const char* name) {
   Reports reports;
   if (name == nullptr) {
     for (const InstructionSet& set : instruction_sets()) {
-      if (set.supported()) reports.emplace_back(set);
+      if (set.supported()) {
+        reports.emplace_back(set);
+      } else {
+        std::printf("%s: not supported here, not tested\n", set.name);
+      }
     }
     return reports;
   }

@@ -30,7 +30,7 @@ def test_report(isa):
     lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert lines["powergrad_ext"].strip() == powergrad_ext.__version__
     assert lines["torch"].strip() == torch.__version__
-    assert lines["CPU instruction set"].strip().startswith(isa)
+    assert lines["CPU instruction set"].split()[0] == isa
     assert any(word in lines["built"] for word in ("AOT", "JIT"))
     assert "CUDA architectures" in lines
 
@@ -42,7 +42,7 @@ def test_unknown_instruction_set(isa):
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert f"POWERGRAD_ISA={isa}" in message
-    assert all(name in message for name in _C.available_isas())
+    assert ", ".join(_C.available_isas()) in message
 
 
 def test_names_of_instruction_sets():

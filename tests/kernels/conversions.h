@@ -30,7 +30,9 @@ class ConversionCheck {
         const long double exact = -value(j);
         const bool flushed = flushes && std::abs(exact) < std::ldexp(1.0L, Format<Storage>::kLeast);
         const long double expected = flushed ? 0 : widen(narrow<Storage>(exact));
-        report.expect_close(widen(gradient.at(0, j)), {expected, 0}, "converted", 0, j);
+        const long double converted = widen(gradient.at(0, j));
+        report.expect_close(converted, {expected, 0}, "converted", 0, j);
+        report.expect(std::signbit(converted) == std::signbit(exact), "a sign was kept");
       }
     }
   }

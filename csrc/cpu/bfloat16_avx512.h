@@ -1,8 +1,12 @@
-// Rounding to bfloat16 without the instruction for it. Included inside the target region.
+// bfloat16 without instructions of its own. Included inside the target region.
 #pragma once
 
 namespace powergrad {
 namespace {
+
+inline __m512 from_bfloat16(__m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
 
 inline __m256i to_bfloat16(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
