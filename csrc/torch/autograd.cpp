@@ -45,7 +45,8 @@ bool is_plain(const at::Tensor& tensor) {
 // over memory less, and the exponentials once. That is worth it when
 //  - backward will most likely ask for it unscaled or scaled by one number (mean, sum); scaling in
 //    place is cheaper than computing again;
-//  - the type has float's exponent range (of normal numbers at least): a float16 gradient divided by N underflows before a loss
+//  - the type has float's exponent range (of normal numbers at least): a float16 gradient divided
+//  by N underflows before a loss
 //    scale of 65536 can lift it;
 //  - the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading) expect
 //    to decide what is kept until backward.
