@@ -46,8 +46,7 @@ bool is_plain(const at::Tensor& tensor) {
 //  - backward will most likely ask for it unscaled or scaled by one number (mean, sum); scaling in
 //    place is cheaper than computing again;
 //  - the type has float's exponent range (of normal numbers at least): a float16 gradient divided
-//  by N underflows before a loss
-//    scale of 65536 can lift it;
+//    by N underflows before a loss scale of 65536 can lift it;
 //  - the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading) expect
 //    to decide what is kept until backward.
 // Otherwise backward computes the gradient from the logits.
