@@ -52,10 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--least", type=float, default=0.03, help="changes below do not count")
     parser.add_argument("--all", action="store_true", help="show also what has not changed")
     options = parser.parse_args(arguments)
+    for path in (options.before, options.after):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     console = command_line.console()
     before, after = read(options.before), read(options.after)
     console.print(*different_machines(before, after), sep="\n", soft_wrap=True)
     found = changes(before, after)
+    if not found:
+        raise SystemExit("No time is in both files: compare two that bench/run.py wrote")
     beyond = [change for change in found if change.is_beyond_noise(options.least)]
     console.print(table(found if options.all else beyond, options.least))
     console.print(f"{len(beyond)} of {len(found)} times changed beyond noise")

@@ -48,15 +48,15 @@ def text(folder: Path) -> str:
     results = results_of(speed)
     sections = (
         "**Milliseconds of a step of the loss**, forward and backward, the gradient in fresh "
-        "memory; and ratios of such times (medians of interleaved rounds ± half their 95 % "
-        "interval; `ours` is this package):",
+        "memory; and ratios of such times (medians of each round's ratio, not ratios of the "
+        "medians, ± half their 95 % interval; `ours` is this package):",
         speed_table(results),
         machine_sentence(machine_of(speed), commits_of(folder)),
         picture("Time of the others as a multiple of ours", folder / "speed.png"),
         "**The same in place** (`inplace_backward=True`), our gradient written over the logits:",
         in_place_table(results),
         "**What this project promises, and what it aims at**, each judged by the case that fares "
-        "worst (`?`: a bound lies within the ratio's interval):",
+        "worst (`?`: the bound that the verdict names lies within the ratio's interval):",
         requirements_table(results),
         "**Does PGT cost anything?** A step of the loss alone, and whole training steps around it "
         "(a ResNet-8 at CIFAR's size, a small transformer with a vocabulary of 50257): the median "

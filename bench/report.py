@@ -99,7 +99,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """Each promise with the group that fares worst."""
     cells = verdict_cells(verdicts)
     table = empty_table("What this project promises of a quiet machine", cells.headings)
-    table.caption = "?: a bound lies within the ratio's interval"
+    table.caption = "?: the bound that the verdict names lies within the ratio's interval"
     as_words(table, 0, 1, 5, 6)
     for verdict, row in zip(verdicts, cells.rows, strict=True):
         table.add_row(*row[:-1], f"[{COLOURS[verdict.state]}]{row[-1]}[/]")

@@ -188,11 +188,10 @@ class Verdict:
 
     @property
     def unsure(self) -> bool:
-        """Whether another run of the same kind might find another state."""
-        bounds = (self.requirement.promise, self.requirement.aim)
-        return self.ratio is not None and any(
-            bound is not None and self.ratio.low <= bound <= self.ratio.high for bound in bounds
-        )
+        """Whether the bound that the state names lies within the ratio's interval."""
+        requirement, ratio = self.requirement, self.ratio
+        bound = requirement.aim if self.state == "aim met" else requirement.promise
+        return ratio is not None and bound is not None and ratio.low <= bound <= ratio.high
 
 
 def judge(results: Sequence[Result], device: str = "cpu") -> list[Verdict]:

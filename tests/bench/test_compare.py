@@ -46,3 +46,16 @@ def test_noise_does_not_count_and_a_change_does(
     assert "F.cross_entropy" in printed
     assert "slower" in printed
     assert "1 of 2 times changed beyond noise" in printed
+
+
+def test_files_that_cannot_be_compared_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = results_file(tmp_path / "a", "one", 1.0, NOISE[0])
+    without_times = tmp_path / "b"
+    without_times.write_text(path.read_text().splitlines()[0])
+    with pytest.raises(SystemExit, match="No time is in both files"):
+        compare.main([str(path), str(without_times)])
+    with pytest.raises(SystemExit):
+        compare.main([str(path), str(tmp_path / "nowhere")])
+    assert "there is no file" in capsys.readouterr().err

@@ -46,6 +46,14 @@ def test_noise_and_absence_are_told() -> None:
     assert verdicts[f"{LARGE_VOCABULARY}, bfloat16"].state == "not measured"
 
 
+def test_a_promise_is_sure_where_only_the_aim_is_not() -> None:
+    verdict = verdicts_for(17.6, noise=0.1)[f"{LARGE_VOCABULARY}, float32"]
+    assert verdict.ratio is not None
+    assert 7.0 < verdict.ratio.low < 9.0 < verdict.ratio.high
+    assert verdict.state == "promise kept"
+    assert not verdict.unsure
+
+
 @pytest.mark.parametrize(("share", "state"), [(0.95, "promise kept"), (0.85, "missed")])
 def test_share_of_the_copy_bandwidth_counts_bytes(share: float, state: str) -> None:
     """Forward reads the logits, a copy also writes as much."""
