@@ -124,6 +124,11 @@ struct CrossEntropyParams {
   const void* upstream;        // accumulate, (rows) or a scalar; null: ones
   int64_t upstream_stride;     // 1 or 0
   const double* total_weight;  // scalar that divides every gradient (the mean); null: 1
+
+  // Backward over a gradient that forward has computed for an upstream gradient it could only
+  // assume (CUDA): it stays as it is where *upstream has the bits of *assumed_upstream.
+  const void* assumed_upstream;  // accumulate, a scalar; null: nothing is assumed
+  void* next_assumption;         // accumulate, a scalar that takes *upstream where it differed
 };
 
 struct LogSoftmaxParams {
