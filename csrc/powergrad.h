@@ -128,7 +128,8 @@ struct CrossEntropyParams {
   // Backward over a gradient that forward has computed for an upstream gradient it could only
   // assume (CUDA): it stays as it is where *upstream has the bits of *assumed_upstream.
   const void* assumed_upstream;  // accumulate, a scalar; null: nothing is assumed
-  void* next_assumption;         // accumulate, a scalar that takes *upstream where it differed
+  void* next_assumption;         // accumulate, a scalar that takes *upstream where it differed,
+                                 // and is what the next forward assumes; null: nobody asks
 };
 
 struct LogSoftmaxParams {

@@ -41,20 +41,21 @@ POWERGRAD_FUNCTION int64_t target_index(const CrossEntropyParams& p, int64_t row
 // The mass that a row has at its target index, besides what label smoothing gives to every class.
 template <class Scalar>
 struct IndexTarget {
-  int64_t index;  // -1: none, the target is given as probabilities
+  int64_t index = -1;  // none: the target is given as probabilities
   bool ignored = false;
   Scalar point_mass = 0;  // (1 - smoothing) w_index
   Scalar mass = 0;        // with the index's share of label smoothing
 
+  IndexTarget() = default;
   POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t its_index)
       : index(its_index) {
     if (p.target_index == nullptr) return;
     ignored = index == p.ignore_index;
     if (ignored) return;
     const Scalar* weight = static_cast<const Scalar*>(p.weight);
-    const double own = weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
-    point_mass = mass = static_cast<Scalar>(own);
+    point_mass = mass = weight != nullptr ? weight[index] : Scalar(1);
     if (p.label_smoothing == 0.0) return;  // spares a GPU its slow arithmetic
+    const double own = static_cast<double>(mass);
     point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
     mass = point_mass +
            static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));
@@ -81,6 +82,7 @@ struct SoftmaxRow {
   Scalar complement;
   Scalar mass;
 
+  SoftmaxRow() = default;
   POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_rest, Scalar row_mass)
       : maximum(row_maximum),
         pivot(alpha_rest < 1 ? row_maximum : static_cast<Scalar>(NAN)),

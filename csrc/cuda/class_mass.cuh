@@ -2,97 +2,117 @@
 // own point mass at one class (see IndexTarget).
 #pragma once
 
-#include "cuda/walk.cuh"
+#include "cuda/resident.cuh"
 
 namespace powergrad {
 namespace {
 
-template <class Storage, int kPack>
+// Neighbouring numbers in memory: a vector at a time where they lie so.
+template <class T, int kCount>
+__device__ __forceinline__ void read_numbers(const T* from, T (&to)[kCount]) {
+  constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  if constexpr (kBytes % kVectorBytes == 0) {
+    if (is_aligned(from, kVectorBytes)) {
+#pragma unroll
+      for (int v = 0; v < kBytes / kVectorBytes; ++v) {
+        const uint4 vector = reinterpret_cast<const uint4*>(from)[v];
+        memcpy(to + v * (kVectorBytes / sizeof(T)), &vector, sizeof(vector));
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+
+// Probabilities of the logits' type are copied into slots beside the logits. Wider ones and weights
+// are read where they lie whenever they are wanted: the second time, or for the next row, they are
+// still in a cache.
+template <class Rows>
 class ClassMass {
  public:
+  using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
+  static constexpr int kElements = Rows::kElements;
 
-  __device__ ClassMass(const CrossEntropyParams& p, int64_t row, const Walk<kPack>& walk)
-      : walk_(walk),
-        has_probabilities_(p.target_probabilities != nullptr),
-        is_wide_(p.target_is_accumulate_type),
-        has_weight_(p.weight != nullptr),
-        probabilities_(row_of<Storage>(p.target_probabilities, p.shape, p.target_strides, row),
-                       p.target_strides.classes, walk),
-        wide_probabilities_(row_of<Scalar>(p.target_probabilities, p.shape, p.target_strides, row),
-                            p.target_strides.classes, walk),
-        weight_(static_cast<const Scalar*>(p.weight), 1, walk),
+  __device__ ClassMass(const CrossEntropyParams& p, const Rows& rows)
+      : rows_(rows),
+        is_narrow_(p.target_probabilities != nullptr && !p.target_is_accumulate_type),
+        is_wide_(p.target_probabilities != nullptr && p.target_is_accumulate_type),
+        narrow_(rows.resident(
+            1, static_cast<const Storage*>(is_narrow_ ? p.target_probabilities : nullptr),
+            p.target_strides)),
+        wide_(rows.output(static_cast<const Scalar*>(is_wide_ ? p.target_probabilities : nullptr),
+                          p.target_strides)),
+        weight_(static_cast<const Scalar*>(p.weight)),
         slope_(static_cast<Scalar>(1.0 - p.label_smoothing)),
         intercept_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(p.shape.classes))) {}
 
-  // Of the packs from step `begin` on; 0 outside the row.
-  template <int kSteps>
-  __device__ void load(int begin, Numbers<Scalar, kSteps, kPack>& mass) const {
+  __device__ void copy_in(int round) const {
+    if (is_narrow_) rows_.copy_in(narrow_, round, Storage{});
+  }
+
+  // Of the elements of a slot; of those outside the row anything.
+  template <class IsWhole>
+  __device__ __forceinline__ void load(int round, int i, IsWhole is_whole,
+                                       Scalar (&mass)[kElements]) const {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
+    for (int e = 0; e < kElements; ++e) mass[e] = intercept_;
+    if (is_narrow_) {
+      const Numbers<Storage, kElements> q(narrow_.slots.get(i));
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) mass.at[s][i] = intercept_;
+      for (int e = 0; e < kElements; ++e) mass[e] = std::fma(q.at[e], slope_, intercept_);
+    } else if (is_wide_) {
+      Scalar q[kElements];
+      read(wide_.at(0, rows_.first_class(round, i)), round, i, is_whole, q);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) mass[e] = std::fma(q[e], slope_, intercept_);
     }
-    if (has_probabilities_) {
-      if (is_wide_) {
-        add_probabilities(begin, wide_probabilities_, mass);
-      } else {
-        add_probabilities(begin, probabilities_, mass);
-      }
-    }
-    if (has_weight_) {
-      Pack<Scalar, kPack> weights[kSteps];
-      weight_.load(walk_, begin, Scalar(0), weights);
+    if (weight_ == nullptr) return;
+    if constexpr (Rows::kRows > 1) {
+      const Scalar weight = weight_[rows_.first_class(round, i)];
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
+      for (int e = 0; e < kElements; ++e) mass[e] *= weight;
+    } else {
+      Scalar weight[kElements];
+      read(weight_ + rows_.first_class(round, i), round, i, is_whole, weight);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) mass.at[s][i] *= weights[s].get(i);
-      }
-    }
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int pack = walk_.pack(begin + s);
-      if (walk_.is_whole(pack)) continue;
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        if (!walk_.contains(walk_.first_class(pack) + i)) mass.at[s][i] = 0;
-      }
+      for (int e = 0; e < kElements; ++e) mass[e] *= weight[e];
     }
   }
 
  private:
-  template <int kSteps, class View>
-  __device__ void add_probabilities(int begin, const View& view,
-                                    Numbers<Scalar, kSteps, kPack>& mass) const {
-    typename View::Packed q[kSteps];
-    view.load(walk_, begin, typename View::Element{}, q);
+  template <class IsWhole>
+  __device__ __forceinline__ void read(const Scalar* from, int round, int i, IsWhole,
+                                       Scalar (&to)[kElements]) const {
+    if constexpr (IsWhole::value) {
+      read_numbers(from, to);
+    } else {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        mass.at[s][i] = fma(to_number(q[s].get(i)), slope_, mass.at[s][i]);
+      for (int e = 0; e < kElements; ++e) {
+        to[e] = rows_.contains(rows_.first_class(round, i) + e) ? from[e] : Scalar(0);
       }
     }
   }
 
-  const Walk<kPack>& walk_;
-  bool has_probabilities_;
+  const Rows& rows_;
+  bool is_narrow_;
   bool is_wide_;
-  bool has_weight_;
-  RowView<const Storage, kPack> probabilities_;
-  RowView<const Scalar, kPack> wide_probabilities_;
-  RowView<const Scalar, kPack> weight_;
+  typename Rows::template Resident<Storage> narrow_;
+  typename Rows::template Output<const Scalar> wide_;
+  const Scalar* weight_;
   Scalar slope_;
   Scalar intercept_;
 };
 
 // Without probabilities and label smoothing no class has any.
-template <int kPack>
 struct NoClassMass {
-  __device__ NoClassMass(const CrossEntropyParams&, int64_t, const Walk<kPack>&) {}
+  NoClassMass() = default;
+  template <class Rows>
+  __device__ NoClassMass(const CrossEntropyParams&, const Rows&) {}
 };
-template <bool kClassMass, class Storage, int kPack>
-using ClassMassIf = std::conditional_t<kClassMass, ClassMass<Storage, kPack>, NoClassMass<kPack>>;
+template <bool kClassMass, class Rows>
+using ClassMassIf = std::conditional_t<kClassMass, ClassMass<Rows>, NoClassMass>;
 
 }  // namespace
 }  // namespace powergrad

@@ -1,6 +1,7 @@
 // Cross-entropy backward: a map from the logits to the gradient, which may take their place.
 //
-// Memory: the logits once, the gradient once.
+// Memory: the logits once, the gradient once. Nothing, where forward has written the gradient
+// already for the upstream gradient that has come.
 #include "cuda/cross_entropy_gradient.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
@@ -8,54 +9,89 @@
 namespace powergrad {
 namespace {
 
-template <class Storage, int kPack, bool kClassMass>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
-    cross_entropy_backward_kernel(const CrossEntropyParams p, const RowPlan plan) {
-  using Scalar = AccumulateOf<Storage>;
-  constexpr int kSteps = kStepsAtOnce<Storage, kPack, kClassMass>;
-  const RowThread thread = RowThread::find<kPack>(plan);
-  if (!thread.active) return;
-  const IndexTarget<Scalar> target = checked_target<Scalar>(p, thread.row);
-  const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
-  const Walk<kPack> walk(thread, p.shape.classes, z);
-  const RowView<const Storage, kPack> logits(z, p.logits_strides.classes, walk);
-  const ClassMassIf<kClassMass, Storage, kPack> mass_of(p, thread.row, walk);
-  const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + thread.row;
-  const int64_t rows = p.shape.rows();
-  const SoftmaxRow<Scalar> softmax(statistics[kMaximum * rows], statistics[kAlphaRest * rows],
-                                   statistics[kTargetMass * rows]);
-  const GradientMap<Storage, kPack, kClassMass> map(p, thread.row, walk, z, target, softmax,
-                                                    mass_of);
-  if (target.ignored) {
-    map.zero();
-    return;
+// Whether the gradient stands as forward wrote it. The same bits, so that zeros of either sign and
+// NaN are no special cases; if they differ, forward is to assume the new one next time.
+template <class Scalar>
+__device__ bool is_settled(const CrossEntropyParams& p) {
+  if (p.assumed_upstream == nullptr) return false;
+  const auto* upstream = static_cast<const Scalar*>(p.upstream);
+  const auto* assumed = static_cast<const Scalar*>(p.assumed_upstream);
+  if (same_bits(*upstream, *assumed)) return true;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && p.next_assumption != nullptr) {
+    *static_cast<Scalar*>(p.next_assumption) = *upstream;
   }
-  const int steps = walk.steps();
-  for (int begin = 0; begin < steps; begin += kSteps) {
-    Pack<Storage, kPack> packs[kSteps];
-    logits.load(walk, begin, from_number<Storage>(kLowest<Scalar>), packs);
-    map(begin, packs);
+  return false;
+}
+
+template <class Rows, bool kClassMass>
+__device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
+                               AccumulateOf<typename Rows::Element> exponent_scale, int block) {
+  using Storage = typename Rows::Element;
+  using Scalar = AccumulateOf<Storage>;
+  const Rows rows(plan, p.shape, p.logits, p.logits_strides, block);
+  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const ClassMassIf<kClassMass, Rows> mass_of(p, rows);
+  const auto copy_in = [&](int round) {
+    rows.copy_in(logits, round, from_number<Storage>(kLowest<Scalar>));
+    if constexpr (kClassMass) mass_of.copy_in(round);
+  };
+  copy_in(0);  // before anything is waited for
+  const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/false);
+  const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
+  SoftmaxRow<Scalar> softmax[Rows::kRows];
+#pragma unroll
+  for (int r = 0; r < Rows::kRows; ++r) {
+    softmax[r] = SoftmaxRow<Scalar>(statistics[kMaximum * plan.rows + r],
+                                    statistics[kAlphaRest * plan.rows + r],
+                                    statistics[kTargetMass * plan.rows + r]);
+  }
+  const GradientMap<Rows, kClassMass> map(p, exponent_scale, rows, logits, mass_of, targets,
+                                          softmax);
+  for (int round = 0; round < rows.rounds(); ++round) {
+    if (round > 0) copy_in(round);
+    rows.template wait<0>();
+    map.write(round);
+  }
+  map.finish();
+}
+
+template <class Rows, bool kClassMass>
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+    cross_entropy_backward_kernel(const CrossEntropyParams p, const Plan plan,
+                                  const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
+  if (is_settled<AccumulateOf<typename Rows::Element>>(p)) return;
+  // A grid that only looks whether there is anything to do is a small one.
+  const int blocks = plan.units * plan.parts;
+  for (int block = static_cast<int>(blockIdx.x); block < blocks;
+       block += static_cast<int>(gridDim.x)) {
+    write_gradient<Rows, kClassMass>(p, plan, exponent.scaled(), block);
+    if (Rows::kLayout == Layout::chunks) __syncthreads();
   }
 }
 
-template <class Storage, int kPack, bool kClassMass>
-cudaError_t launch(const CrossEntropyParams& params, cudaStream_t stream) {
-  return launch_rows(cross_entropy_backward_kernel<Storage, kPack, kClassMass>, params,
-                     RowWork::map, 0, sizeof(Pack<Storage, kPack>), stream);
+template <class Rows, bool kClassMass>
+cudaError_t launch(const CrossEntropyParams& p, cudaStream_t stream) {
+  Work work = work_of<Rows>();
+  work.is_map = true;
+  work.tensors = has_narrow_probabilities(p) ? 2 : 1;
+  work.is_persistent = p.assumed_upstream != nullptr;
+  return launch_rows<Rows>(cross_entropy_backward_kernel<Rows, kClassMass>, p, work, stream);
 }
 
 }  // namespace
 
 cudaError_t launch_cross_entropy_backward(const CrossEntropyParams& p, cudaStream_t stream) {
   if (p.shape.rows() == 0) return cudaSuccess;
-  return with_storage(p.dtype, [&](auto storage) {
-    using Storage = typename decltype(storage)::Type;
-    return with_pack<Storage>(p.logits_strides, [&](auto pack) {
-      return with_bool(has_class_mass(p), [&](auto class_mass) {
-        return launch<Storage, decltype(pack)::value, decltype(class_mass)::value>(p, stream);
-      });
-    });
-  });
+  return with_rows(p.shape, p.dtype,
+                   {{p.logits, p.logits_strides},
+                    {p.gradient, p.gradient_strides},
+                    {p.target_probabilities, p.target_strides}},
+                   [&](auto rows) {
+                     using Rows = typename decltype(rows)::Type;
+                     return with_bool(has_class_mass(p), [&](auto class_mass) {
+                       return launch<Rows, decltype(class_mass)::value>(p, stream);
+                     });
+                   });
 }
 
 }  // namespace powergrad

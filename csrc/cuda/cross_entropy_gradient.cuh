@@ -7,93 +7,159 @@
 namespace powergrad {
 namespace {
 
-// The row's target, after asserting that it can be one: nothing is read through another.
-template <class Scalar>
-__device__ IndexTarget<Scalar> checked_target(const CrossEntropyParams& p, int64_t row) {
-  const int64_t target = target_index(p, row);
-  const int64_t classes = p.shape.classes;
-  const bool is_valid =
-      p.target_index == nullptr || target == p.ignore_index || (0 <= target && target < classes);
-  POWERGRAD_DEVICE_ASSERT(is_valid && "cross_entropy: a target is not in [0, classes)");
-  return IndexTarget<Scalar>(p, target);
+// Probabilities that are copied into slots: see ClassMass.
+inline bool has_narrow_probabilities(const CrossEntropyParams& p) {
+  return p.target_probabilities != nullptr && !p.target_is_accumulate_type;
 }
 
-template <class Storage, int kPack, bool kClassMass>
-class GradientMap {
- public:
+// The index target of a row, after asserting that it can be one.
+__device__ inline int64_t checked_target_index(const CrossEntropyParams& p, int64_t row) {
+  const int64_t target = target_index(p, row);
+  const bool is_valid = target == p.ignore_index || (0 <= target && target < p.shape.classes);
+  POWERGRAD_DEVICE_ASSERT(is_valid && "cross_entropy: a target is not in [0, classes)");
+  return target;
+}
+
+// The targets of a thread's rows, and the logits there: read by whoever writes the loss or the
+// gradient there, and by nobody else, as that gradient may take the logit's place meanwhile.
+template <class Rows>
+struct RowTargets {
+  using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
-  using Mass = ClassMassIf<kClassMass, Storage, kPack>;
+  static constexpr int kNone = -1;     // no class: probabilities
+  static constexpr int kIgnored = -2;  // nor a row that counts
+  int index[Rows::kRows];
+  Scalar logit[Rows::kRows];
 
-  // `logits` is read here, at the target, by the one lane that will write there.
-  __device__ GradientMap(const CrossEntropyParams& p, int64_t row, const Walk<kPack>& walk,
-                         const Storage* logits, const IndexTarget<Scalar>& target,
-                         const SoftmaxRow<Scalar>& softmax, const Mass& mass)
-      : walk_(walk),
-        mass_of_(mass),
-        softmax_(softmax),
-        powered_(alpha_of(p)),
-        scale_(upstream_of_row<Scalar>(p, row)),
-        gradient_(row_of<Storage>(p.gradient, p.shape, p.gradient_strides, row),
-                  p.gradient_strides.classes, walk) {
-    if (target.index < 0) return;
-    const int place = static_cast<int>(target.index) + walk.phase;
-    if (place / kPack % walk.lanes != walk.lane) return;
-    target_pack_ = place / kPack;
-    target_element_ = place % kPack;
-    const Scalar z = to_number(logits[target.index * p.logits_strides.classes]);
-    target_value_ = from_number<Storage>(scale_ * softmax.minus_mass(alpha_of(p), z, target.mass));
-  }
-
-  template <int kSteps>
-  __device__ void operator()(int begin, const Pack<Storage, kPack> (&logits)[kSteps]) const {
-    Numbers<Scalar, kSteps, kPack> mass;
-    if constexpr (kClassMass) mass_of_.load(begin, mass);
-    const Scalar row_scale = scale_ * softmax_.mass * softmax_.inverse;
+  template <class Logits>
+  __device__ RowTargets(const CrossEntropyParams& p, const Rows& rows, const Logits& logits,
+                        bool writes_losses) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int pack = walk_.pack(begin + s);
-      Pack<Storage, kPack> values{};
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        const Scalar z = to_number(logits[s].get(i));
-        const Scalar powered = powered_(z - softmax_.maximum);
-        Scalar value;
-        if constexpr (kClassMass) {
-          value = scale_ * softmax_.minus_mass_from(powered, z, mass.at[s][i]);
-        } else {
-          value = powered * row_scale;
-        }
-        values.set(i, from_number<Storage>(value));
+    for (int r = 0; r < Rows::kRows; ++r) {
+      index[r] = rows.active ? checked_index(p, rows.row + r) : kIgnored;
+      logit[r] = 0;
+      if (is_class(r) && (writes_losses || rows.owns(index[r]))) {
+        logit[r] = to_number(*logits.at(r, index[r]));
       }
-      if (pack == target_pack_) {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          if (i == target_element_) values.set(i, target_value_);
-        }
-      }
-      gradient_.store(walk_, pack, values);
     }
   }
-
-  // An ignored row.
-  __device__ void zero() const {
-    const auto zeros = Pack<Storage, kPack>::filled(from_number<Storage>(Scalar(0)));
-    const int steps = walk_.steps();
-    for (int step = 0; step < steps; ++step) {
-      gradient_.store(walk_, walk_.pack(step), zeros);
-    }
+  __device__ bool is_class(int r) const { return index[r] >= 0; }
+  __device__ bool counts(int r) const { return index[r] != kIgnored; }
+  __device__ bool any_counts() const {
+    bool any = false;
+#pragma unroll
+    for (int r = 0; r < Rows::kRows; ++r) any = any || counts(r);
+    return any;
+  }
+  // Read when it is wanted: a register is dearer in the loops before.
+  __device__ IndexTarget<Scalar> mass(const CrossEntropyParams& p, int r) const {
+    return is_class(r) ? IndexTarget<Scalar>(p, index[r]) : IndexTarget<Scalar>();
   }
 
  private:
-  const Walk<kPack>& walk_;
-  const Mass& mass_of_;
-  SoftmaxRow<Scalar> softmax_;
-  PoweredExponential<Scalar> powered_;
-  Scalar scale_;
-  RowView<Storage, kPack> gradient_;
-  int target_pack_ = -1;
-  int target_element_ = 0;
-  Storage target_value_{};
+  // After asserting that it can be one: nothing is read through another, and an ignored one is
+  // never an index, whatever its value.
+  __device__ static int checked_index(const CrossEntropyParams& p, int64_t row) {
+    if (p.target_index == nullptr) return kNone;
+    const int64_t target = checked_target_index(p, row);
+    return target == p.ignore_index ? kIgnored : static_cast<int>(target);
+  }
+};
+
+template <class Rows, bool kClassMass>
+class GradientMap {
+ public:
+  using Storage = typename Rows::Element;
+  using Scalar = AccumulateOf<Storage>;
+  static constexpr int kRows = Rows::kRows;
+  static constexpr int kElements = Rows::kElements;
+  using Logits = typename Rows::template Resident<Storage>;
+  using Mass = ClassMassIf<kClassMass, Rows>;
+  using Targets = RowTargets<Rows>;
+  using Packed = typename Rows::template Packed<Storage>;
+
+  __device__ GradientMap(const CrossEntropyParams& p, Scalar exponent_scale, const Rows& rows,
+                         const Logits& logits, const Mass& mass, const Targets& targets,
+                         const SoftmaxRow<Scalar> (&softmax)[kRows])
+      : rows_(rows),
+        logits_(logits),
+        mass_(mass),
+        targets_(targets),
+        softmax_(softmax),
+        exponent_scale_(exponent_scale),
+        gradient_(rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides)) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      scale_[r] = upstream_of_row<Scalar>(p, rows.row + r);
+      row_scale_[r] = scale_[r] * softmax[r].mass * softmax[r].inverse;
+      if (!owns_target(r)) continue;
+      const Scalar z = targets.logit[r];
+      at_target_[r] = from_number<Storage>(
+          scale_[r] * softmax[r].minus_mass_from(powered(z, r), z, targets.mass(p, r).mass));
+    }
+  }
+
+  // Of the elements that are in the slots.
+  __device__ void write(int round) const {
+    if (targets_.any_counts()) {
+      rows_.each_place(round, gradient_, [&](int i, auto is_whole) {
+        rows_.store(gradient_, round, i, of_slot(round, i, is_whole), is_whole);
+      });
+    } else {
+      const Packed zeros = Packed::filled(from_number<Storage>(Scalar(0)));
+      rows_.each_place(round, gradient_, [&](int i, auto is_whole) {
+        rows_.store(gradient_, round, i, zeros, is_whole);
+      });
+    }
+  }
+  // Behind the writing of all rounds.
+  __device__ void finish() const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (owns_target(r)) rows_.put(gradient_, r, targets_.index[r], at_target_[r]);
+    }
+    rows_.finish(gradient_);
+  }
+
+ private:
+  __device__ bool owns_target(int r) const {
+    return targets_.is_class(r) && rows_.owns(targets_.index[r]);
+  }
+
+  __device__ __forceinline__ Scalar powered(Scalar z, int r) const {
+    return exponential((z - softmax_[r].maximum) * exponent_scale_);
+  }
+
+  template <class IsWhole>
+  __device__ __forceinline__ Packed of_slot(int round, int i, IsWhole is_whole) const {
+    const Numbers<Storage, kElements> z(logits_.slots.get(i));
+    Scalar mass[kElements];
+    if constexpr (kClassMass) mass_.load(round, i, is_whole, mass);
+    Scalar values[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const int r = kRows == 1 ? 0 : e;
+      if constexpr (kClassMass) {
+        values[e] = scale_[r] * softmax_[r].minus_mass_from(powered(z.at[e], r), z.at[e], mass[e]);
+      } else {
+        values[e] = powered(z.at[e], r) * row_scale_[r];
+      }
+      // Rows of one thread that do not all count.
+      if (kRows > 1 && !targets_.counts(r)) values[e] = 0;
+    }
+    return packed<Storage>(values);
+  }
+
+  const Rows& rows_;
+  const Logits& logits_;
+  const Mass& mass_;
+  const Targets& targets_;
+  const SoftmaxRow<Scalar> (&softmax_)[kRows];
+  Scalar exponent_scale_;
+  typename Rows::template Output<Storage> gradient_;
+  Scalar scale_[kRows];
+  Scalar row_scale_[kRows];
+  Storage at_target_[kRows];
 };
 
 }  // namespace

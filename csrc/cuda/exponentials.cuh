@@ -1,109 +1,108 @@
-// exp(t) and exp(alpha t) for t = z - max(z) <= 0.
-//
-// The special function unit gives 16 results per clock and multiprocessor, while bfloat16 logits
-// arrive at up to 9: two of its exponentials per element are more than it can give. So one serves
-// for both where alpha is a simple fraction, and otherwise a share of them is computed by the other
-// units, as a polynomial.
+// exp(t) and exp(alpha t) for t = z - max(z) <= 0, and how sums take them in.
 #pragma once
 
 #include "alpha.h"
 #include "cuda/numbers.cuh"
-#include "exp2_polynomial.h"
 
 namespace powergrad {
 namespace {
 
-// 2^x for x <= 0 without the special function unit.
-__device__ __forceinline__ float polynomial_exp2(float x) {
-  constexpr float kMagic = 12582912.0f;             // its last bit is worth 1
-  const float bounded = x < -126.0f ? -126.0f : x;  // keeps NaN
-  const float shifted = bounded + kMagic;
-  const float f = bounded - (shifted - kMagic);
-  constexpr float kCoefficients[] = {1.0f, POWERGRAD_EXP2_SLOPE};
-  constexpr int kTerms = sizeof(kCoefficients) / sizeof(float);
-  float result = kCoefficients[kTerms - 1];
-#pragma unroll
-  for (int i = kTerms - 2; i >= 0; --i) result = fmaf(result, f, kCoefficients[i]);
-  const unsigned exponent = __float_as_uint(shifted) << 23;  // in two's complement
-  const float scaled = __uint_as_float(__float_as_uint(result) + exponent);
-  return x < -126.0f ? 0.0f : x == x ? scaled : x;
+// 2^x in float, e^x in double: what exponents have been scaled for.
+__device__ __forceinline__ float exponential(float x) { return fast_exp2(x); }
+__device__ __forceinline__ double exponential(double x) { return std::exp(x); }
+
+// What an exponent is multiplied by for exponential() to give exp(factor t). NaN for a factor that
+// is not > 0: an alpha on a device is not checked before.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar scale_of(double factor) {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return factor > 0.0 ? (factor < kLargest<double> ? factor : kLargest<double>) : NAN;
+  } else {
+    return exponent_scale<float>(factor);
+  }
 }
 
+// The exponent of a call, scaled: by the host, unless a schedule keeps it on the device.
 template <class Scalar>
-struct Exponentials {
-  Scalar plain;
-  Scalar powered;
-};
+struct Exponent {
+  Scalar scale;
+  const double* on_device;
 
-// Of the second exponentials of a pair, every kPolynomialShare-th is a polynomial.
-inline constexpr int kPolynomialShare = 4;
-
-// evaluate(t, which): `which` is the element's place in its thread's loop, known when compiling.
-template <int kNumerator, int kDenominator>
-struct Evaluator<RationalAlpha<kNumerator, kDenominator>, float> {
-  float scale;
-  __device__ explicit Evaluator(double) : scale(exponent_scale<float>(1.0 / kDenominator)) {}
-  __device__ Exponentials<float> operator()(float t, int) const {
-    const float u = fast_exp2(t * scale);
-    return {power<kDenominator>(u), power<kNumerator>(u)};
+  template <class Params>
+  explicit Exponent(const Params& p)
+      : scale(p.alpha_on_device != nullptr ? Scalar(0) : scale_of<Scalar>(p.alpha)),
+        on_device(p.alpha_on_device) {}
+  __device__ __forceinline__ Scalar scaled() const {
+    return on_device != nullptr ? scale_of<Scalar>(*on_device) : scale;
   }
 };
 
-template <>
-struct Evaluator<AnyAlpha, float> {
-  float scale;
-  __device__ explicit Evaluator(double alpha) : scale(exponent_scale<float>(alpha)) {}
-  __device__ Exponentials<float> operator()(float t, int which) const {
-    const bool by_polynomial = which % kPolynomialShare == kPolynomialShare - 1;
-    return {fast_exp2(t * static_cast<float>(kLog2E)),
-            by_polynomial ? polynomial_exp2(t * scale) : fast_exp2(t * scale)};
-  }
-};
-
-template <>
-struct Evaluator<NoAlpha, float> {
-  __device__ explicit Evaluator(double) {}
-  __device__ Exponentials<float> operator()(float t, int) const {
-    return {fast_exp2(t * static_cast<float>(kLog2E)), 0.0f};
-  }
-};
-
-template <>
-struct Evaluator<AnyAlpha, double> {
-  double alpha;
-  __device__ explicit Evaluator(double its_alpha) : alpha(its_alpha > 0.0 ? its_alpha : NAN) {}
-  __device__ Exponentials<double> operator()(double t, int) const {
-    return {exp(t), exp(alpha * t)};
-  }
-};
-
-template <>
-struct Evaluator<NoAlpha, double> {
-  __device__ explicit Evaluator(double) {}
-  __device__ Exponentials<double> operator()(double t, int) const { return {exp(t), 0.0}; }
-};
-
-// exp(alpha t) alone.
 template <class Scalar>
-struct PoweredExponential;
-template <>
-struct PoweredExponential<float> {
-  float scale;
-  __device__ explicit PoweredExponential(double alpha) : scale(exponent_scale<float>(alpha)) {}
-  __device__ float operator()(float t) const { return fast_exp2(t * scale); }
-};
-template <>
-struct PoweredExponential<double> {
-  double alpha;
-  __device__ explicit PoweredExponential(double its_alpha)
-      : alpha(its_alpha > 0.0 ? its_alpha : NAN) {}
-  __device__ double operator()(double t) const { return exp(alpha * t); }
+struct ExponentialSums {
+  Scalar plain = 0;    // of exp(t)
+  Scalar powered = 0;  // of exp(alpha t)
 };
 
-// The exponent of this call: a value, or read where a schedule on the device keeps it.
-template <class Params>
-__device__ __forceinline__ double alpha_of(const Params& p) {
-  return p.alpha_on_device != nullptr ? *p.alpha_on_device : p.alpha;
+// Evaluator<Kind, Scalar>: kExponentials scales; add() takes the exponentials of one element into
+// the sums. kPowersApart: the powered sum is not the plain one.
+template <int kNumerator, int kDenominator, class Scalar>
+struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Scalar> {
+  static constexpr int kExponentials = 1;
+  static constexpr bool kPowersApart = kDenominator > 1;
+  Scalar scale[1];
+  __device__ explicit Evaluator(const Exponent<Scalar>&)
+      : scale{scale_of<Scalar>(1.0 / kDenominator)} {}
+  __device__ __forceinline__ static void add(const Scalar (&u)[1], ExponentialSums<Scalar>& sums) {
+    if constexpr (kPowersApart) {
+      const auto [first, second] = factors_of_power<kDenominator>(u[0]);
+      sums.plain = std::fma(first, second, sums.plain);
+      if constexpr (kNumerator > 1) {
+        const auto [third, fourth] = factors_of_power<kNumerator>(u[0]);
+        sums.powered = std::fma(third, fourth, sums.powered);
+      } else {
+        sums.powered += u[0];
+      }
+    } else {
+      sums.plain += u[0];
+    }
+  }
+};
+
+template <class Scalar>
+struct Evaluator<AnyAlpha, Scalar> {
+  static constexpr int kExponentials = 2;
+  static constexpr bool kPowersApart = true;
+  Scalar scale[2];
+  __device__ explicit Evaluator(const Exponent<Scalar>& exponent)
+      : scale{scale_of<Scalar>(1.0), exponent.scaled()} {}
+  __device__ __forceinline__ static void add(const Scalar (&e)[2], ExponentialSums<Scalar>& sums) {
+    sums.plain += e[0];
+    sums.powered += e[1];
+  }
+};
+
+template <class Scalar>
+struct Evaluator<NoAlpha, Scalar> {
+  static constexpr int kExponentials = 1;
+  static constexpr bool kPowersApart = false;
+  Scalar scale[1];
+  __device__ explicit Evaluator(const Exponent<Scalar>&) : scale{scale_of<Scalar>(1.0)} {}
+  __device__ __forceinline__ static void add(const Scalar (&e)[1], ExponentialSums<Scalar>& sums) {
+    sums.plain += e[0];
+  }
+};
+
+// exp(t) and exp(alpha t) of a single t; of t = -infinity and NaN too.
+template <class Kind, class Scalar>
+__device__ __forceinline__ ExponentialSums<Scalar> exponentials(
+    const Evaluator<Kind, Scalar>& evaluate, Scalar t) {
+  using E = Evaluator<Kind, Scalar>;
+  Scalar e[E::kExponentials];
+#pragma unroll
+  for (int k = 0; k < E::kExponentials; ++k) e[k] = exponential(t * evaluate.scale[k]);
+  ExponentialSums<Scalar> result;
+  E::add(e, result);
+  return result;
 }
 
 }  // namespace

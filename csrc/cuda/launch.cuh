@@ -5,43 +5,51 @@
 #include <type_traits>
 
 #include "alpha.h"
-#include "cuda/primitives.cuh"
-#include "cuda/row_plan.h"
+#include "cuda/exponentials.cuh"
+#include "cuda/plan.h"
+#include "cuda/resident.cuh"
 
 namespace powergrad {
 namespace {
 
-inline constexpr int kMostThreads = 256;
-
-// Blocks per multiprocessor that the compiler has to leave registers for: any number. Where nothing
-// is said it aims at five, and spills for it.
-inline constexpr int kLeastBlocks = 1;
-
+// Blocks of kMostThreads on a multiprocessor that the compiler has to leave registers for. float64,
+// which is bound by its arithmetic, takes more of them.
 template <class Storage>
-struct StorageTag {
-  using Type = Storage;
+inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> ? 1 : 2;
+
+template <class T>
+struct Tag {
+  using Type = T;
 };
 
-// Calls function(StorageTag<Storage>) for the logits' type.
+// Calls function(Tag<Layout>) for how a call's tensors lie in memory: see plan.h.
+template <class Storage, class Function>
+cudaError_t with_arrangement(const Arrangement& arrangement, const Function& function) {
+  switch (arrangement.layout) {
+    case Layout::rows:
+      return function(Tag<ResidentRows<Storage>>{});
+    case Layout::chunks:
+      return function(Tag<ResidentChunks<Storage>>{});
+    case Layout::tiles:
+      if constexpr (sizeof(Storage) == 2) {
+        if (arrangement.in_pairs) return function(Tag<ResidentTiles<Storage, 2>>{});
+      }
+      return function(Tag<ResidentTiles<Storage, 1>>{});
+  }
+  return cudaErrorInvalidValue;
+}
 template <class Function>
-cudaError_t with_storage(DataType dtype, const Function& function) {
+cudaError_t with_rows(const Shape& shape, DataType dtype, std::initializer_list<Extent> tensors,
+                      const Function& function) {
+  const Arrangement arrangement = arrangement_of(shape, dtype, tensors);
   switch (dtype) {
 #define POWERGRAD_CASE(name, storage, accumulate) \
   case DataType::name:                            \
-    return function(StorageTag<storage>{});
+    return with_arrangement<storage>(arrangement, function);
     POWERGRAD_FORALL_TYPES(POWERGRAD_CASE)
 #undef POWERGRAD_CASE
   }
   return cudaErrorInvalidValue;
-}
-
-// Calls function(std::integral_constant<int, kPack>): see row_plan.h.
-template <class Storage, class Function>
-cudaError_t with_pack(const Strides& logits_strides, const Function& function) {
-  if (logits_strides.classes == 1) {
-    return function(std::integral_constant<int, kVectorBytes / sizeof(Storage)>{});
-  }
-  return function(std::integral_constant<int, 1>{});
 }
 
 template <class Function>
@@ -49,48 +57,60 @@ cudaError_t with_bool(bool value, const Function& function) {
   return value ? function(std::true_type{}) : function(std::false_type{});
 }
 
-// What the kernels make of a kind of alpha (alpha.h). One exponential for both pays where loads are
-// wide and the special function unit is what limits: not in float64, nor where a load brings one
-// class. A fraction of larger numbers is left out, as its powers would multiply that unit's error.
-template <class Storage, int kPack, class Kind>
+// What the kernels make of a kind of alpha (alpha.h). One exponential for both pays where the
+// special function unit limits: over long rows, most of all in half precision. 3/10 is for halves
+// alone, as its tenth power multiplies that unit's error.
+template <class Rows, bool kClassMass, class Kind>
 struct KindInKernels {
   using Type = AnyAlpha;
 };
-template <class Storage, int kPack>
-struct KindInKernels<Storage, kPack, NoAlpha> {
+template <class Rows, bool kClassMass>
+struct KindInKernels<Rows, kClassMass, NoAlpha> {
   using Type = NoAlpha;
 };
-template <class Storage, int kPack, int kDenominator>
-struct KindInKernels<Storage, kPack, RationalAlpha<1, kDenominator>> {
+template <class Rows, int kNumerator, int kDenominator>
+struct KindInKernels<Rows, false, RationalAlpha<kNumerator, kDenominator>> {
+  using Element = typename Rows::Element;
   static constexpr bool kPays =
-      !std::is_same_v<Storage, double> && (kPack > 1 || kDenominator == 1);
-  using Type = std::conditional_t<kPays, RationalAlpha<1, kDenominator>, AnyAlpha>;
+      !std::is_same_v<Element, double> &&
+      (kDenominator == 1 || (Rows::kLayout == Layout::rows &&
+                             (kDenominator == 4 || (kNumerator == 3 && sizeof(Element) == 2))));
+  using Type = std::conditional_t<kPays, RationalAlpha<kNumerator, kDenominator>, AnyAlpha>;
 };
 
 // Calls function(kind) for this call's alpha; one that only the device knows may be anything.
-template <class Storage, int kPack, class Params, class Function>
+template <class Rows, bool kClassMass, class Params, class Function>
 cudaError_t with_kind(const Params& p, const Function& function) {
   const bool has_backward = p.statistics != nullptr;
   if (has_backward && p.alpha_on_device != nullptr) return function(AnyAlpha{});
-  return with_alpha_kind<AccumulateOf<Storage>>(p.alpha, has_backward, [&](auto kind) {
-    return function(typename KindInKernels<Storage, kPack, decltype(kind)>::Type{});
+  using Scalar = AccumulateOf<typename Rows::Element>;
+  return with_alpha_kind<Scalar>(p.alpha, has_backward, [&](auto kind) {
+    return function(typename KindInKernels<Rows, kClassMass, decltype(kind)>::Type{});
   });
 }
 
-// One kernel over all rows of a call. `state_bytes`: what a thread brings to a meeting.
-template <class Params>
-cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, RowWork work,
-                        int state_bytes, int pack_bytes, cudaStream_t stream) {
-  RowPlan plan;
-  cudaError_t error = plan_rows(params.shape, params.logits_strides, params.dtype, work,
-                                state_bytes, reinterpret_cast<const void*>(kernel), &plan);
+template <class Rows>
+Work work_of() {
+  Work work{};
+  work.dtype = StorageTraits<typename Rows::Element>::dtype;
+  work.positions = Rows::kRows;
+  work.tensors = 1;
+  return work;
+}
+
+// One kernel over all rows of a call.
+template <class Rows, class Params, class Scalar>
+cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Params& params,
+                        const Work& work, cudaStream_t stream) {
+  Plan plan;
+  cudaError_t error =
+      make_plan(Rows::kLayout, params.shape, work, reinterpret_cast<const void*>(kernel), &plan);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = plan.row_blocks * plan.parts;
-  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
   config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes(pack_bytes));
+  config.dynamicSmemBytes =
+      static_cast<size_t>(plan.scratch_bytes) + size_t(work.tensors) * plan.tensor_bytes;
   config.stream = stream;
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (config.dynamicSmemBytes > kWithoutAsking) {
@@ -101,6 +121,11 @@ cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, R
   }
   cudaLaunchAttribute cluster{};
   if (plan.is_cluster) {
+    if (plan.parts > kPortableCluster) {
+      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+      if (error != cudaSuccess) return error;
+    }
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);
     cluster.val.clusterDim.y = 1;
@@ -108,7 +133,7 @@ cudaError_t launch_rows(void (*kernel)(Params, RowPlan), const Params& params, R
     config.attrs = &cluster;
     config.numAttrs = 1;
   }
-  return cudaLaunchKernelEx(&config, kernel, Params(params), RowPlan(plan));
+  return cudaLaunchKernelEx(&config, kernel, Params(params), Plan(plan), Exponent<Scalar>(params));
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& params, cudaStre
 inline constexpr int kSumPartials = 256;
 
 // What the mean divides by: the summed weights of the targets that count, or the number of rows
-// where targets are probabilities. Asserts that every target is in range.
+// where targets are probabilities. Asserts that every target is in range. *params.next_assumption,
+// unless that is null, becomes *params.upstream, for a forward to follow.
 cudaError_t launch_total_weight(const CrossEntropyParams& params, double* total_weight,
                                 double* partials, cudaStream_t stream);
 

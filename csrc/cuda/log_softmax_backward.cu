@@ -1,92 +1,108 @@
-// Log-softmax backward: dz = g - p' sum(g).
+// Log-softmax backward: dz = g - p' sum(g), cross-entropy's gradient with the upstream gradient g
+// for a target, and -1 for a scale.
 //
-// Memory: the upstream gradient g once (row_plan.h says up to which number of classes), the logits
-// once, the gradient once.
-#include "cuda/compensated_sum.cuh"
+// Memory: g and the logits once, the gradient once. Rows that fit nowhere take g twice.
 #include "cuda/exponentials.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/meeting.cuh"
-#include "cuda/walk.cuh"
 
 namespace powergrad {
 namespace {
 
-template <class Storage, int kPack>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks)
-    log_softmax_backward_kernel(const LogSoftmaxParams p, const RowPlan plan) {
+template <class Rows>
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+    log_softmax_backward_kernel(const LogSoftmaxParams p, const Plan plan,
+                                const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
+  using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
-  constexpr int kSteps = kStepsAtOnce<Storage, kPack, true>;
-  const RowThread thread = RowThread::find<kPack>(plan);
-  const Storage* z = row_of<Storage>(p.logits, p.shape, p.logits_strides, thread.row);
-  const Walk<kPack> walk(thread, p.shape.classes, z);
-  const RowView<const Storage, kPack> logits(z, p.logits_strides.classes, walk);
-  const RowView<const Storage, kPack> upstream(
-      row_of<Storage>(p.upstream, p.shape, p.upstream_strides, thread.row),
-      p.upstream_strides.classes, walk);
-  const RowReader<Storage, kPack, true> reader(plan, upstream, walk,
-                                               from_number<Storage>(Scalar(0)));
+  constexpr int kRows = Rows::kRows;
+  constexpr int kElements = Rows::kElements;
+  const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
+  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const auto upstream =
+      rows.resident(1, static_cast<const Storage*>(p.upstream), p.upstream_strides);
+  const Storage lowest = from_number<Storage>(kLowest<Scalar>);
 
-  CompensatedSum<Scalar> total;
-  if (thread.active) {
-    reader.template first_pass<kSteps>([&](int, const Pack<Storage, kPack>(&packs)[kSteps]) {
+  Scalar sum[kRows] = {};
+  for (int round = 0; round < rows.rounds(); ++round) {
+    rows.copy_in(upstream, round, Storage{});
+    if (round == rows.rounds() - 1) {
+      // What the map begins with is under way while the sum is taken.
+      rows.copy_in(logits, round, lowest);
+      rows.template wait<1>();
+    } else {
+      rows.template wait<0>();
+    }
+    rows.each_run(round, [&](int begin, int end) {
+      Scalar terms[kRows] = {};
+#pragma unroll 4
+      for (int i = begin; i < end; ++i) {
+        const Numbers<Storage, kElements> g(upstream.slots.get(i));
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        Scalar sum = 0;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) sum += to_number(packs[s].get(i));
-        total.add(sum);
+        for (int e = 0; e < kElements; ++e) terms[kRows == 1 ? 0 : e] += g.at[e];
       }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sum[r] += terms[r];
     });
   }
-  Sum<Scalar> sum{total.value};
-  meet<kPack>(plan, sum, MergeSums{});
+  const Meeting<Rows> meeting(plan);
+  meeting.template in_warp<Addition>(sum);
+  meeting.template of_warps<Addition>(0, sum);
+  if constexpr (kRows == 1) {
+    meet_in_cluster(plan, plan.meeting_bytes(sizeof(sum)), sum[0], MergeSums{});
+  }
 
-  if (thread.active) {
-    const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + thread.row;
-    // Cross-entropy's gradient with the upstream for a target, and -1 for a scale.
-    const SoftmaxRow<Scalar> softmax(statistics[kMaximum * plan.rows],
-                                     statistics[kAlphaRest * plan.rows], sum.value);
-    const PoweredExponential<Scalar> powered(alpha_of(p));
-    const RowView<Storage, kPack> gradient(
-        row_of<Storage>(p.gradient, p.shape, p.gradient_strides, thread.row),
-        p.gradient_strides.classes, walk);
-    reader.template second_pass<kSteps>([&](int begin, const Pack<Storage, kPack>(&packs)[kSteps]) {
-      Pack<Storage, kPack> row[kSteps];
-      logits.load(walk, begin, from_number<Storage>(kLowest<Scalar>), row);
+  const Scalar scale = exponent.scaled();
+  SoftmaxRow<Scalar> softmax[kRows];
+  const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        Pack<Storage, kPack> values{};
+  for (int r = 0; r < kRows; ++r) {
+    softmax[r] = SoftmaxRow<Scalar>(statistics[kMaximum * plan.rows + r],
+                                    statistics[kAlphaRest * plan.rows + r], sum[r]);
+  }
+  const auto gradient = rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides);
+  for (int round = rows.rounds() - 1; round >= 0; --round) {
+    if (round < rows.rounds() - 1) {
+      rows.copy_in(upstream, round, Storage{});
+      rows.copy_in(logits, round, lowest);
+    }
+    rows.template wait<0>();
+    rows.each_place(round, gradient, [&](int i, auto is_whole) {
+      const Numbers<Storage, kElements> z(logits.slots.get(i));
+      const Numbers<Storage, kElements> g(upstream.slots.get(i));
+      Scalar values[kElements];
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          const Scalar z_i = to_number(row[s].get(i));
-          const Scalar g = to_number(packs[s].get(i));
-          const Scalar value = softmax.minus_mass_from(powered(z_i - softmax.maximum), z_i, g);
-          values.set(i, from_number<Storage>(-value));
-        }
-        gradient.store(walk, walk.pack(begin + s), values);
+      for (int e = 0; e < kElements; ++e) {
+        const SoftmaxRow<Scalar>& row = softmax[kRows == 1 ? 0 : e];
+        const Scalar powered = exponential((z.at[e] - row.maximum) * scale);
+        values[e] = -row.minus_mass_from(powered, z.at[e], g.at[e]);
       }
+      rows.store(gradient, round, i, packed<Storage>(values), is_whole);
     });
   }
+  rows.finish(gradient);
   leave(plan);
 }
 
-template <class Storage, int kPack>
-cudaError_t launch(const LogSoftmaxParams& params, cudaStream_t stream) {
-  return launch_rows(log_softmax_backward_kernel<Storage, kPack>, params, RowWork::reduce_and_map,
-                     sizeof(Sum<AccumulateOf<Storage>>), sizeof(Pack<Storage, kPack>), stream);
+template <class Rows>
+cudaError_t launch(const LogSoftmaxParams& p, cudaStream_t stream) {
+  Work work = work_of<Rows>();
+  work.tensors = 2;
+  work.sums_bytes = Rows::kRows * static_cast<int>(sizeof(AccumulateOf<typename Rows::Element>));
+  work.state_bytes = work.sums_bytes;
+  return launch_rows<Rows>(log_softmax_backward_kernel<Rows>, p, work, stream);
 }
 
 }  // namespace
 
 cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& p, cudaStream_t stream) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return cudaSuccess;
-  return with_storage(p.dtype, [&](auto storage) {
-    using Storage = typename decltype(storage)::Type;
-    return with_pack<Storage>(p.logits_strides, [&](auto pack) {
-      return launch<Storage, decltype(pack)::value>(p, stream);
-    });
-  });
+  return with_rows(p.shape, p.dtype,
+                   {{p.logits, p.logits_strides},
+                    {p.upstream, p.upstream_strides},
+                    {p.gradient, p.gradient_strides}},
+                   [&](auto rows) { return launch<typename decltype(rows)::Type>(p, stream); });
 }
 
 }  // namespace powergrad

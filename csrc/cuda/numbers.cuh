@@ -1,6 +1,7 @@
-// Storage types as numbers.
+// Storage types as numbers, and the packs of them that threads copy, load and store at once.
 #pragma once
 
+#include "cuda/plan.h"
 #include "cuda/primitives.cuh"
 #include "powergrad.h"
 
@@ -33,6 +34,126 @@ __device__ __forceinline__ Float16 from_number<Float16>(float x) {
 
 template <class Scalar>
 inline constexpr Scalar kLowest = -static_cast<Scalar>(INFINITY);
+
+// Two halves in a word, the first one low.
+template <class Half>
+struct HalfPair;
+template <>
+struct HalfPair<BFloat16> {
+  using Type = __nv_bfloat162;
+  __device__ __forceinline__ static Type rounded(float low, float high) {
+    return __floats2bfloat162_rn(low, high);
+  }
+};
+template <>
+struct HalfPair<Float16> {
+  using Type = __half2;
+  __device__ __forceinline__ static Type rounded(float low, float high) {
+    return __floats2half2_rn(low, high);
+  }
+};
+template <class Pair>
+__device__ __forceinline__ uint32_t word_of(Pair pair) {
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+template <class Half>
+__device__ __forceinline__ typename HalfPair<Half>::Type pair_of(uint32_t word) {
+  typename HalfPair<Half>::Type pair;
+  memcpy(static_cast<void*>(&pair), &word, sizeof(word));
+  return pair;
+}
+
+__device__ __forceinline__ bool same_bits(float a, float b) {
+  return __float_as_uint(a) == __float_as_uint(b);
+}
+__device__ __forceinline__ bool same_bits(double a, double b) {
+  return __double_as_longlong(a) == __double_as_longlong(b);
+}
+
+// Halves are kept as whole 32-bit words. An array of registers that is indexed at run time goes to
+// local memory and halves the speed of all around it: `i` is known when compiling everywhere, and
+// what is not (a row's target) is written to memory behind the loops instead.
+template <class T, int kElements>
+struct alignas(sizeof(T) * kElements < kVectorBytes ? sizeof(T) * kElements : kVectorBytes) Pack {
+  static constexpr bool kHalves = sizeof(T) == 2 && kElements > 1;
+  static constexpr int kWords = kHalves ? kElements / 2 : kElements;
+  std::conditional_t<kHalves, uint32_t, T> words[kWords];
+
+  __device__ __forceinline__ T get(int i) const {
+    if constexpr (kHalves) {
+      return {static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)))};
+    } else {
+      return words[i];
+    }
+  }
+  __device__ __forceinline__ void set(int i, T value) {
+    if constexpr (kHalves) {
+      const int shift = 16 * (i % 2);
+      words[i / 2] = (words[i / 2] & ~(0xffffu << shift)) | uint32_t{value.bits} << shift;
+    } else {
+      words[i] = value;
+    }
+  }
+  __device__ __forceinline__ static Pack filled(T value) {
+    Pack result{};
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) result.set(i, value);
+    return result;
+  }
+};
+
+// A pack of rounded numbers: two halves by one instruction.
+template <class T, int kElements>
+__device__ __forceinline__ Pack<T, kElements> packed(const AccumulateOf<T> (&x)[kElements]) {
+  Pack<T, kElements> result;
+  if constexpr (Pack<T, kElements>::kHalves) {
+#pragma unroll
+    for (int w = 0; w < kElements / 2; ++w) {
+      result.words[w] = word_of(HalfPair<T>::rounded(x[2 * w], x[2 * w + 1]));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) result.words[i] = from_number<T>(x[i]);
+  }
+  return result;
+}
+
+// A pack as the word that is loaded and stored at once.
+template <class Packed>
+using WordOf = std::conditional_t<
+    sizeof(Packed) == 16, uint4,
+    std::conditional_t<sizeof(Packed) == 8, uint2,
+                       std::conditional_t<sizeof(Packed) == 4, uint32_t, unsigned short>>>;
+template <class Packed>
+__device__ __forceinline__ WordOf<Packed> to_word(Packed pack) {
+  WordOf<Packed> word;
+  memcpy(&word, &pack, sizeof(word));
+  return word;
+}
+template <class Packed>
+__device__ __forceinline__ Packed from_word(WordOf<Packed> word) {
+  Packed pack;
+  memcpy(&pack, &word, sizeof(word));
+  return pack;
+}
+
+// What is not read or written again soon is marked to leave the caches first.
+template <class T, int kElements>
+__device__ __forceinline__ void store_streaming(T* to, Pack<T, kElements> pack) {
+  __stcs(reinterpret_cast<WordOf<Pack<T, kElements>>*>(to), to_word(pack));
+}
+
+// Elements of a pack, as numbers.
+template <class T, int kElements>
+struct Numbers {
+  AccumulateOf<T> at[kElements];
+  __device__ __forceinline__ explicit Numbers(const Pack<T, kElements>& pack) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) at[i] = to_number(pack.get(i));
+  }
+};
 
 }  // namespace
 }  // namespace powergrad

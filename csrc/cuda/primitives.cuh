@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if !defined(POWERGRAD_HOST_CUDA)
 #include <cooperative_groups.h>
@@ -40,6 +41,10 @@ inline float fast_exp2(float x) {
 inline float rounded_product(float a, float b) { return a * b; }
 inline double rounded_product(double a, double b) { return a * b; }
 
+using host_cuda::commit_copies;
+using host_cuda::copy_async;
+using host_cuda::wait_for_copies;
+
 inline unsigned char* dynamic_shared_memory() { return host_cuda::dynamic_shared_memory(); }
 inline int cluster_rank() { return static_cast<int>(host_cuda::cluster_rank()); }
 inline void cluster_sync() { host_cuda::cluster_sync(); }
@@ -63,14 +68,38 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
-// The only shared memory: its parts are laid out by RowPlan.
+// Asynchronous copies of 4, 8 or 16 bytes from device memory to shared memory, both at multiples of
+// their size. Until it has waited for them, a thread may not look at what it copies to, and other
+// threads only after a barrier that follows.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global),
+                 "n"(kBytes)
+                 : "memory");
+  }
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// For all copies but those of this thread's last kPending commits.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// The only shared memory: its parts are laid out by Plan.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(16) unsigned char powergrad_shared_memory[];
   return powergrad_shared_memory;
 }
 
 // A launch without clusters is one of clusters of one block; code for architectures before sm_90
-// knows no other (plan_rows asks for none where such code runs).
+// knows no other (the plan has none where such code runs).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(cooperative_groups::this_cluster().block_rank());
@@ -97,11 +126,6 @@ __device__ __forceinline__ void assertion_failed(const char* what, const char* f
 
 #define POWERGRAD_DEVICE_ASSERT(condition) \
   ((condition) ? static_cast<void>(0) : assertion_failed(#condition, __FILE__, __LINE__))
-
-// Memory that is not read or written again soon is marked to leave the caches first. Not the
-// read-only path: backward may write over the logits.
-__device__ __forceinline__ uint4 load_streaming(const uint4* p) { return __ldcs(p); }
-__device__ __forceinline__ void store_streaming(uint4* p, uint4 value) { __stcs(p, value); }
 
 }  // namespace
 }  // namespace powergrad

@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(kThreads)
     sum += term(row);
   }
   double* sums_of_warps = reinterpret_cast<double*>(dynamic_shared_memory());
-  sum = sum_of_lanes(sum, kWarp);
+  sum = of_warp<Addition>(sum);
   if (thread % kWarp == 0) sums_of_warps[thread / kWarp] = sum;
   __syncthreads();
   if (thread >= kWarp) return;
-  sum = sum_of_lanes(thread < kThreads / kWarp ? sums_of_warps[thread] : 0.0, kWarp);
+  sum = of_warp<Addition>(thread < kThreads / kWarp ? sums_of_warps[thread] : 0.0);
   if (thread == 0) finish(static_cast<int>(blockIdx.x), sum);
 }
 
@@ -67,16 +67,26 @@ template <class Scalar>
 struct TargetWeight {
   CrossEntropyParams params;
   __device__ double operator()(int64_t row) const {
-    const IndexTarget<Scalar> target = checked_target<Scalar>(params, row);
-    if (target.ignored) return 0.0;
+    const int64_t target = checked_target_index(params, row);
+    if (target == params.ignore_index) return 0.0;
     const Scalar* weight = static_cast<const Scalar*>(params.weight);
-    return weight == nullptr ? 1.0 : static_cast<double>(weight[target.index]);
+    return weight == nullptr ? 1.0 : static_cast<double>(weight[target]);
   }
 };
 
-struct StoreDouble {
+// And settles what forward is to assume of the upstream gradient: one number for all of its blocks,
+// whatever becomes of the place it is kept at meanwhile.
+template <class Scalar>
+struct StoreTotalWeight {
   double* result;
-  __device__ void operator()(int, double sum) const { *result = sum; }
+  const void* last_upstream;
+  void* assumed;
+  __device__ void operator()(int, double sum) const {
+    *result = sum;
+    if (last_upstream != nullptr) {
+      *static_cast<Scalar*>(assumed) = *static_cast<const Scalar*>(last_upstream);
+    }
+  }
 };
 
 template <class Scalar>
@@ -107,12 +117,14 @@ cudaError_t with_accumulate(DataType dtype, const Function& function) {
 
 cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weight, double* partials,
                                 cudaStream_t stream) {
-  const StoreDouble finish{total_weight};
-  if (p.target_index == nullptr) {
-    return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
-  }
   return with_accumulate(p.dtype, [&](auto scalar) {
-    return sum_rows(p.shape.rows(), partials, TargetWeight<decltype(scalar)>{p}, finish, stream);
+    using Scalar = decltype(scalar);
+    const StoreTotalWeight<Scalar> finish{total_weight, p.next_assumption,
+                                          const_cast<void*>(p.upstream)};
+    if (p.target_index == nullptr) {
+      return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
+    }
+    return sum_rows(p.shape.rows(), partials, TargetWeight<Scalar>{p}, finish, stream);
   });
 }
 

@@ -41,23 +41,23 @@ bool is_plain(const at::Tensor& tensor) {
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
-// On a CPU the gradient is computed together with the loss, while the row is in cache: one pass
-// over memory less, and the exponentials once. That is worth it when
-//  - backward will most likely ask for it unscaled or scaled by one number (mean, sum); scaling in
-//    place is cheaper than computing again;
-//  - the type has float's exponent range (of normal numbers at least): a float16 gradient divided
-//    by N underflows before a loss scale of 65536 can lift it;
-//  - the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading) expect
-//    to decide what is kept until backward.
-// Otherwise backward computes the gradient from the logits.
-//
-// On a GPU, too, backward computes it. There a step is bound by memory: three passes (forward
-// reads, backward reads and writes) against two if the upstream gradient is 1, but four if it is
-// not, and which of them it is cannot be known without waiting for the device.
+// The gradient is computed together with the loss where that is likely to be the gradient that
+// backward will ask for: one pass over memory less. So it is
+//  - for an upstream gradient of one number (mean, sum). On a CPU it is taken for 1, and scaling in
+//    place is cheaper than computing again; on a GPU, which scaling would cost two passes, for the
+//    one that came last, and computed again where another one comes (AssumedGradient);
+//  - on a CPU, for types with float's exponent range (of normal numbers at least): a float16
+//    gradient divided by N underflows before a loss scale of 65536 can lift it. A GPU computes for
+//    that scale from its second step on;
+//  - where the buffer is nobody else's: hooks that pack saved tensors (checkpointing, offloading)
+//    expect to decide what is kept until backward.
+// Otherwise backward computes the gradient from the logits. So do traced tensors: torch.compile
+// plans memory and order itself from the raw operators, which give each gradient in new memory; one
+// that settles an earlier result in place would have to be a mutation that it has to copy for.
 bool computes_gradient_in_forward(const at::Tensor& input, std::string_view reduction,
                                   bool inplace_backward) {
-  return input.requires_grad() && !inplace_backward && reduction != "none" && input.is_cpu() &&
-         input.scalar_type() != at::kHalf && is_plain(input) &&
+  return input.requires_grad() && !inplace_backward && reduction != "none" &&
+         !(input.is_cpu() && input.scalar_type() == at::kHalf) && is_plain(input) &&
          !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
@@ -84,6 +84,11 @@ struct CrossEntropyOptions {
 double scalar_value(const at::Tensor& scalar) {
   return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>()
                                              : *scalar.const_data_ptr<float>();
+}
+
+// Another one would turn the zeros of ignored rows into NaN.
+bool is_finite_scalar(const at::Tensor& upstream) {
+  return upstream.is_cpu() && std::isfinite(scalar_value(upstream));
 }
 
 OptionalTensor optional(const at::Tensor& tensor) {
@@ -146,10 +151,21 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
                             bool inplace_backward) {
     at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor loss, gradient, statistics, total_weight;
-    if (computes_gradient_in_forward(input, reduction, inplace_backward)) {
+    const bool with_gradient = computes_gradient_in_forward(input, reduction, inplace_backward);
+    if (with_gradient && input.is_cuda()) {
+      if (const auto assumed = cross_entropy_forward_assuming(input, target, weight, ignore_index,
+                                                              reduction, label_smoothing, alpha)) {
+        std::tie(loss, gradient, statistics, total_weight) =
+            std::tie(assumed->loss, assumed->gradient, assumed->statistics, assumed->total_weight);
+        context->saved_data["assumed"] = assumed->upstream;
+        context->saved_data["last_upstream"] = reinterpret_cast<int64_t>(assumed->last_upstream);
+      }
+    } else if (with_gradient) {
       std::tie(loss, gradient, statistics, total_weight) =
           POWERGRAD_DISPATCHED(cross_entropy_forward_gradient)
               .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+    }
+    if (gradient.defined()) {
       context->saved_data["gradient"] = gradient;
     } else {
       std::tie(loss, statistics, total_weight) =
@@ -190,16 +206,38 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   // once, and a second backward through the same graph computes its own.
   static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
-    if (kept == context->saved_data.end() || at::GradMode::is_enabled() || !grad_output.is_cpu() ||
-        !is_plain(grad_output)) {
+    if (kept == context->saved_data.end() || at::GradMode::is_enabled() || !is_plain(grad_output)) {
       return {};
     }
-    const double upstream = scalar_value(grad_output);
-    if (!std::isfinite(upstream)) return {};  // would turn the zeros of ignored rows into NaN
-    at::Tensor gradient = std::move(kept->second).toTensor();
-    context->saved_data.erase(kept);
-    if (upstream != 1.0) gradient.mul_(grad_output);
+    const bool assumed = context->saved_data.count("assumed") > 0;
+    if (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output)) return {};
+    at::Tensor gradient = kept->second.toTensor();
+    if (assumed) {
+      settle(context, gradient, grad_output);
+    } else if (scalar_value(grad_output) != 1.0) {
+      gradient.mul_(grad_output);
+    }
+    context->saved_data.erase("gradient");
     return gradient;
+  }
+
+  // Looks at the saved logits as if it computed the gradient, which only the device knows: they
+  // must not have been written to.
+  static void settle(AutogradContext* context, const at::Tensor& gradient,
+                     const at::Tensor& grad_output) {
+    const variable_list saved = context->get_saved_variables();
+    const auto options = CrossEntropyOptions::load(context);
+    const AssumedGradient assumed{
+        {},
+        gradient,
+        saved[4],
+        saved[5],
+        context->saved_data["assumed"].toTensor(),
+        reinterpret_cast<void*>(context->saved_data["last_upstream"].toInt())};
+    at::AutoDispatchBelowADInplaceOrView guard;
+    cross_entropy_settle(assumed, grad_output, saved[0], saved[1], optional(saved[2]),
+                         options.ignore_index, options.reduction, options.label_smoothing,
+                         saved[3]);
   }
 
   static at::Tensor compute_gradient(const at::Tensor& grad_output, const variable_list& saved,

@@ -56,6 +56,19 @@ class CrossEntropyCall {
     params.total_weight = divisor();
   }
 
+  // Before expect_forward: the gradient is to be for the upstream gradient that came last. False
+  // where that cannot be, or backward could not use these tensors again.
+  bool assume_upstream() {
+    if (!logits_.tensor.is_same(input_)) return false;
+    params.next_assumption =
+        functions_.last_upstream(params, reduction_ == Reduction::mean, input_.device());
+    if (params.next_assumption == nullptr) return false;
+    upstream_ = new_empty({}, logits_.accumulate_options());
+    params.upstream = upstream_.mutable_data_ptr();
+    return true;
+  }
+  const at::Tensor& upstream() const { return upstream_; }
+
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
     functions_.check_targets(params, input_.device());
@@ -68,6 +81,15 @@ class CrossEntropyCall {
     statistics_ = statistics;
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
     set_upstream(grad_output);
+  }
+
+  // Backward over a gradient that forward has written.
+  void settle(const AssumedGradient& assumed) {
+    expect_gradient(assumed.gradient.mutable_data_ptr(),
+                    *strides_in(logits_.layout, assumed.gradient));
+    params.assumed_upstream = assumed.upstream.const_data_ptr();
+    params.next_assumption = assumed.last_upstream;
+    backward();
   }
 
   Destination new_gradient() const { return Destination(logits_.layout, input_); }
@@ -157,6 +179,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
   return {call.loss(), gradient.finish(), call.statistics(), call.total_weight()};
+}
+
+std::optional<AssumedGradient> cross_entropy_forward_assuming(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha) {
+  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+  if (!call.assume_upstream()) return std::nullopt;
+  const Destination gradient = call.new_gradient();
+  if (!gradient.is_direct()) return std::nullopt;
+  call.expect_forward(true);
+  call.expect_gradient(gradient.data(), gradient.strides());
+  call.forward();
+  return AssumedGradient{call.loss(),         gradient.finish(), call.statistics(),
+                         call.total_weight(), call.upstream(),   call.params.next_assumption};
+}
+
+void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,
+                          const at::Tensor& input, const at::Tensor& target,
+                          const OptionalTensor& weight, int64_t ignore_index,
+                          std::string_view reduction, double label_smoothing,
+                          const at::Tensor& alpha) {
+  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+  call.set_backward(grad_output, assumed.statistics, assumed.total_weight);
+  call.settle(assumed);
 }
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& input,

@@ -115,7 +115,7 @@ Destination::Destination(const Layout& layout, const at::Tensor& input)
 Strides Destination::strides() const { return *strides_in(layout_, buffer_); }
 
 at::Tensor Destination::finish() const {
-  if (!buffer_.is_same(result_)) result_.copy_(buffer_);
+  if (!is_direct()) result_.copy_(buffer_);
   return result_;
 }
 

@@ -34,6 +34,8 @@ class Destination {
   Destination(const Layout& layout, const at::Tensor& input);
   void* data() const { return buffer_.mutable_data_ptr(); }
   Strides strides() const;
+  // Whether the kernels write the result itself.
+  bool is_direct() const { return buffer_.is_same(result_); }
   // To be called once the buffer is written.
   at::Tensor finish() const;
 

@@ -24,6 +24,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward
     int64_t ignore_index, std::string_view reduction, double label_smoothing,
     const at::Tensor& alpha);
 
+// On a GPU the upstream gradient is known to the device alone. So forward computes the gradient for
+// the one that came last, and backward settles with the device whether it stands. Two passes over
+// memory, three without, four where it does not.
+struct AssumedGradient {
+  at::Tensor loss;
+  at::Tensor gradient;
+  at::Tensor statistics;
+  at::Tensor total_weight;
+  at::Tensor upstream;  // what was assumed
+  void* last_upstream;  // where the one that came is noted
+};
+// Nothing where it cannot be assumed (last_upstream.h), or tensors cannot be used as they lie.
+std::optional<AssumedGradient> cross_entropy_forward_assuming(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha);
+// Makes assumed.gradient that for grad_output; the loss is not used.
+void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,
+                          const at::Tensor& input, const at::Tensor& target,
+                          const OptionalTensor& weight, int64_t ignore_index,
+                          std::string_view reduction, double label_smoothing,
+                          const at::Tensor& alpha);
+
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& target, const OptionalTensor& weight,
                                   int64_t ignore_index, std::string_view reduction,

@@ -141,6 +141,8 @@ double total_weight_of(const CrossEntropyParams& p) {
                                  : total_weight_of<int64_t, Scalar>(p);
 }
 
+void* no_last_upstream(const CrossEntropyParams&, bool, c10::Device) { return nullptr; }
+
 void total_weight(const CrossEntropyParams& p, double* total, c10::Device) {
   *total = is_double(p.dtype) ? total_weight_of<double>(p) : total_weight_of<float>(p);
 }
@@ -174,6 +176,7 @@ const DeviceFunctions& cpu_functions() {
       run<CrossEntropyParams, &KernelTable::cross_entropy_backward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_forward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_backward>,
+      no_last_upstream,
       total_weight,
       check_targets,
       reduce_losses,

@@ -1,10 +1,13 @@
-"""`make gpu` itself: what it skips, remembers and gives up; small commands stand in for steps."""
+"""`make gpu` itself: what runs beside what, what it gives up; small commands stand in for steps."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
+import tarfile
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -22,61 +25,101 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "PASSED", tmp_path / "state" / "passed.json")
-    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(module, "BUILT", tmp_path / "built")
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
     return module
 
 
 def results(folder: Path) -> dict[str, str]:
-    outcomes = json.loads((folder / "results.json").read_text())
+    outcomes = json.loads((folder / "out" / "results.json").read_text())
     return {outcome["step"]: outcome["result"] for outcome in outcomes}
 
 
-def test_every_step_runs_whatever_became_of_the_one_before(gpu: ModuleType, tmp_path: Path) -> None:
+def test_every_step_runs_whatever_became_of_the_one_before(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     todo = [
-        gpu.Step("test", "fails", gpu.python("-c", "print('the reason'); exit(3)")),
+        gpu.Step("test", "fails", gpu.python("-c", "print('FAILED it'); exit(3)"), alone=False),
+        gpu.Step("test", "dies", gpu.python("-c", "import os; print('last'); os.abort()")),
         gpu.Step("test", "passes", gpu.python("-c", "print('good')")),
+        gpu.Step("test", "has no test", gpu.python("-c", "exit(5)")),
         gpu.Step("bench", "lacks a program", ("no-such-program",), programs=("no-such-program",)),
         gpu.Step("bench", "lacks a module", gpu.python(), modules=("no_such_module",)),
     ]
     assert gpu.run_all(todo) == 1
-    assert results(tmp_path) == {
+    found = results(tmp_path)
+    assert found == {
         "fails": "failed: exit status 3",
+        "dies": "failed: exit status -6",
         "passes": "passed",
+        "has no test": "passed",
         "lacks a program": "skipped: no-such-program is not here",
         "lacks a module": "skipped: Python's no_such_module is not here",
     }
-    log = (tmp_path / "test.log").read_text()
-    assert log.index("the reason") < log.index("good")
+    printed = capsys.readouterr().out
+    assert "FAILED it" in printed
+    assert "last" in printed
+    with tarfile.open(tmp_path / "out" / "logs.tar.gz") as archive:
+        log = archive.extractfile("logs/test-passes.log")
+        assert log is not None
+        assert log.read() == b"good\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"logs.tar.gz", "results.json"}
 
 
-def test_what_passed_is_not_done_again(gpu: ModuleType, tmp_path: Path) -> None:
-    once = gpu.Step("test", "once", gpu.python("-c", "print('ran')"))
-    always = gpu.Step("build", "always", gpu.python("-c", "print('ran')"), always=True)
-    for _ in range(2):
-        assert gpu.run_all([always, once]) == 0
-    assert results(tmp_path) == {"always": "passed", "once": "passed before"}
-    assert (tmp_path / "test.log").read_text().count("\nran") == 1
-    assert gpu.run_all([once], again=True) == 0
-    assert (tmp_path / "test.log").read_text().count("\nran") == 2
-
-
-def test_changed_sources_are_tested_again(
+def test_steps_that_are_not_alone_run_together(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = gpu.Step("test", "step", gpu.python("-c", ""))
-    gpu.run_all([step])
-    monkeypatch.setattr(gpu, "fingerprint", lambda: "another")
-    gpu.run_all([step])
-    assert results(tmp_path) == {"step": "passed"}
+    """Each of two waits for a file that the other one makes."""
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 2)
+    meet = (
+        "import pathlib, sys, time; own, other = map(pathlib.Path, sys.argv[1:]); own.touch()\n"
+        "while not other.exists(): time.sleep(.01)"
+    )
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    todo = [
+        gpu.Step("test", name, gpu.python("-c", meet, *order), alone=False)
+        for name, order in (("one", paths), ("two", paths[::-1]))
+    ]
+    assert gpu.run_all(todo) == 0
 
 
 def test_a_part_ends_in_time(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "PART_SECONDS", 0)
-    assert gpu.run_all([gpu.Step("test", "hangs", ("sleep", "600"))]) == 1
-    assert results(tmp_path) == {"hangs": "failed: out of time"}
+    monkeypatch.setattr(gpu, "LIMITS", {"test": 0.0, "bench": 60.0})
+    begun = time.monotonic()
+    todo = [
+        gpu.Step("test", "hangs", ("sleep", "600")),
+        gpu.Step("bench", "goes on", gpu.python("-c", "")),
+    ]
+    assert gpu.run_all(todo) == 1
+    assert results(tmp_path) == {"hangs": "failed: out of time", "goes on": "passed"}
+    assert time.monotonic() - begun < 300
+
+
+def test_the_module_is_built_once(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> set[str]:
+        return {step.name for step in gpu.steps()}
+
+    assert "extension" in names()
+    assert gpu.run_all([gpu.Step("build", "extension", gpu.python("-c", ""))]) == 0
+    assert "extension" not in names()
+    monkeypatch.setattr(gpu, "sources", lambda: "other sources")
+    assert "extension" in names()
+
+
+def test_every_test_file_is_a_step_of_its_own(gpu: ModuleType) -> None:
+    steps = [step for step in gpu.steps() if step.part == "test"]
+    named = {word for step in steps for word in step.command if word.startswith("tests/")}
+    folders = ("gpu", *gpu.SHARED_TESTS)
+    there = {
+        str(p.relative_to(REPOSITORY))
+        for f in folders
+        for p in (REPOSITORY / "tests" / f).glob("test_*.py")
+    }
+    assert named == there
+    assert len(steps) == len(there)
+    assert [step.name for step in steps if step.alone] == ["gpu/test_large_indices.py"]
 
 
 def test_the_scripts_that_it_runs_exist(gpu: ModuleType) -> None:
@@ -84,6 +127,35 @@ def test_the_scripts_that_it_runs_exist(gpu: ModuleType) -> None:
         for word in step.command:
             if word.startswith(("tests/", "bench/")):
                 assert (REPOSITORY / word).exists(), word
+
+
+needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@needs_gcc
+def test_a_compiler_whose_exceptions_end_python_is_found_out(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    static = "g++ -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL"
+    monkeypatch.setattr(gpu, "survives_exceptions", lambda compiler: compiler != static)
+    monkeypatch.setenv("CXX", static)
+    gpu.use_compiler()
+    assert gpu.os.environ["CXX"] == gpu.os.environ["CUDAHOSTCXX"] == "g++"
+    assert static in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "survives_exceptions", lambda compiler: False)
+    with pytest.raises(SystemExit, match="an exception ends Python"):
+        gpu.use_compiler()
+
+
+@needs_gcc
+def test_what_exceptions_do_is_tried(gpu: ModuleType, tmp_path: Path) -> None:
+    assert gpu.survives_exceptions("g++")
+    # A module that ends its process, by whatever cause.
+    ending = tmp_path / "ends.sh"
+    ending.write_text('#!/bin/sh\nexec g++ -Dthrow="__builtin_trap(); throw" "$@"\n')
+    ending.chmod(0o755)
+    assert not gpu.survives_exceptions(str(ending))
+    assert not gpu.survives_exceptions("g++ --no-such-option")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

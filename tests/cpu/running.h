@@ -14,6 +14,7 @@ namespace powergrad::test {
 using Machine = InstructionSet;
 
 // Whether numbers below the least normal one are stored as 0.
+inline int turns_of(const Machine&) { return 1; }
 inline bool flushes_denormals(const Machine& machine, DataType type) {
   return machine.name == std::string("avx512_bf16") && type == DataType::bfloat16;
 }

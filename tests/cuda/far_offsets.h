@@ -39,7 +39,7 @@ class FarCheck {
       : problem_(problem),
         shape_(shape),
         strides_(strides),
-        execution_{"far away", 0, true, false, only_block},
+        execution_{"far away", 0, false, only_block},
         count_((shape.outer - 1) * strides.outer + (shape.classes - 1) * strides.classes +
                shape.inner),
         logits_(count_),

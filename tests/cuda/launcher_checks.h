@@ -56,7 +56,7 @@ void check_row_sums(Reports& reports) {
 // The same bits whether the host or only the device knows that alpha is 0.7.
 template <class Storage>
 void check_alpha_on_device(Reports& reports) {
-  const Execution on_device{"alpha on the device", 0, true, true};
+  const Execution on_device{"alpha on the device", 0, true};
   Random random = random_for<Storage>(21);
   for (const Arrangement arrangement : arrangements(99, 0)) {
     Options options = random_options(random);
@@ -89,7 +89,7 @@ void check_alpha_on_device(Reports& reports) {
 // not plausible.
 template <class Storage>
 void check_wrong_alpha_on_device(Reports& reports) {
-  const Execution on_device{"a wrong alpha on the device", 0, true, true};
+  const Execution on_device{"a wrong alpha on the device", 0, true};
   Random random = random_for<Storage>(24);
   for (const double alpha : {0.0, -0.3, static_cast<double>(NAN)}) {
     Options options;

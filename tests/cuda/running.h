@@ -1,6 +1,5 @@
 // The CUDA kernels as the checks run them: a machine is a device that the host layer plays, and an
-// execution an order of its threads, with or without room to keep rows in shared memory. Each
-// must leave the same bits.
+// execution an order of its threads. Each must leave the same bits on one machine.
 #pragma once
 
 #include <cmath>
@@ -16,20 +15,28 @@ namespace powergrad::test {
 struct Machine {
   const char* name;
   host_cuda::Device device;
+  int turns = 1;  // it takes one problem of so many
 };
 
+inline int turns_of(const Machine& machine) { return machine.turns; }
 inline bool flushes_denormals(const Machine&, DataType) { return false; }
 
-// Clusters on one, none on the other.
-inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80}, {"sm_90", host_cuda::kSm90}};
+// Clusters on one, none on the other; and so little shared memory that everything but short rows
+// comes in several rounds, in clusters and without.
+inline constexpr host_cuda::Device kSmallSm80{8, 108, 4 * 1024};
+inline constexpr host_cuda::Device kSmallSm90{9, 132, 4 * 1024};
+inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
+                                    {"sm_90", host_cuda::kSm90},
+                                    {"a small sm_80", kSmallSm80, 4},
+                                    {"a small sm_90", kSmallSm90, 4}};
 
 // Classes that some threads reduce at once: more than a warp does, in any type.
 inline constexpr int64_t kPiece = 2048;
 // Several of those, the last one partial.
 inline constexpr int64_t kLongRow = 9001;
-// One class and two; around the sizes of packs (2, 4 and 8 classes) and of groups of lanes that
-// share a warp; a warp; a block of 2 warps, of 8; clusters of 4 blocks and 8.
-inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 513, 1000, 4099, 40009};
+// One class and two; around the sizes of packs (2, 4 and 8 classes); chunks of rows, up to the last
+// one; a warp, or less, for several rows; blocks of 2 warps to 16; clusters.
+inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 511, 513, 1000, 4099, 12001, 40009};
 
 // A float has no room for exponents of -25 and less to 4e-6, and the kernels do not compute them in
 // two parts: 6.6e-6 was seen at -75.
@@ -42,27 +49,23 @@ inline constexpr int kEvery = 5;
 inline constexpr int kEvery = 1;
 #endif
 
-inline constexpr bool kScratchIsOptional = false;  // room is an execution's affair
+inline constexpr bool kScratchIsOptional = false;
 
 struct Execution {
   const char* name;
   uint64_t seed;
-  bool has_room;
   bool alpha_on_device = false;  // and nowhere else
   std::optional<uint64_t> only_block = std::nullopt;
 };
 
-inline Execution whole() { return {"whole", 0, true}; }
+inline Execution whole() { return {"whole", 0}; }
 
 inline std::vector<Execution> splits(const Shape&, const Strides&) {
-  return {{"threads backwards, rows read twice", 1, false}, {"threads in random order", 2, true}};
+  return {{"threads backwards", 1}, {"threads in random order", 2}};
 }
 
 inline void configure(const Machine& machine, const Execution& execution) {
-  host_cuda::Options options{machine.device, execution.seed, execution.only_block};
-  // Enough for the meetings of threads alone.
-  if (!execution.has_room) options.device.shared_memory = 0;
-  host_cuda::configure(options);
+  host_cuda::configure({machine.device, execution.seed, execution.only_block});
 }
 
 // A launcher, as the checks call it. What is wrong with how it ran, else nothing.

@@ -22,6 +22,7 @@ struct Options {
   double smoothing = 0.0;
   Upstream upstream = Upstream::none;
   std::optional<double> total_weight;
+  int64_t ignore_index = -7;
 
   bool by_index() const { return target == TargetKind::index64 || target == TargetKind::index32; }
   bool has_class_mass() const { return !by_index() || smoothing > 0.0; }
@@ -44,7 +45,6 @@ struct Options {
 template <class Storage>
 struct Problem {
   using Accumulate = AccumulateOf<Storage>;
-  static constexpr int64_t kIgnored = -7;
 
   Options options;
   Tensor<Storage> logits;
@@ -109,7 +109,9 @@ struct Problem {
     if (options.target == TargetKind::index64) return index64[row];
     return options.target == TargetKind::index32 ? index32[row] : -1;
   }
-  bool ignored(int64_t row) const { return options.by_index() && target(row) == kIgnored; }
+  bool ignored(int64_t row) const {
+    return options.by_index() && target(row) == options.ignore_index;
+  }
 
   void set_probability(int64_t row, int64_t column, double q) {
     if (options.target == TargetKind::probabilities) {
@@ -165,7 +167,7 @@ struct Problem {
     p.alpha = options.alpha;
     p.logits = logits.block.data();
     p.logits_strides = logits.strides;
-    p.ignore_index = kIgnored;
+    p.ignore_index = options.ignore_index;
     p.label_smoothing = options.smoothing;
     switch (options.target) {
       case TargetKind::index64:
@@ -226,7 +228,7 @@ struct Problem {
       const double q = 3.0 * random.uniform() / static_cast<double>(classes());
       set_probability(row, j, random.one_in(3) ? 0.0 : q);
     }
-    set_target(row, random.one_in(6) ? kIgnored : random.below(classes()));
+    set_target(row, random.one_in(6) ? options.ignore_index : random.below(classes()));
   }
 
   bool is_well_posed(int64_t row) const {

@@ -62,7 +62,7 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
       set(0, 1, 1, -kInfinity);
       break;
     case Edit::ignored_nan:
-      problem.set_target(row, Problem<Storage>::kIgnored);
+      problem.set_target(row, problem.options.ignore_index);
       if (problem.options.by_index()) set(0, classes, 1, kNaN);
       break;
     case Edit::nan_first:
@@ -156,7 +156,7 @@ void check_nothing_counted(Reports& reports) {
     options.total_weight = 0.0;
     Problem<Storage> problem(options, random, 0.0, 1.0);
     for (int64_t row = 0; row < problem.rows(); ++row) {
-      problem.set_target(row, Problem<Storage>::kIgnored);
+      problem.set_target(row, problem.options.ignore_index);
     }
     check_on_all(problem, reports);
   }

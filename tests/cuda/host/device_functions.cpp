@@ -44,6 +44,14 @@ void* map_address_to_rank(const void* address, unsigned rank) {
   return machine().shared_memory_of(rank).begin() + offset;
 }
 
+void copy_async_bytes(void* shared, const void* global, std::size_t size, Site site) {
+  machine().copy_async(shared, global, size, site);
+}
+void commit_copies() { machine().copies().commit(); }
+void wait_for_copies_but(int pending) {
+  machine().copies().wait(static_cast<std::size_t>(pending));
+}
+
 void device_assertion_failed(const char* what, const char* file, int line) {
   machine().fail(cudaErrorAssert, "%s:%d: device assertion failed: %s", file, line, what);
 }

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -31,6 +32,20 @@ T* map_to_rank(T* pointer, unsigned rank) {
   return static_cast<T*>(map_address_to_rank(pointer, rank));
 }
 
+// Of 4, 8 or 16 bytes, from device memory to this block's shared memory.
+void copy_async_bytes(void* shared, const void* global, std::size_t size, Site site);
+template <int kBytes>
+void copy_async(void* shared, const void* global, Site site = Site::here()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  copy_async_bytes(shared, global, kBytes, site);
+}
+void commit_copies();
+void wait_for_copies_but(int pending);
+template <int kPending>
+void wait_for_copies() {
+  wait_for_copies_but(kPending);
+}
+
 // Ends the launch with cudaErrorAssert.
 [[noreturn]] void device_assertion_failed(const char* what, const char* file, int line);
 
@@ -56,6 +71,10 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, Site site =
 
 inline unsigned __ballot_sync(unsigned mask, int holds, Site site = Site::here()) {
   return vote(mask, holds != 0, site);
+}
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
@@ -107,3 +126,4 @@ using powergrad::host_cuda::__stcs;
 using powergrad::host_cuda::__syncthreads;
 using powergrad::host_cuda::__syncwarp;
 using powergrad::host_cuda::__uint_as_float;
+using powergrad::host_cuda::min;

@@ -3,6 +3,8 @@
 // order of threads brings it out, by a wrong result under one of a few seeds.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -82,11 +84,41 @@ std::string run_far_row(Bug bug) {
   return right ? "" : "wrong sums";
 }
 
+std::string run_copied_sums(Bug bug) {
+  constexpr int kThreads = 64;
+  // At a multiple of the largest copy.
+  std::unique_ptr<float[], decltype(&std::free)> rows(
+      static_cast<float*>(std::aligned_alloc(16, kThreads * kCopied * sizeof(float))), &std::free);
+  std::fill_n(rows.get(), kThreads * kCopied, 1.0f);
+  std::vector<float> sums(kThreads);
+  const Configuration launch(1, kThreads, kThreads * kCopied * sizeof(float));
+  const float* from = rows.get();
+  if (cudaLaunchKernelEx(&launch.config, copied_sums, bug, from, sums.data()) != cudaSuccess) {
+    return failure();
+  }
+  return sums == std::vector<float>(kThreads, 2.0f * kCopied) ? "" : "wrong sums";
+}
+
+std::string run_met_by_turns(Bug bug) {
+  constexpr int kThreads = 64;
+  std::vector<float> sums(kThreads);
+  const Configuration launch(1, kThreads, 2 * sizeof(float));
+  if (cudaLaunchKernelEx(&launch.config, met_by_turns, bug, sums.data()) != cudaSuccess) {
+    return failure();
+  }
+  return sums == std::vector<float>(kThreads, 6.0f) ? "" : "wrong sums";
+}
+
+std::string run_toy(Bug bug) {
+  if (bug == Bug::one_place_for_meetings) return run_met_by_turns(bug);
+  return bug >= Bug::read_before_wait ? run_copied_sums(bug) : run_row_sums(bug, 4);
+}
+
 std::string run_seeds(Bug bug) {
   if (bug == Bug::offset_of_32_bits) return run_far_row(bug);
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     configure({kSm90, seed, {}});
-    const std::string wrong = run_row_sums(bug, 4);
+    const std::string wrong = run_toy(bug);
     if (!wrong.empty()) return wrong;
   }
   return "";
@@ -94,13 +126,18 @@ std::string run_seeds(Bug bug) {
 
 void check_right_kernels() {
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-    for (const unsigned cluster_size : {0, 1, 2, 8}) {
+    for (const unsigned cluster_size : {0, 1, 2, 8, 16}) {
       configure({cluster_size == 0 ? kSm80 : kSm90, seed, {}});
+      if (cluster_size > 8) {
+        cudaFuncSetAttribute(row_sums, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+      }
       const std::string wrong = run_row_sums(Bug::none, cluster_size);
       expect(wrong.empty(), "right sums, seed " + std::to_string(seed) + ": " + wrong);
     }
 
     configure({kSm90, seed, {}});
+    expect(run_copied_sums(Bug::none).empty(), "copied sums, seed " + std::to_string(seed));
+    expect(run_met_by_turns(Bug::none).empty(), "meetings, seed " + std::to_string(seed));
     std::vector<int> visits(7 * 2 * 3 * 60);
     const Configuration grid({7, 2, 3}, {5, 4, 3}, 0);
     expect(cudaLaunchKernelEx(&grid.config, count_visits, visits.data()) == cudaSuccess &&
@@ -202,6 +239,15 @@ constexpr PlantedBug kPlantedBugs[] = {
     {POWERGRAD_BUG(write_by_all_threads), nullptr, kRace},
     {POWERGRAD_BUG(write_to_neighbours_row), kWrong, kRace},
     {POWERGRAD_BUG(barrier_against_barrier), "deadlock: 0 threads", "deadlock: 0 threads"},
+    {POWERGRAD_BUG(read_before_wait), "use-after-poison", kWrong},
+    {POWERGRAD_BUG(neighbours_copy_without_barrier), kWrong, kRace},
+    {POWERGRAD_BUG(wait_for_too_few), "use-after-poison", kRace},
+    {POWERGRAD_BUG(missing_commit), "use-after-poison", "without having waited"},
+    {POWERGRAD_BUG(missing_wait), "without having waited", "without having waited"},
+    {POWERGRAD_BUG(copy_misaligned), "is from an address that is", "is from an address that is"},
+    {POWERGRAD_BUG(copy_past_end), "reads what it may not", nullptr},
+    {POWERGRAD_BUG(copy_outside_shared_memory), "does not lead into", "does not lead into"},
+    {POWERGRAD_BUG(one_place_for_meetings), kWrong, kRace},
     {POWERGRAD_BUG(assertion), "assertion failed: thread != 7", "assertion failed: thread != 7"},
 };
 #undef POWERGRAD_BUG

@@ -109,6 +109,7 @@ void Machine::place_block(unsigned rank, uint64_t index) {
     thread.fiber->restart(enter_thread);
     thread.place = {static_cast<int>(rank), i / kWarpSize, i % kWarpSize};
     thread.index = unflatten(i, launch_->block);
+    thread.copies.forget();
     schedule_.add(thread.place);
   }
   cluster_->memories[rank].close();
@@ -124,6 +125,10 @@ void Machine::enter_thread() {
 void Machine::end_thread() {
   Thread& thread = *current_;
   Block& block = block_of(thread);
+  if (const Site* site = thread.copies.outstanding()) {
+    fail(cudaErrorLaunchFailure, "a thread exits without having waited for its copy at %s:%d",
+         site->file, site->line);
+  }
   suspend(thread, Thread::State::exited, Site::here());
   Barrier& warp = warp_of(thread);
   for (int lane = 0; lane < warp.count; ++lane) {
@@ -140,6 +145,28 @@ void Machine::end_thread() {
     release(&cluster_->token);
   }
   run_next(*thread.fiber);
+}
+
+void Machine::copy_async(void* to, const void* from, std::size_t size, Site site) {
+  const auto is_aligned = [&](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % size == 0;
+  };
+  auto* last = static_cast<unsigned char*>(to) + size - 1;
+  const char* wrong = nullptr;
+  if (!shared_memory().contains(to) || !shared_memory().contains(last)) {
+    wrong = "does not lead into this block's shared memory";
+  } else if (!is_aligned(to)) {
+    wrong = "leads to an address that is not a multiple of its size";
+  } else if (!is_aligned(from)) {
+    wrong = "is from an address that is not a multiple of its size";
+  } else if (is_poisoned(from, size)) {
+    wrong = "reads what it may not";
+  }
+  if (wrong != nullptr) {
+    fail(cudaErrorIllegalAddress, "the copy of %d bytes at %s:%d %s", static_cast<int>(size),
+         site.file, site.line, wrong);
+  }
+  current_->copies.issue(to, from, size, schedule_.lands_early(), site);
 }
 
 // In place of the thread or host that `left` belongs to. The host goes on when no thread can.

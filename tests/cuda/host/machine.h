@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "async_copies.h"
 #include "fiber.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -45,6 +46,7 @@ struct Thread {
   State state = State::ready;
   Site site;  // while it is not ready
   Shuffle shuffle;
+  AsyncCopies copies;
 };
 
 // Where all of a row of threads meet. What comes before it is ordered before what comes after.
@@ -88,6 +90,8 @@ class Machine {
   void synchronise_warp(Site site);
   void synchronise_block(Site site);
   void synchronise_cluster(Site site);
+  void copy_async(void* to, const void* from, std::size_t size, Site site);
+  AsyncCopies& copies() { return current_->copies; }
   int lane() const { return current_->place.lane; }
   uint64_t shuffle(unsigned mask, uint64_t value, int source, Site site);
   unsigned block_rank() const { return current_->place.block; }

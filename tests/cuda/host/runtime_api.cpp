@@ -1,6 +1,7 @@
 #include "runtime_api.h"
 
 #include <map>
+#include <set>
 
 #include "machine.h"
 
@@ -10,7 +11,8 @@ namespace {
 constexpr int kSharedMemoryWithoutOptIn = 48 * 1024;
 
 Options options;
-std::map<const void*, int> opted_in;  // bytes of shared memory, by kernel
+std::map<const void*, int> opted_in;          // bytes of shared memory, by kernel
+std::set<const void*> large_cluster_kernels;  // that have asked for more than is portable
 cudaError_t last_error = cudaSuccess;
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
@@ -26,9 +28,10 @@ bool is_grid(const dim3& size) {
   return volume(size) > 0 && size.x <= kMaximumX && size.y <= kMaximumYZ && size.z <= kMaximumYZ;
 }
 
-bool is_cluster(const dim3& size) {
+bool is_cluster(const dim3& size, bool has_asked) {
   const bool is_power_of_two = size.x != 0 && (size.x & (size.x - 1)) == 0;
-  return is_power_of_two && size.x <= kMaximumClusterSize && size.y == 1 && size.z == 1;
+  const unsigned most = has_asked ? kMaximumClusterSize : kPortableClusterSize;
+  return is_power_of_two && size.x <= most && size.y == 1 && size.z == 1;
 }
 
 std::size_t shared_memory_limit(const void* kernel) {
@@ -41,6 +44,7 @@ std::size_t shared_memory_limit(const void* kernel) {
 void configure(const Options& new_options) {
   options = new_options;
   opted_in.clear();
+  large_cluster_kernels.clear();
 }
 
 const std::string& failure() { return machine().failure(); }
@@ -75,8 +79,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     const auto& size = attribute.val.clusterDim;
     cluster = {size.x, size.y, size.z};
   }
-  if (!is_cluster(cluster)) {
-    return refuse(cudaErrorInvalidClusterSize, "a cluster has 1, 2, 4 or 8 blocks along x");
+  if (!is_cluster(cluster, large_cluster_kernels.count(kernel) > 0)) {
+    return refuse(cudaErrorInvalidClusterSize,
+                  "a cluster has 1, 2, 4 or 8 blocks along x, or 16 when the kernel asks for it");
   }
   if (config.gridDim.x % cluster.x != 0) {
     return refuse(cudaErrorInvalidConfiguration, "the grid is not a multiple of the cluster");
@@ -93,6 +98,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
 }  // namespace powergrad::host_cuda
 
 // These take the place of the runtime library's.
+using powergrad::host_cuda::large_cluster_kernels;
 using powergrad::host_cuda::last_error;
 using powergrad::host_cuda::opted_in;
 using powergrad::host_cuda::options;
@@ -101,6 +107,10 @@ using powergrad::host_cuda::refuse;
 extern "C" {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && options.device.major >= 9) {
+    if (value != 0) large_cluster_kernels.insert(kernel);
+    return cudaSuccess;
+  }
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
     return refuse(cudaErrorInvalidValue, "cudaFuncSetAttribute: an attribute that is not known");
   }

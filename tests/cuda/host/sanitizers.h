@@ -11,6 +11,7 @@
 #include <sanitizer/tsan_interface.h>
 // The runtime has it, its header has not.
 extern "C" void __tsan_write_range(void* begin, unsigned long size);
+extern "C" void __tsan_read_range(void* begin, unsigned long size);
 #endif
 
 namespace powergrad::host_cuda {
@@ -19,6 +20,9 @@ namespace powergrad::host_cuda {
 
 inline void poison(void* begin, std::size_t size) { __asan_poison_memory_region(begin, size); }
 inline void unpoison(void* begin, std::size_t size) { __asan_unpoison_memory_region(begin, size); }
+inline bool is_poisoned(const void* begin, std::size_t size) {
+  return __asan_region_is_poisoned(const_cast<void*>(begin), size) != nullptr;
+}
 inline void begin_switch(void** saved, const void* stack, std::size_t size) {
   __sanitizer_start_switch_fiber(saved, stack, size);
 }
@@ -30,6 +34,7 @@ inline void end_switch(void* saved, const void** old_stack, std::size_t* old_siz
 
 inline void poison(void*, std::size_t) {}
 inline void unpoison(void*, std::size_t) {}
+inline bool is_poisoned(const void*, std::size_t) { return false; }
 inline void begin_switch(void**, const void*, std::size_t) {}
 inline void end_switch(void*, const void**, std::size_t*) {}
 
@@ -47,6 +52,9 @@ inline void assume_identity(void* identity) {
 inline void release(void* token) { __tsan_release(token); }
 inline void acquire(void* token) { __tsan_acquire(token); }
 inline void report_write(void* begin, std::size_t size) { __tsan_write_range(begin, size); }
+inline void report_read(const void* begin, std::size_t size) {
+  __tsan_read_range(const_cast<void*>(begin), size);
+}
 
 #else
 
@@ -57,6 +65,7 @@ inline void assume_identity(void*) {}
 inline void release(void*) {}
 inline void acquire(void*) {}
 inline void report_write(void*, std::size_t) {}
+inline void report_read(const void*, std::size_t) {}
 
 #endif
 

@@ -53,6 +53,10 @@ std::optional<Place> Schedule::choose() {
   return next;
 }
 
+bool Schedule::lands_early() {
+  return order_ == Order::random ? random() % 2 == 0 : order_ == Order::forward;
+}
+
 uint64_t Schedule::random() {  // xorshift
   state_ ^= state_ << 13;
   state_ ^= state_ >> 7;

@@ -8,7 +8,8 @@
 namespace powergrad::host_cuda {
 
 inline constexpr int kWarpSize = 32;
-inline constexpr int kMaximumClusterSize = 8;
+inline constexpr int kMaximumClusterSize = 16;
+inline constexpr int kPortableClusterSize = 8;
 inline constexpr int kMaximumWarps = 32;
 
 // Of a thread in its cluster.
@@ -28,6 +29,9 @@ class Schedule {
   void add(const Place& place);
   void remove(const Place& place);
   std::optional<Place> choose();
+
+  // Whether a copy lands at once: the first order's do, the second one's do not.
+  bool lands_early();
 
  private:
   enum class Order { forward, backward, random };

@@ -31,6 +31,15 @@ enum class Bug {
   write_to_neighbours_row,
   barrier_against_barrier,
   assertion,
+  read_before_wait,
+  neighbours_copy_without_barrier,
+  wait_for_too_few,
+  missing_commit,
+  missing_wait,
+  copy_misaligned,
+  copy_past_end,
+  copy_outside_shared_memory,
+  one_place_for_meetings,
 };
 
 // sums[row] = factor * (the sum of a row).
@@ -124,6 +133,50 @@ __global__ void __launch_bounds__(1024) row_sums(RowSums p) {
     if (thread == 0 || bug == Bug::write_by_all_threads) p.sums[place] = value;
   }
   if (bug != Bug::missing_last_cluster_barrier) host_cuda::cluster_sync();
+}
+
+// sums[i]: of the kCopied floats of thread i and of its right neighbour, which are copied in two
+// groups. A block; kCopied floats of shared memory a thread.
+inline constexpr int kCopied = 8;
+__global__ void copied_sums(Bug bug, const float* rows, float* sums) {
+  const unsigned thread = threadIdx.x;
+  const unsigned neighbour = (thread + 1) % blockDim.x;
+  float* shared = reinterpret_cast<float*>(host_cuda::dynamic_shared_memory());
+  float* own = shared + thread * kCopied;
+  const float* from = rows + thread * kCopied;
+  if (bug == Bug::copy_misaligned) ++from;
+  if (bug == Bug::copy_past_end) from += blockDim.x * kCopied;
+  host_cuda::copy_async<16>(bug == Bug::copy_outside_shared_memory ? sums : own, from);
+  host_cuda::commit_copies();
+  host_cuda::copy_async<8>(own + 4, from + 4);
+  host_cuda::copy_async<4>(own + 6, from + 6);
+  host_cuda::copy_async<4>(own + 7, from + 7);
+  if (bug != Bug::missing_commit) host_cuda::commit_copies();
+  if (bug == Bug::missing_wait) return;
+  float sum = 0.0f;
+  if (bug == Bug::read_before_wait) sum -= own[0] - own[0];
+  host_cuda::wait_for_copies<1>();
+  for (int i = 0; i < 4; ++i) sum += own[i];
+  if (bug != Bug::wait_for_too_few) host_cuda::wait_for_copies<0>();
+  for (int i = 4; i < kCopied; ++i) sum += own[i];
+  if (bug != Bug::neighbours_copy_without_barrier) __syncthreads();
+  for (int i = 0; i < kCopied; ++i) sum += shared[neighbour * kCopied + i];
+  if (bug == Bug::wait_for_too_few) host_cuda::wait_for_copies<0>();
+  sums[thread] = sum;
+}
+
+// sums[0]: of 0, 1, ..., 3 over the threads of a block, met round by round with one barrier each,
+// in two places by turns. Two floats of shared memory.
+__global__ void met_by_turns(Bug bug, float* sums) {
+  float* shared = reinterpret_cast<float*>(host_cuda::dynamic_shared_memory());
+  float total = 0.0f;
+  for (int round = 0; round < 4; ++round) {
+    const int place = bug == Bug::one_place_for_meetings ? 0 : round % 2;
+    if (threadIdx.x == static_cast<unsigned>(round)) shared[place] = static_cast<float>(round);
+    __syncthreads();
+    total += shared[place];
+  }
+  sums[threadIdx.x] = total;
 }
 
 // Counts at visits[index of the block][index of the thread], both along x first.

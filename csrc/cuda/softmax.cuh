@@ -1,0 +1,401 @@
+// The softmax of a thread's rows: maximum, meeting, sums, meeting.
+//
+// All exponentials are taken from the row's own maximum, which is looked for first. Its own one is
+// the 1 of "1 + r" (powergrad.h) and is not to be added: the elements that equal the maximum are
+// counted as integers beside the sums, and all but one of them join at the end. (Added to the sum
+// and taken off again they would drown the rest of a confident row.) Only warps that hold the
+// maximum have to look for it; all others take one multiplication and addition, one exponential and
+// one addition an element.
+#pragma once
+
+#include "cuda/class_mass.cuh"
+#include "cuda/exponentials.cuh"
+#include "cuda/meeting.cuh"
+
+namespace powergrad {
+namespace {
+
+// The highest of a thread's elements, two halves at a time. NaN is left to the sums.
+template <class Storage, int kElements, int kRows>
+class HighestElement {
+ public:
+  using Scalar = AccumulateOf<Storage>;
+  using Packed = Pack<Storage, kElements>;
+
+  __device__ HighestElement() {
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) {
+      if constexpr (Packed::kHalves) {
+        best_[i] = Packed::filled(from_number<Storage>(kLowest<Scalar>)).words[0];
+      } else {
+        best_[i] = kLowest<Scalar>;
+      }
+    }
+  }
+  __device__ __forceinline__ void add(const Packed& pack) {
+#pragma unroll
+    for (int w = 0; w < Packed::kWords; ++w) {
+      auto& best = best_[w % kChains];
+      if constexpr (Packed::kHalves) {
+        best = word_of(__hmax2(pair_of<Storage>(best), pair_of<Storage>(pack.words[w])));
+      } else {
+        best = std::fmax(best, to_number(pack.words[w]));
+      }
+    }
+  }
+  __device__ __forceinline__ Scalar of_row(int r) const {
+    if constexpr (kRows > 1) {
+      return element(r);
+    } else {
+      Scalar result = kLowest<Scalar>;
+#pragma unroll
+      for (int e = 0; e < kChains * kOfChain; ++e) result = std::fmax(result, element(e));
+      return result;
+    }
+  }
+
+ private:
+  static constexpr int kOfChain = Packed::kHalves ? 2 : 1;
+  // Independent chains: a word for each row, or two to hide latency.
+  static constexpr int kChains = kRows > 1 || Packed::kWords < 2 ? Packed::kWords : 2;
+
+  __device__ __forceinline__ Scalar element(int e) const {
+    if constexpr (Packed::kHalves) {
+      Pack<Storage, 2> pair{{best_[e / 2]}};
+      return to_number(pair.get(e % 2));
+    } else {
+      return best_[e];
+    }
+  }
+
+  std::conditional_t<Packed::kHalves, uint32_t, Scalar> best_[kChains];
+};
+
+template <class Scalar, bool kClassMass>
+struct SoftmaxState {
+  Scalar maximum = kLowest<Scalar>;
+  Scalar rest = -1;        // sum of exp(z - maximum) without one maximum; of nothing, that is -1
+  Scalar alpha_rest = -1;  // sum of exp(alpha (z - maximum)) without one maximum
+  // Sums of mass_j and of mass_j (maximum - z_j) where every class has a mass.
+  Scalar mass = 0;
+  Scalar distance = 0;
+};
+
+// NaN for a row whose maximum is infinite (every class masked out, or a logit of +infinity), else
+// 0: what torch gives.
+template <class Scalar>
+__device__ __forceinline__ Scalar poison(Scalar maximum) {
+  return maximum - maximum;
+}
+
+// What distances are taken from: where every class so far is masked out, 0 instead of a difference
+// of infinities.
+template <class Scalar>
+__device__ __forceinline__ Scalar reference_of(Scalar maximum) {
+  return maximum == kLowest<Scalar> ? Scalar(0) : maximum;
+}
+
+// Puts together what the blocks of a cluster have found.
+template <class Kind, class Scalar, bool kClassMass>
+struct MergeStates {
+  const Evaluator<Kind, Scalar>& evaluate;
+
+  __device__ void warp(SoftmaxState<Scalar, kClassMass>& state) const {
+    const Scalar maximum = of_warp<Maximum>(state.maximum);
+    const bool holds = state.maximum == maximum;
+    const auto holders = __popc(__ballot_sync(kAllLanes, holds));
+    if (!holds) {
+      // A maximum that is none any more turns its 1 into an ordinary term. Not to be fused with the
+      // sum of lanes that follows: each lane would add another's product rounded and its own exact,
+      // and no two would have the same bits.
+      const auto e = exponentials(evaluate, state.maximum - maximum);
+      state.rest = rounded_product(1 + state.rest, e.plain);
+      state.alpha_rest = rounded_product(1 + state.alpha_rest, e.powered);
+      state.distance +=
+          rounded_product(state.mass, reference_of(maximum) - reference_of(state.maximum));
+    }
+    state.maximum = maximum;
+    const auto ones = static_cast<Scalar>(holders - 1);
+    state.rest = of_warp<Addition>(state.rest) + ones;
+    if constexpr (Evaluator<Kind, Scalar>::kPowersApart) {
+      state.alpha_rest = of_warp<Addition>(state.alpha_rest) + ones;
+    } else {
+      state.alpha_rest = state.rest;
+    }
+    if constexpr (kClassMass) {
+      state.mass = of_warp<Addition>(state.mass);
+      state.distance = of_warp<Addition>(state.distance);
+    }
+  }
+};
+
+// A thread's sums over one row, relative to the row's maximum.
+template <class Scalar>
+struct RowSums : ExponentialSums<Scalar> {
+  int ones = 0;  // elements that equal the maximum, which the sums leave out
+  Scalar mass = 0;
+  Scalar distance = 0;
+};
+
+// Of kernels that reduce the softmax of `Rows` (a layout).
+template <class Rows, class Kind, bool kClassMass>
+class SoftmaxReduction {
+ public:
+  using Storage = typename Rows::Element;
+  using Scalar = AccumulateOf<Storage>;
+  using State = SoftmaxState<Scalar, kClassMass>;
+  using E = Evaluator<Kind, Scalar>;
+  static constexpr int kRows = Rows::kRows;
+  static constexpr int kElements = Rows::kElements;
+  using Logits = typename Rows::template Resident<Storage>;
+  using Mass = ClassMassIf<kClassMass, Rows>;
+
+  // A chunk's rows are each in one warp.
+  static constexpr bool kMaximumInEveryWarp = Rows::kLayout == Layout::chunks;
+  static constexpr int kSums = kClassMass ? 5 : 3;
+  static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
+  static constexpr int kSumsBytes = kSums * kMaximaBytes;
+
+  // With what the meetings need room for.
+  static Work work(Work work) {
+    work.maxima_bytes = kMaximaBytes;
+    work.sums_bytes = kSumsBytes;
+    work.state_bytes = static_cast<int>(sizeof(State));
+    return work;
+  }
+
+  __device__ SoftmaxReduction(const Plan& plan, const Rows& rows, const Logits& logits,
+                              const Mass& mass, const E& evaluate)
+      : plan_(plan), rows_(rows), logits_(logits), mass_(mass), evaluate_(evaluate) {}
+
+  // Begins to fill the slots: as early as can be, before anything is waited for.
+  __device__ void copy_in(int round) const {
+    rows_.copy_in(logits_, round, from_number<Storage>(kLowest<Scalar>));
+    if constexpr (kClassMass) mass_.copy_in(round);
+  }
+
+  // Behind copy_in(0). Leaves the last round's elements in their slots. `wanted` is false for rows
+  // that do not count: they only join the meetings.
+  __device__ void run(bool wanted, State (&state)[kRows]) const {
+    const Meeting<Rows> meeting(plan_);
+    RowSums<Scalar> sums[kRows];
+    Scalar maximum[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) maximum[r] = kLowest<Scalar>;
+    for (int round = 0; round < rows_.rounds(); ++round) {
+      if (round > 0) copy_in(round);
+      rows_.template wait<0>();
+      Scalar of_warp[kRows];
+      highest(round, wanted, of_warp);
+      meeting.template in_warp<Maximum>(of_warp);
+      Scalar of_row[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) of_row[r] = of_warp[r];
+      // Two places by turns: see Meeting.
+      meeting.template of_warps<Maximum>(round % 2 * plan_.meeting_bytes(kMaximaBytes), of_row);
+      if (!wanted) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (round > 0 && maximum[r] < of_row[r]) raise(sums[r], maximum[r], of_row[r]);
+        maximum[r] = std::fmax(maximum[r], of_row[r]);
+      }
+      add(round, of_warp, maximum, sums);
+    }
+    meet(meeting, maximum, sums, state);
+  }
+
+  // Fills the slots with what the gradient needs of a round, unless it is there.
+  __device__ void copy_again(int round) const {
+    if (round == rows_.rounds() - 1) return;
+    copy_in(round);
+    rows_.template wait<0>();
+  }
+
+ private:
+  __device__ void highest(int round, bool wanted, Scalar (&values)[kRows]) const {
+    HighestElement<Storage, kElements, kRows> highest;
+    if (wanted) rows_.each_slot(round, [&](int i) { highest.add(logits_.slots.get(i)); });
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) values[r] = highest.of_row(r);
+  }
+
+  // Rows that come in several rounds: the sums so far become relative to a higher maximum.
+  __device__ void raise(RowSums<Scalar>& sums, Scalar from, Scalar to) const {
+    const auto e = exponentials(evaluate_, from - to);
+    sums.plain = (sums.plain + static_cast<Scalar>(sums.ones)) * e.plain;
+    sums.powered = (sums.powered + static_cast<Scalar>(sums.ones)) * e.powered;
+    sums.ones = 0;
+    sums.distance += sums.mass * (reference_of(to) - reference_of(from));
+  }
+
+  __device__ void add(int round, const Scalar (&of_warp)[kRows], const Scalar (&maximum)[kRows],
+                      RowSums<Scalar> (&sums)[kRows]) const {
+    // Up to here the rounding error of maximum * scale is below 1/2, and its exponential harmless.
+    constexpr Scalar kNear = std::is_same_v<Scalar, double> ? 0x1p48 : 0x1p21;
+    bool careful = kMaximumInEveryWarp;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      careful = careful || of_warp[r] == maximum[r];
+#pragma unroll
+      for (int k = 0; k < E::kExponentials; ++k) {
+        careful = careful || !(std::fabs(maximum[r] * evaluate_.scale[k]) < kNear);
+      }
+    }
+    if (careful) {
+      add_carefully(round, maximum, sums);
+    } else if constexpr (!kMaximumInEveryWarp) {
+      add_others(round, maximum, sums);
+    }
+    if constexpr (kClassMass) add_mass(round, maximum, sums);
+  }
+
+  __device__ void add_carefully(int round, const Scalar (&maximum)[kRows],
+                                RowSums<Scalar> (&sums)[kRows]) const {
+    rows_.each_run(round, [&](int begin, int end) {
+      ExponentialSums<Scalar> terms[kRows];
+#pragma unroll 4
+      for (int i = begin; i < end; ++i) {
+        const Numbers<Storage, kElements> z(logits_.slots.get(i));
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          const int r = kRows == 1 ? 0 : e;
+          const bool is_one = z.at[e] == maximum[r];
+          sums[r].ones += is_one ? 1 : 0;
+          const Scalar t = is_one ? kLowest<Scalar> : z.at[e] - maximum[r];  // whose terms are 0
+          Scalar u[E::kExponentials];
+#pragma unroll
+          for (int k = 0; k < E::kExponentials; ++k) u[k] = exponential(t * evaluate_.scale[k]);
+          E::add(u, terms[r]);
+        }
+      }
+      take_in(terms, sums);
+    });
+  }
+
+  // No element here equals its maximum. With c = fl(maximum * scale), z * scale - c is one
+  // operation; what rounding took from c is one factor for all.
+  __device__ void add_others(int round, const Scalar (&maximum)[kRows],
+                             RowSums<Scalar> (&sums)[kRows]) const {
+    Scalar shift[kRows][E::kExponentials];
+    RowSums<Scalar> own[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int k = 0; k < E::kExponentials; ++k) {
+        shift[r][k] = rounded_product(maximum[r], evaluate_.scale[k]);
+      }
+    }
+    rows_.each_run(round, [&](int begin, int end) {
+      ExponentialSums<Scalar> terms[kRows];
+#pragma unroll 4
+      for (int i = begin; i < end; ++i) {
+        const Numbers<Storage, kElements> z(logits_.slots.get(i));
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          const int r = kRows == 1 ? 0 : e;
+          Scalar u[E::kExponentials];
+#pragma unroll
+          for (int k = 0; k < E::kExponentials; ++k) {
+            u[k] = exponential(std::fma(z.at[e], evaluate_.scale[k], -shift[r][k]));
+          }
+          E::add(u, terms[r]);
+        }
+      }
+      take_in(terms, own);
+    });
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      Scalar u[E::kExponentials];
+#pragma unroll
+      for (int k = 0; k < E::kExponentials; ++k) {
+        u[k] = exponential(-std::fma(maximum[r], evaluate_.scale[k], -shift[r][k]));
+      }
+      ExponentialSums<Scalar> lost;
+      E::add(u, lost);
+      sums[r].plain += own[r].plain * lost.plain;
+      if constexpr (E::kPowersApart) sums[r].powered += own[r].powered * lost.powered;
+    }
+  }
+
+  __device__ __forceinline__ static void take_in(const ExponentialSums<Scalar> (&terms)[kRows],
+                                                 RowSums<Scalar> (&sums)[kRows]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      sums[r].plain += terms[r].plain;
+      if constexpr (E::kPowersApart) sums[r].powered += terms[r].powered;
+    }
+  }
+
+  __device__ void add_mass(int round, const Scalar (&maximum)[kRows],
+                           RowSums<Scalar> (&sums)[kRows]) const {
+    Scalar masses[kRows] = {};
+    Scalar distances[kRows] = {};
+    const auto take_in = [&] {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        sums[r].mass += masses[r];
+        sums[r].distance += distances[r];
+        masses[r] = distances[r] = 0;
+      }
+    };
+    rows_.each_place(round, logits_, [&](int i, auto is_whole) {
+      const Numbers<Storage, kElements> z(logits_.slots.get(i));
+      Scalar mass[kElements];
+      mass_.load(round, i, is_whole, mass);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const int r = kRows == 1 ? 0 : e;
+        if (!decltype(is_whole)::value && !rows_.contains(rows_.first_class(round, i) + e)) {
+          continue;
+        }
+        masses[r] += mass[e];
+        distances[r] += mass[e] * (reference_of(maximum[r]) - z.at[e]);
+      }
+      // A run, as each_run has them.
+      if (kElements > kRows || i % 32 == 31) take_in();
+    });
+    take_in();
+  }
+
+  __device__ void meet(const Meeting<Rows>& meeting, const Scalar (&maximum)[kRows],
+                       const RowSums<Scalar> (&sums)[kRows], State (&state)[kRows]) const {
+    Scalar values[kRows * kSums];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      Scalar* of_row = values + r * kSums;
+      of_row[0] = sums[r].plain;
+      of_row[1] = static_cast<Scalar>(sums[r].ones);
+      of_row[2] = E::kPowersApart ? sums[r].powered : Scalar(0);
+      if constexpr (kClassMass) {
+        of_row[3] = sums[r].mass;
+        of_row[4] = sums[r].distance;
+      }
+    }
+    meeting.template in_warp<Addition>(values);
+    meeting.template of_warps<Addition>(2 * plan_.meeting_bytes(kMaximaBytes), values);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Scalar* of_row = values + r * kSums;
+      state[r].maximum = maximum[r];
+      state[r].rest = of_row[0] + (of_row[1] - 1);
+      state[r].alpha_rest = E::kPowersApart ? of_row[2] + (of_row[1] - 1) : state[r].rest;
+      if constexpr (kClassMass) {
+        state[r].mass = of_row[3];
+        state[r].distance = of_row[4];
+      }
+    }
+    if constexpr (kRows == 1) {
+      const int place = 2 * plan_.meeting_bytes(kMaximaBytes) + plan_.meeting_bytes(kSumsBytes);
+      meet_in_cluster(plan_, place, state[0], MergeStates<Kind, Scalar, kClassMass>{evaluate_});
+    }
+  }
+
+  const Plan& plan_;
+  const Rows& rows_;
+  const Logits& logits_;
+  const Mass& mass_;
+  const E& evaluate_;
+};
+
+}  // namespace
+}  // namespace powergrad
