@@ -66,10 +66,10 @@ def python(*words: str) -> tuple[str, ...]:
     return (sys.executable, *words)
 
 
-def tests_of(path: str, *words: str, alone: bool = False) -> Step:
+def a_test(path: str, *words: str) -> Step:
     """One file of tests."""
     command = python("-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", path, *words)
-    return Step("test", path.removeprefix("tests/"), command, alone=alone)
+    return Step("test", path.removeprefix("tests/"), command, alone=path == LARGE)
 
 
 def sanitizer(tool: str) -> Step:
@@ -98,13 +98,13 @@ def steps() -> list[Step]:
         Step("build", "machine", ("nvidia-smi",), programs=("nvidia-smi",)),
         *([] if is_built() else [build]),
         Step("build", "report", python("-m", "powergrad_ext")),
-        *(tests_of(path) for path in files("tests/gpu") if path != LARGE),
+        *(a_test(path) for path in files("tests/gpu") if path != LARGE),
         *(
-            tests_of(path, "-k", "cuda")
+            a_test(path, "-k", "cuda")
             for folder in SHARED_TESTS
             for path in files(f"tests/{folder}")
         ),
-        tests_of(LARGE, alone=True),
+        a_test(LARGE),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         sanitizer("synccheck"),

@@ -108,6 +108,65 @@ void check_wrong_alpha_on_device(Reports& reports) {
   }
 }
 
+// A gradient that forward wrote for an assumed upstream gradient stays as it is where that one
+// comes, and becomes the same bits as a backward of its own where another one does.
+template <class Storage>
+void check_settling(Reports& reports) {
+  using Accumulate = AccumulateOf<Storage>;
+  Random random = random_for<Storage>(25);
+  for (const Arrangement arrangement : arrangements(99, 0)) {
+    for (const int64_t classes : {int64_t{5}, int64_t{99}, int64_t{4099}}) {
+      Options options = random_options(random);
+      options.upstream = Upstream::scalar;
+      options.arrangement = arrangement;
+      options.shape = shape_of(arrangement, classes, 1);
+      options.shape.outer *= 3;
+      Problem<Storage> problem(options, random, 0.0, 3.0);
+      const auto come = static_cast<Accumulate>(0.37);
+      for (Report& report : reports) {
+        problem.row_upstream[0] = 1;
+        const CrossEntropyRunner<Storage> runner(problem, report);
+        auto outputs = runner.forward(true, whole(), false);
+        const auto expected = [&] {
+          problem.row_upstream[0] = come;
+          return runner.backward(outputs.statistics, whole(), false);
+        }();
+        // The divisor's kernel hands out what forward is to assume.
+        Accumulate assumed = -1;
+        Accumulate last = 1;
+        CrossEntropyParams p = problem.cross_entropy();
+        Block<double> sums(kSumPartials + 1);
+        p.upstream = &assumed;
+        p.next_assumption = &last;
+        configure(report.machine(), whole());
+        report.expect(
+            launch_total_weight(p, sums.data(), sums.data() + 1, nullptr) == cudaSuccess &&
+                assumed == 1 && last == 1,
+            "nothing to assume");
+
+        p.upstream = problem.row_upstream.data();
+        p.assumed_upstream = &assumed;
+        p.statistics = outputs.statistics.data();
+        p.gradient = outputs.gradient.block.data();
+        p.gradient_strides = outputs.gradient.strides;
+        report.expect(launch_cross_entropy_backward(p, nullptr) == cudaSuccess,
+                      host_cuda::failure());
+        report.expect(same_numbers(outputs.gradient.block, expected.block) && last == come,
+                      "not settled for another upstream gradient");
+
+        outputs.gradient.at(0, 0) = narrow<Storage>(7.0);
+        const auto untouched = outputs.gradient.block;
+        assumed = come;
+        last = 1;
+        report.expect(launch_cross_entropy_backward(p, nullptr) == cudaSuccess,
+                      host_cuda::failure());
+        report.expect(same_numbers(outputs.gradient.block, untouched) && last == 1,
+                      "a settled gradient was touched");
+      }
+    }
+  }
+}
+
 // Every launcher that looks at targets stops before it reads through one that is out of range.
 template <class Storage>
 void check_target_assertions(Reports& reports) {
