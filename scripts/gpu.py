@@ -159,22 +159,34 @@ def use_toolkit() -> None:
 
 THROWING = """
 #include <stdexcept>
+namespace c10::detail {
+[[noreturn]] void torchCheckFail(const char*, const char*, unsigned, const char*);
+}
+template <class Throw> int catches(Throw throws) {
+  try { throws(); } catch (const std::exception&) { return 0; }
+  return 1;
+}
 extern "C" int throws() {
-  try { throw std::runtime_error(""); } catch (const std::exception&) { return 0; }
+  return catches([] { throw std::runtime_error(""); }) +
+         catches([] { c10::detail::torchCheckFail("", "", 0, ""); });
 }
 """
 LOADING = "import ctypes, sys, torch; sys.exit(ctypes.CDLL(sys.argv[1]).throws())"
 
 
 def survives_exceptions(compiler: str) -> bool:
-    """Whether a module that it builds can throw beside torch.
+    """Whether a module that it builds can throw, and see torch throw.
 
     One that has the C++ library linked into it, statically, ends the process instead.
     """
+    import torch
+
+    libraries = Path(torch.__path__[0], "lib")
     with tempfile.TemporaryDirectory() as folder:
         source, module = Path(folder, "throwing.cpp"), Path(folder, "throwing.so")
         source.write_text(THROWING)
-        build = (*compiler.split(), "-shared", "-fPIC", "-o", str(module), str(source))
+        link = (f"-L{libraries}", "-lc10")
+        build = (*compiler.split(), "-shared", "-fPIC", "-o", str(module), str(source), *link)
         load = python("-c", LOADING, str(module))
         return all(
             subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -56,7 +56,8 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
 }
 
 template <class Rows, bool kClassMass>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
+                                  kLeastBlocks<typename Rows::Element, kClassMass>)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const Plan plan,
                                   const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   if (is_settled<AccumulateOf<typename Rows::Element>>(p)) return;

@@ -24,7 +24,8 @@ __device__ void write_row(const CrossEntropyParams& p, int64_t row, Scalar loss,
 }
 
 template <class Rows, class Kind, bool kClassMass, bool kGradient>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
+                                  kLeastBlocks<typename Rows::Element, kClassMass>)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const Plan plan,
                                  const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;

@@ -102,12 +102,13 @@ class GradientMap {
   // Of the elements that are in the slots.
   __device__ void write(int round) const {
     if (targets_.any_counts()) {
-      rows_.each_place(round, gradient_, [&](int i, auto is_whole) {
-        rows_.store(gradient_, round, i, of_slot(round, i, is_whole), is_whole);
-      });
+      rows_.template each_place<kUnroll<Storage, kClassMass>>(
+          round, gradient_, [&](int i, auto is_whole) {
+            rows_.store(gradient_, round, i, of_slot(round, i, is_whole), is_whole);
+          });
     } else {
       const Packed zeros = Packed::filled(from_number<Storage>(Scalar(0)));
-      rows_.each_place(round, gradient_, [&](int i, auto is_whole) {
+      rows_.template each_place<1>(round, gradient_, [&](int i, auto is_whole) {
         rows_.store(gradient_, round, i, zeros, is_whole);
       });
     }

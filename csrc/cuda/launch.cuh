@@ -12,10 +12,13 @@
 namespace powergrad {
 namespace {
 
-// Blocks of kMostThreads on a multiprocessor that the compiler has to leave registers for. float64,
-// which is bound by its arithmetic, takes more of them.
 template <class Storage>
-inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> ? 1 : 2;
+inline constexpr int kMostThreadsOf = std::is_same_v<Storage, double> ? 256 : kMostThreads;
+
+// Blocks of so many on a multiprocessor that the compiler has to leave registers for: 1024
+// threads. float64, which is bound by its arithmetic, and masses of every class take more of them.
+template <class Storage, bool kClassMass>
+inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> || kClassMass ? 1 : 2;
 
 template <class T>
 struct Tag {
@@ -57,9 +60,9 @@ cudaError_t with_bool(bool value, const Function& function) {
   return value ? function(std::true_type{}) : function(std::false_type{});
 }
 
-// What the kernels make of a kind of alpha (alpha.h). One exponential for both pays where the
-// special function unit limits: over long rows, most of all in half precision. 3/10 is for halves
-// alone, as its tenth power multiplies that unit's error.
+// What the kernels make of a kind of alpha (alpha.h): one exponential for both where it is cheap to
+// have, over long rows. Not for 3/10: its tenth power multiplies the special function unit's error
+// to 4.1e-6, and two exponentials took the same time in a step.
 template <class Rows, bool kClassMass, class Kind>
 struct KindInKernels {
   using Type = AnyAlpha;
@@ -68,14 +71,12 @@ template <class Rows, bool kClassMass>
 struct KindInKernels<Rows, kClassMass, NoAlpha> {
   using Type = NoAlpha;
 };
-template <class Rows, int kNumerator, int kDenominator>
-struct KindInKernels<Rows, false, RationalAlpha<kNumerator, kDenominator>> {
-  using Element = typename Rows::Element;
+template <class Rows, int kDenominator>
+struct KindInKernels<Rows, false, RationalAlpha<1, kDenominator>> {
   static constexpr bool kPays =
-      !std::is_same_v<Element, double> &&
-      (kDenominator == 1 || (Rows::kLayout == Layout::rows &&
-                             (kDenominator == 4 || (kNumerator == 3 && sizeof(Element) == 2))));
-  using Type = std::conditional_t<kPays, RationalAlpha<kNumerator, kDenominator>, AnyAlpha>;
+      !std::is_same_v<typename Rows::Element, double> &&
+      (kDenominator == 1 || (kDenominator == 4 && Rows::kLayout == Layout::rows));
+  using Type = std::conditional_t<kPays, RationalAlpha<1, kDenominator>, AnyAlpha>;
 };
 
 // Calls function(kind) for this call's alpha; one that only the device knows may be anything.

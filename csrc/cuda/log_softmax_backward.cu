@@ -11,7 +11,8 @@ namespace powergrad {
 namespace {
 
 template <class Rows>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
+                                  kLeastBlocks<typename Rows::Element, false>)
     log_softmax_backward_kernel(const LogSoftmaxParams p, const Plan plan,
                                 const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Elem
       rows.copy_in(logits, round, lowest);
     }
     rows.template wait<0>();
-    rows.each_place(round, gradient, [&](int i, auto is_whole) {
+    rows.template each_place<kUnroll<Storage, true>>(round, gradient, [&](int i, auto is_whole) {
       const Numbers<Storage, kElements> z(logits.slots.get(i));
       const Numbers<Storage, kElements> g(upstream.slots.get(i));
       Scalar values[kElements];

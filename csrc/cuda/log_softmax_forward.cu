@@ -9,7 +9,8 @@ namespace powergrad {
 namespace {
 
 template <class Rows, class Kind>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Element>)
+__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
+                                  kLeastBlocks<typename Rows::Element, false>)
     log_softmax_forward_kernel(const LogSoftmaxParams p, const Plan plan,
                                const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastBlocks<typename Rows::Elem
   const auto output = rows.output(static_cast<Storage*>(p.output), p.output_strides);
   for (int round = rows.rounds() - 1; round >= 0; --round) {
     reduction.copy_again(round);
-    rows.each_place(round, output, [&](int i, auto is_whole) {
+    rows.template each_place<kUnroll<Storage, false>>(round, output, [&](int i, auto is_whole) {
       const Numbers<Storage, Rows::kElements> z(logits.slots.get(i));
       Scalar values[Rows::kElements];
 #pragma unroll

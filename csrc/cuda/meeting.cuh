@@ -75,7 +75,8 @@ class Meeting {
     }
     __syncthreads();
     // Every lane takes in one warp's, and meets those that took in the others'.
-    const unsigned taken = lane / columns & (plan_.warps() - 1);
+    const unsigned first = warp & ~(plan_.warps() - 1u);
+    const unsigned taken = first + (lane / columns & (plan_.warps() - 1));
 #pragma unroll
     for (int k = 0; k < kCount; ++k) values[k] = scratch[(taken * columns + column) * kCount + k];
     for (unsigned distance = plan_.warps() / 2 * columns; distance >= columns; distance /= 2) {

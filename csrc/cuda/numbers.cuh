@@ -139,6 +139,11 @@ __device__ __forceinline__ Packed from_word(WordOf<Packed> word) {
   return pack;
 }
 
+// How often a loop over a thread's slots is unrolled. Where a step has many numbers at hand, more
+// than one of it at a time would not fit into registers.
+template <class Element, bool kClassMass>
+inline constexpr int kUnroll = kClassMass || std::is_same_v<Element, double> ? 1 : 2;
+
 // What is not read or written again soon is marked to leave the caches first.
 template <class T, int kElements>
 __device__ __forceinline__ void store_streaming(T* to, Pack<T, kElements> pack) {

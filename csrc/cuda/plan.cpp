@@ -18,8 +18,8 @@ struct RowThreads {
   int64_t packs;
   int threads;
 };
-constexpr RowThreads kRowThreads[] = {{4, 2},    {16, 4},     {32, 8},    {256, 16},
-                                      {512, 32}, {1600, 128}, {5000, 256}};
+constexpr RowThreads kRowThreads[] = {{4, 2},    {16, 4},    {32, 8},    {256, 16},
+                                      {600, 32}, {1100, 64}, {8500, 256}};
 constexpr int64_t kPacksOfBlock = 13500;  // of rows that a block takes alone
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -93,16 +93,20 @@ class Planner {
     }
     if (work_.is_map) {
       constexpr int kSteps = 8;
-      threads = std::min(threads, 256);
+      threads = std::min(threads, kWarp);  // small parts waste the least of a row's last one
       plan_.parts = static_cast<int>(divide_up(packs, threads * kSteps));
     } else if (largest > 1 && is_for_cluster(packs)) {
-      threads = 256;
-      const int64_t of_16_slots = divide_up(packs, threads * 16);
-      plan_.parts = 1 << bits_of(std::min<int64_t>(std::max<int64_t>(of_16_slots, kPortableCluster),
-                                                   largest));
+      // 16 slots a thread, which are shares of 32 or 64 KB.
+      constexpr int kSlots = 16;
+      threads = packs <= kPortableCluster * 128 * kSlots ? 128 : 256;
+      const int64_t parts = std::max<int64_t>(divide_up(packs, threads * kSlots), kPortableCluster);
+      plan_.parts = 1 << bits_of(std::min<int64_t>(parts, largest));
       plan_.is_cluster = true;
     }
-    share_out(std::max(threads, kThreads), std::min(threads, kWarp), divide_up(threads, kWarp));
+    if (work_.dtype == DataType::float64) threads = std::min(threads, 256);  // see kMostThreadsOf
+    // Warps that meet have a block of their own.
+    share_out(threads > kWarp ? threads : kThreads, std::min(threads, kWarp),
+              divide_up(threads, kWarp));
     set_slots(divide_up(packs, threads * plan_.parts), kVectorBytes);
     return finished(divide_up(shape_.rows(), plan_.threads / threads));
   }

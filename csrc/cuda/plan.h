@@ -78,7 +78,7 @@ struct Plan {
 
   // Room for one meeting of a block's warps.
   POWERGRAD_FUNCTION int meeting_bytes(int bytes_of_row) const {
-    return warps_bits == 0 ? 0 : (kWarp >> lanes_bits) * warps() * bytes_of_row;
+    return warps_bits == 0 ? 0 : (kWarp >> lanes_bits) * (threads / kWarp) * bytes_of_row;
   }
 };
 

@@ -7,7 +7,8 @@
 //   each_slot(round, f)     f(slot) for this thread's slots; logits outside the row are -infinity
 //   each_run(round, f)      f(begin, end) for runs of them, each to be added up on its own: a chain
 //                           of thousands of terms would drift, most where all of them are equal
-//   each_place(round, output, f)  f(slot, is_whole): not whole are slots that reach out of the row,
+//   each_place<unroll>(round, output, f)  f(slot, is_whole): not whole are slots that reach out of
+//   the row,
 //                           and all of them where the output's vectors begin elsewhere
 //   output(...), store      a tensor that results go to
 //
@@ -159,12 +160,12 @@ class ResidentRows {
   __device__ __forceinline__ void each_run(int round, const Function& function) const {
     each_slot(round, [&](int i) { function(i, i + 1); });
   }
-  template <class T, class Function>
+  template <int kUnroll, class T, class Function>
   __device__ __forceinline__ void each_place(int round, const Output<T>& output,
                                              const Function& function) const {
     if (output.is_aligned) {
       const int end = whole_end(round);
-#pragma unroll 2
+#pragma unroll(kUnroll)
       for (int i = whole_begin(round); i < end; ++i) function(i, std::true_type{});
     }
     each_edge(round, output.is_aligned, [&](int i) { function(i, std::false_type{}); });
@@ -335,10 +336,12 @@ class ResidentChunks {
   __device__ __forceinline__ void each_run(int, const Function& function) const {
     each_run_of(slots_, function);
   }
-  template <class T, class Function>
-  __device__ __forceinline__ void each_place(int round, const Output<T>&,
+  template <int kUnroll, class T, class Function>
+  __device__ __forceinline__ void each_place(int, const Output<T>&,
                                              const Function& function) const {
-    each_slot(round, [&](int i) { function(i, std::true_type{}); });
+    const int end = slots_;
+#pragma unroll(kUnroll)
+    for (int i = 0; i < end; ++i) function(i, std::true_type{});
   }
 
   template <class T, class IsWhole>
@@ -503,10 +506,12 @@ class ResidentTiles {
   __device__ __forceinline__ void each_run(int round, const Function& function) const {
     each_run_of(count(round), function);
   }
-  template <class T, class Function>
+  template <int kUnroll, class T, class Function>
   __device__ __forceinline__ void each_place(int round, const Output<T>&,
                                              const Function& function) const {
-    each_slot(round, [&](int i) { function(i, std::true_type{}); });
+    const int end = count(round);
+#pragma unroll(kUnroll)
+    for (int i = 0; i < end; ++i) function(i, std::true_type{});
   }
 
   template <class T, class IsWhole>

@@ -15,7 +15,7 @@ constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before another one joins
 
 // term(row) for the rows of this block, to *destination(block).
 template <class Term, class Finish>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_rows_kernel(const int64_t rows, const Term term, const Finish finish) {
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t stride = int64_t{kThreads} * gridDim.x;

@@ -152,6 +152,7 @@ class SoftmaxReduction {
 
   // A chunk's rows are each in one warp.
   static constexpr bool kMaximumInEveryWarp = Rows::kLayout == Layout::chunks;
+  static constexpr int kUnrollRun = 2 * kUnroll<Storage, kClassMass>;
   static constexpr int kSums = kClassMass ? 5 : 3;
   static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
   static constexpr int kSumsBytes = kSums * kMaximaBytes;
@@ -232,28 +233,34 @@ class SoftmaxReduction {
                       RowSums<Scalar> (&sums)[kRows]) const {
     // Up to here the rounding error of maximum * scale is below 1/2, and its exponential harmless.
     constexpr Scalar kNear = std::is_same_v<Scalar, double> ? 0x1p48 : 0x1p21;
-    bool careful = kMaximumInEveryWarp;
+    bool holds_maximum = kMaximumInEveryWarp;
+    bool is_far = false;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      careful = careful || of_warp[r] == maximum[r];
+      holds_maximum = holds_maximum || of_warp[r] == maximum[r];
 #pragma unroll
       for (int k = 0; k < E::kExponentials; ++k) {
-        careful = careful || !(std::fabs(maximum[r] * evaluate_.scale[k]) < kNear);
+        is_far = is_far || !(std::fabs(maximum[r] * evaluate_.scale[k]) < kNear);
       }
     }
-    if (careful) {
+    if constexpr (kMaximumInEveryWarp) {
       add_carefully(round, maximum, sums);
-    } else if constexpr (!kMaximumInEveryWarp) {
+    } else if (holds_maximum || is_far) {
+      add_carefully(round, maximum, sums);
+    } else {
       add_others(round, maximum, sums);
     }
     if constexpr (kClassMass) add_mass(round, maximum, sums);
   }
 
+  // Of a warp that holds the maximum, or far away from 0. Every element is compared: to look for
+  // the maximum's slot first and be careful there alone was slower, as the slots then wait for each
+  // other.
   __device__ void add_carefully(int round, const Scalar (&maximum)[kRows],
                                 RowSums<Scalar> (&sums)[kRows]) const {
     rows_.each_run(round, [&](int begin, int end) {
       ExponentialSums<Scalar> terms[kRows];
-#pragma unroll 4
+#pragma unroll(kUnrollRun)
       for (int i = begin; i < end; ++i) {
         const Numbers<Storage, kElements> z(logits_.slots.get(i));
 #pragma unroll
@@ -287,7 +294,7 @@ class SoftmaxReduction {
     }
     rows_.each_run(round, [&](int begin, int end) {
       ExponentialSums<Scalar> terms[kRows];
-#pragma unroll 4
+#pragma unroll(kUnrollRun)
       for (int i = begin; i < end; ++i) {
         const Numbers<Storage, kElements> z(logits_.slots.get(i));
 #pragma unroll
@@ -338,7 +345,7 @@ class SoftmaxReduction {
         masses[r] = distances[r] = 0;
       }
     };
-    rows_.each_place(round, logits_, [&](int i, auto is_whole) {
+    rows_.template each_place<1>(round, logits_, [&](int i, auto is_whole) {
       const Numbers<Storage, kElements> z(logits_.slots.get(i));
       Scalar mass[kElements];
       mass_.load(round, i, is_whole, mass);

@@ -17,7 +17,6 @@ from commands import REPOSITORY, run
 from powergrad_ext import _build
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-# No block is larger: the launch bound of every kernel.
 THREADS = 256
 
 
@@ -136,6 +135,68 @@ def machine_code(code: Path) -> dict[str, str]:
     text = run(program, "-c", "-ndf", code, cwd=code.parent).stdout
     parts = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+class Loop(NamedTuple):
+    """The instructions of an innermost loop."""
+
+    instructions: tuple[str, ...]
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.search(pattern, line)) for line in self.instructions)
+
+    def per_vector(self, pattern: str) -> float:
+        """Instructions for each of the accesses that the pattern finds."""
+        return len(self.instructions) / self.count(pattern)
+
+
+def innermost_loops(code: str) -> list[Loop]:
+    """Of the machine code of a kernel: what lies between a label and a jump back to it."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in code.splitlines():
+        if label := re.match(r"^(\.L\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif re.match(r"^\s*/\*[0-9a-f]{4,}\*/", line):
+            instructions.append(line)
+    spans = []
+    for end, line in enumerate(instructions):
+        jump = re.search(r"\bBRA\b.*?\((\.L\w+)\)", line)
+        if jump and labels.get(jump[1], end + 1) <= end:
+            spans.append((labels[jump[1]], end))
+    return [
+        Loop(tuple(instructions[begin : end + 1]))
+        for begin, end in spans
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
+    ]
+
+
+COPY, LOAD, STORE = r"\bLDGSTS\.E\S*\.128\b", r"\bLDS\.128\b", r"\bSTG\.E\S*\.128\b"
+EXPONENTIAL, MAXIMUM = r"\bMUFU\.EX2\b", r"MNMX"
+
+
+def instructions_per_vector(code: str) -> dict[str, float]:
+    """Of the hot loops over 16-byte vectors: the cheapest one for each kind of pass.
+
+    A dearer one of the same kind is what is left over of an unrolled loop, or goes over the few
+    elements that need more care.
+    """
+    found: dict[str, float] = {}
+    for loop in innermost_loops(code):
+        name, vectors = None, LOAD
+        if loop.count(COPY):
+            name, vectors = "copy", COPY
+        elif loop.count(LOAD) and loop.count(STORE):
+            name = "write"
+        elif loop.count(LOAD) and loop.count(EXPONENTIAL):
+            name = "sums"
+        elif loop.count(LOAD) and loop.count(MAXIMUM):
+            name = "maximum"
+        elif loop.count(LOAD):
+            name = "sum"
+        if name is not None:
+            found[name] = min(found.get(name, float("inf")), loop.per_vector(vectors))
+    return found
 
 
 def table(kernels: list[Kernel]) -> str:

@@ -29,9 +29,9 @@ struct PlannedRow {
   int blocks_with_clusters;
 };
 inline constexpr PlannedRow kPlannedRows[] = {
-    {2000, 1000, 16, 1},       {4088, 2044, 32, 1},     {16000, 8000, 128, 1},
-    {65000, 32500, 256, 1},    {108000, 54000, 512, 1}, {262144, 131072, 256, 8},
-    {500000, 250000, 256, 16},
+    {2000, 1000, 16, 1},      {4600, 2300, 32, 1},       {8600, 4300, 64, 1},
+    {65000, 32500, 256, 1},   {104000, 52000, 512, 1},   {130000, 65000, 128, 8},
+    {262000, 131000, 256, 8}, {500000, 250000, 256, 16},
 };
 
 inline void check_plans(Report& report) {
@@ -48,7 +48,7 @@ inline void check_plans(Report& report) {
                     "another share on sm_90: " + std::to_string(1 << sm90.row_bits()) +
                         " threads of " + std::to_string(sm90.parts) + " blocks");
       report.expect(sm90.rounds == 1, "read twice on sm_90");
-      const bool fits_sm120 = shape.classes <= (half ? 400000 : 200000);
+      const bool fits_sm120 = shape.classes <= (half ? 49000 : 24500);
       report.expect(!fits_sm120 || plan(kSm120).rounds == 1, "read twice on sm_120");
       const Plan sm80 = plan(host_cuda::kSm80);
       report.expect(sm80.parts == 1, "clusters on sm_80");

@@ -23,8 +23,8 @@ inline bool flushes_denormals(const Machine&, DataType) { return false; }
 
 // Clusters on one, none on the other; and so little shared memory that everything but short rows
 // comes in several rounds, in clusters and without.
-inline constexpr host_cuda::Device kSmallSm80{8, 108, 4 * 1024};
-inline constexpr host_cuda::Device kSmallSm90{9, 132, 4 * 1024};
+inline constexpr host_cuda::Device kSmallSm80{8, 108, 16 * 1024};
+inline constexpr host_cuda::Device kSmallSm90{9, 132, 16 * 1024};
 inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
                                     {"sm_90", host_cuda::kSm90},
                                     {"a small sm_80", kSmallSm80, 4},
