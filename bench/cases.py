@@ -27,19 +27,37 @@ CASES = {
         Case("cifar10", 128, 10),
         Case("cifar100", 128, 100),
         Case("imagenet", 256, 1000),
-        Case("imagenet-large", 4096, 1000),
-        Case("imagenet21k", 1024, 21841, gpu_rows=8192),
+        Case("imagenet-large", 4096, 1000, gpu_rows=262144),
+        Case("codebook", 2048, 4096, gpu_rows=65536),
+        Case("imagenet21k", 1024, 21841, gpu_rows=12288),
         Case("llama2", 1024, 32000, gpu_rows=8192),
-        Case("gpt2", 512, 50257, gpu_rows=8192),
-        Case("llama3", 256, 128256, gpu_rows=4096),
-        Case("qwen", 256, 151936, gpu_rows=4096),
-        Case("gemma", 128, 262144, gpu_rows=2048),
-        Case("cityscapes", 8, 19, (512, 512)),
-        Case("ade20k", 4, 150, (256, 256)),
+        Case("gpt2", 512, 50257, gpu_rows=5376),
+        Case("llama3", 256, 128256, gpu_rows=2048),
+        Case("qwen", 256, 151936, gpu_rows=2048),
+        Case("gemma", 128, 262144, gpu_rows=1024),
+        Case("few-classes", 65536, 10, gpu_rows=2**24),
+        Case("mask", 8, 2, (512, 512), gpu_rows=64),
+        Case("cityscapes", 8, 19, (512, 512), gpu_rows=16),
+        Case("ade20k", 4, 150, (256, 256), gpu_rows=16),
     )
 }
 DEFAULT_CASES = ("tiny", "cifar10", "imagenet", "imagenet-large", "llama2", "llama3")
 QUICK_CASES = ("tiny", "imagenet", "llama2")
+GPU_CASES = (
+    "tiny",
+    "imagenet",
+    "imagenet-large",
+    "codebook",
+    "llama2",
+    "gpt2",
+    "llama3",
+    "gemma",
+    "few-classes",
+    "mask",
+    "cityscapes",
+    "ade20k",
+)
+"""What GPU requirements speak of; each but the first two fills the device."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -85,6 +103,7 @@ more among them (the ordinary one can read its output instead, which is as large
 MODES = tuple(LEAST_TRAFFIC)
 OF_A_LOSS = tuple(mode for mode in MODES if mode != LOG_SOFTMAX)
 DEFAULT_MODES = (FRESH, IN_PLACE)
+GPU_MODES = (FRESH, FORWARD, BACKWARD)
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,19 @@ from .cases import (
     DTYPES,
     FORWARD,
     FRESH,
+    GPU_CASES,
     IN_PLACE,
-    LEAST_TRAFFIC,
     OF_A_LOSS,
     Group,
 )
 from .estimates import Estimate
-from .peers import DEFAULT_ALPHA, WITHOUT_PGT, heading_of, name_of_ours
+from .peers import COPY, DEFAULT_ALPHA, WITHOUT_PGT, heading_of, name_of_ours
 from .result import Result
 
 DEFAULT = name_of_ours(DEFAULT_ALPHA)
 ALPHA_ONE = name_of_ours(1.0)
 LARGE = tuple(case.name for case in CASES.values() if case.classes >= 32000)
 SMALL = ("tiny", "cifar10")
-GPU_FILLING = tuple(case.name for case in CASES.values() if case.gpu_rows)
 HALF = ("bfloat16",)
 FLOAT = ("float32",)
 TRAINING = (FRESH, IN_PLACE)
@@ -121,34 +120,80 @@ CPU_REQUIREMENTS = (
 )
 
 
-def of_copy_bandwidth(mode: str, share: float) -> Requirement:
-    """That much of the copy's bytes per second, as a bound on the ratio of times.
-
-    A copy moves twice the logits.
-    """
+def in_copies(
+    where: str, mode: str, promise: float, aim: float | None, cases: tuple[str, ...]
+) -> Requirement:
+    """So many times a copy of the logits, on a GPU that they fill."""
     return overhead(
-        f"{mode}: {share:.0%} of the copy's bandwidth",
+        where,
         DEFAULT,
-        "copy",
-        LEAST_TRAFFIC[mode] / 2 / share,
-        None,
-        cases=GPU_FILLING,
+        COPY.name,
+        promise,
+        aim,
+        cases=cases,
         dtypes=(*FLOAT, *HALF),
         modes=(mode,),
         device="cuda",
     )
 
 
+ROWS_ON_GPU = tuple(
+    name for name in GPU_CASES if CASES[name].gpu_rows and 1000 <= CASES[name].classes <= 128256
+)
+SMALL_ON_GPU = tuple(name for name in GPU_CASES if not CASES[name].gpu_rows)
+
+
+def of_floor(name: str, dtype: str) -> Requirement:
+    """At most 1.25 times what reading and writing everything takes.
+
+    For few classes that is more than the logits: a target of 8 bytes a row, a loss of 4, and
+    statistics of 12.
+    """
+    bytes_of_row = 2 * CASES[name].classes * DTYPES[dtype].itemsize
+    floor = 1 + (8 + 4 + 12) / bytes_of_row
+    return overhead(
+        f"{name}, {dtype}: 1.25 times the floor of {floor:.2f}",
+        DEFAULT,
+        COPY.name,
+        1.25 * floor,
+        None,
+        cases=(name,),
+        dtypes=(dtype,),
+        modes=(FRESH,),
+        device="cuda",
+    )
+
+
 GPU_REQUIREMENTS = (
-    *(of_copy_bandwidth(mode, 0.9) for mode in (FORWARD, BACKWARD, FRESH)),
+    in_copies("a step, C from 1000 to 128256", FRESH, 1.12, 1.03, ROWS_ON_GPU),
+    in_copies("a step, C = 262144", FRESH, 1.20, 1.03, ("gemma",)),
+    in_copies("backward alone, C ≥ 1000", BACKWARD, 1.10, 1.03, (*ROWS_ON_GPU, "gemma")),
+    in_copies("the loss alone, C ≥ 1000", FORWARD, 0.62, 0.53, (*ROWS_ON_GPU, "gemma")),
+    *(
+        of_floor(name, dtype)
+        for name in ("few-classes", "mask", "cityscapes", "ade20k")
+        for dtype in (*FLOAT, *HALF)
+    ),
     overhead("every case and type", DEFAULT, ALPHA_ONE, 1.02, None, modes=OF_A_LOSS, device="cuda"),
     Requirement(
-        "every case and type",
+        "every case that fills the device",
         ALL_OTHERS,
         DEFAULT,
         True,
         1.0,
         None,
+        cases=tuple(name for name in GPU_CASES if name not in SMALL_ON_GPU),
+        device="cuda",
+    ),
+    Requirement(
+        "8 x 10 and 256 x 1000",
+        EAGER,
+        DEFAULT,
+        True,
+        0.98,
+        None,
+        cases=SMALL_ON_GPU,
+        modes=(FRESH,),
         device="cuda",
     ),
 )

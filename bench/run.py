@@ -66,6 +66,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a telling subset, in under a minute")
     parser.add_argument("--full", action="store_true", help="all cases")
     parser.add_argument(
+        "--gpu", action="store_true", help="what a GPU's promises speak of, in a few minutes"
+    )
+    parser.add_argument(
         "--memory", action="store_true", help="measure the peak of memory instead of time"
     )
     parser.add_argument(
@@ -79,6 +82,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.full:
         options.case = tuple(CASES)
+    if options.gpu:
+        options.device, options.case, options.mode = "cuda", cases.GPU_CASES, cases.GPU_MODES
+        options.alpha, options.peer, options.budget = ALPHAS[:2], ("eager",), 0.3
     if options.quick:
         options.case, options.dtype = cases.QUICK_CASES, ("float32",)
         options.mode, options.budget = (cases.FRESH,), 1.0

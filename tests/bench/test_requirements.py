@@ -54,17 +54,21 @@ def test_a_promise_is_sure_where_only_the_aim_is_not() -> None:
     assert not verdict.unsure
 
 
-@pytest.mark.parametrize(("share", "state"), [(0.95, "promise kept"), (0.85, "missed")])
-def test_share_of_the_copy_bandwidth_counts_bytes(share: float, state: str) -> None:
+@pytest.mark.parametrize(
+    ("copies", "state"), [(0.52, "aim met"), (0.6, "promise kept"), (0.65, "missed")]
+)
+def test_a_gpu_s_promises_count_copies(copies: float, state: str) -> None:
     """Forward reads the logits, a copy also writes as much."""
     result = Result(Group(CASES["llama3"], "bfloat16", FORWARD, "cuda"))
-    result.seconds = {"copy": np.full(5, 2.0), name_of_ours(0.3): np.full(5, 1.0 / share)}
-    assert result.bandwidth(name_of_ours(0.3)) == pytest.approx(share * result.bandwidth("copy"))
+    result.seconds = {"copy": np.full(5, 2.0), name_of_ours(0.3): np.full(5, 2.0 * copies)}
     verdicts = by_words(judge([result], "cuda"))
-    assert (
-        verdicts["ours, α=0.3 / copy of the logits: forward: 90% of the copy's bandwidth"].state
-        == state
-    )
+    assert verdicts["ours, α=0.3 / copy of the logits: the loss alone, C ≥ 1000"].state == state
+
+
+def test_the_floor_of_few_classes_counts_more_than_logits() -> None:
+    """Two classes of 2 bytes are read and written; a row's 24 bytes are three times as much."""
+    promises = {r.where: r.promise for r in REQUIREMENTS if r.device == "cuda"}
+    assert promises["mask, bfloat16: 1.25 times the floor of 4.00"] == 1.25 * (1 + 24 / 8)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
