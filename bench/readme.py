@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from rich.text import Text
 
 from bench import overhead, plots, sweep
-from bench.cases import FRESH, IN_PLACE
+from bench.cases import BACKWARD, FORWARD, FRESH, IN_PLACE
 from bench.memory import Peak, peaks_of
 from bench.peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
 from bench.report import median_milliseconds, memory_cells, verdict_cells
@@ -30,16 +30,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen5"
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
+GPU_RESULTS = REPOSITORY / "bench" / "results" / "gpu-h100" / "run.jsonl"
 FILES = (*SPEED, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
 END = "<!-- Up to here written by `python bench/readme.py`. -->\n"
+BEGIN_GPU = "<!-- On a GPU: from here on written by `python bench/readme.py`. -->\n"
+END_GPU = "<!-- On a GPU: up to here written by `python bench/readme.py`. -->\n"
 
 
 def main() -> None:
-    """Draw the plots, and put the text between its two marks."""
+    """Draw the plots, and put each text between its two marks."""
     draw(RESULTS)
-    before, after = README.read_text().split(BEGIN)[0], README.read_text().split(END)[1]
-    README.write_text(before + BEGIN + text(RESULTS) + END + after)
+    write_between(BEGIN, text(RESULTS), END)
+    write_between(BEGIN_GPU, gpu_text(GPU_RESULTS), END_GPU)
+
+
+def write_between(begin: str, words: str, end: str) -> None:
+    before, after = README.read_text().split(begin)[0], README.read_text().split(end)[1]
+    README.write_text(before + begin + words + end + after)
 
 
 def text(folder: Path) -> str:
@@ -71,6 +79,51 @@ def text(folder: Path) -> str:
         memory_table(peaks_of(read(folder / "memory.jsonl"))),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
+
+
+def gpu_text(path: Path) -> str:
+    """What the README says of a GPU in figures."""
+    records = read(path)
+    results = results_of(records)
+    facts = machine_of(records)
+    cells = verdict_cells(judge(results, "cuda"))
+    sections = (
+        "**Copies of the logits** that a step of the loss takes, and its parts (medians of "
+        "interleaved rounds, the cache cold; a copy reads and writes the logits once):",
+        copies_table(results),
+        f"Measured on one {facts['gpu']}; torch {facts['versions']['torch']}, "
+        f"python {facts['versions']['python']}; commit {facts['commit']}.",
+        "**What is promised there**, each judged by the case that fares worst:",
+        markdown_table(cells.headings, cells.rows),
+    )
+    return "\n" + "\n\n".join(sections) + "\n\n"
+
+
+def copies_table(results: Sequence[Result]) -> str:
+    """A row for each type and shape that fills the device."""
+    shown = (
+        (FRESH, DEFAULT),
+        (FRESH, ALPHA_ONE),
+        (FRESH, "eager"),
+        (FORWARD, DEFAULT),
+        (FORWARD, "eager"),
+        (BACKWARD, DEFAULT),
+        (BACKWARD, "eager"),
+    )
+    words = {FRESH: "a step", FORWARD: "the loss alone", BACKWARD: "backward alone"}
+    by_group = {(r.group.size, r.group.dtype, r.group.mode): r for r in results}
+    rows = []
+    for size, dtype in dict.fromkeys(
+        (r.group.size, r.group.dtype) for r in results if r.group.case.gpu_rows
+    ):
+        row = [size, dtype]
+        for mode, peer in shown:
+            result = by_group.get((size, dtype, mode))
+            known = result is not None and peer in result.seconds
+            row.append(f"{result.ratio(peer, COPY.name).median:.2f}" if result and known else "-")
+        rows.append(row)
+    headings = [f"{words[mode]}, {heading_of(peer)}" for mode, peer in shown]
+    return markdown_table(["logits", "type", *headings], rows)
 
 
 def commits_of(folder: Path) -> str:

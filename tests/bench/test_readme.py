@@ -14,6 +14,11 @@ def test_figures_are_those_of_the_results() -> None:
     assert written == readme.text(readme.RESULTS), "run python bench/readme.py"
 
 
+def test_figures_of_a_gpu_are_those_of_its_results() -> None:
+    written = readme.README.read_text().split(readme.BEGIN_GPU)[1].split(readme.END_GPU)[0]
+    assert written == readme.gpu_text(readme.GPU_RESULTS), "run python bench/readme.py"
+
+
 @pytest.mark.parametrize("name", readme.SOURCES)
 def test_plots_are_drawn_from_the_results(name: str) -> None:
     drawn_from = readme.fingerprint(readme.RESULTS, readme.SOURCES[name])
