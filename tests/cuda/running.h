@@ -23,12 +23,12 @@ inline bool flushes_denormals(const Machine&, DataType) { return false; }
 
 // Clusters on one, none on the other; and so little shared memory that everything but short rows
 // comes in several rounds, in clusters and without.
-inline constexpr host_cuda::Device kSmallSm80{8, 108, 16 * 1024};
-inline constexpr host_cuda::Device kSmallSm90{9, 132, 16 * 1024};
+inline constexpr host_cuda::Device kSmallSm80{8, 108, 24 * 1024};
+inline constexpr host_cuda::Device kSmallSm90{9, 132, 24 * 1024};
 inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
                                     {"sm_90", host_cuda::kSm90},
-                                    {"a small sm_80", kSmallSm80, 4},
-                                    {"a small sm_90", kSmallSm90, 4}};
+                                    {"a small sm_80", kSmallSm80, 8},
+                                    {"a small sm_90", kSmallSm90, 8}};
 
 // Classes that some threads reduce at once: more than a warp does, in any type.
 inline constexpr int64_t kPiece = 2048;
