@@ -93,7 +93,7 @@ def gpu_text(path: Path) -> str:
         copies_table(results),
         f"Measured on one {facts['gpu']}; torch {facts['versions']['torch']}, "
         f"python {facts['versions']['python']}; commit {facts['commit']}.",
-        "**What is promised there**, each judged by the case that fares worst:",
+        "**What is wanted there**, each judged by the case that fares worst:",
         markdown_table(cells.headings, cells.rows),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
