@@ -157,36 +157,39 @@ def use_toolkit() -> None:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(toolkit)])
 
 
+# Thrown and caught here, and on the way through a function of torch.
 THROWING = """
-#include <stdexcept>
-namespace c10::detail {
-[[noreturn]] void torchCheckFail(const char*, const char*, unsigned, const char*);
-}
+#include <c10/util/Exception.h>
+struct Throws : c10::WarningHandler {
+  void process(const c10::Warning&) override { TORCH_CHECK_VALUE(false, "a number: ", 1.5); }
+};
 template <class Throw> int catches(Throw throws) {
   try { throws(); } catch (const std::exception&) { return 0; }
   return 1;
 }
 extern "C" int throws() {
-  return catches([] { throw std::runtime_error(""); }) +
-         catches([] { c10::detail::torchCheckFail("", "", 0, ""); });
+  Throws handler;
+  c10::WarningUtils::WarningHandlerGuard guard(&handler);
+  return catches([] { TORCH_CHECK(false, "a number: ", 1.5); }) + catches([] { TORCH_WARN(""); });
 }
 """
 LOADING = "import ctypes, sys, torch; sys.exit(ctypes.CDLL(sys.argv[1]).throws())"
 
 
 def survives_exceptions(compiler: str) -> bool:
-    """Whether a module that it builds can throw, and see torch throw.
+    """Whether a module that it builds can throw, also through torch.
 
     One that has the C++ library linked into it, statically, ends the process instead.
     """
     import torch
 
-    libraries = Path(torch.__path__[0], "lib")
-    with tempfile.TemporaryDirectory() as folder:
-        source, module = Path(folder, "throwing.cpp"), Path(folder, "throwing.so")
+    folder = Path(torch.__path__[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        source, module = Path(scratch, "throwing.cpp"), Path(scratch, "throwing.so")
         source.write_text(THROWING)
-        link = (f"-L{libraries}", "-lc10")
-        build = (*compiler.split(), "-shared", "-fPIC", "-o", str(module), str(source), *link)
+        options = ("-std=c++20", "-shared", "-fPIC", f"-I{folder / 'include'}", "-o", str(module))
+        link = (f"-L{folder / 'lib'}", "-lc10")
+        build = (*compiler.split(), *options, str(source), *link)
         load = python("-c", LOADING, str(module))
         return all(
             subprocess.run(command, capture_output=True, check=False).returncode == 0
