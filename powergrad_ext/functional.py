@@ -7,10 +7,8 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import functorch
 from powergrad_ext._native import _C
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -89,10 +87,6 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
-    if maybe_current_level() is not None:
-        return functorch.cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha)
-        )
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,
@@ -156,8 +150,6 @@ def log_softmax(
         dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
-    if maybe_current_level() is not None:
-        return functorch.log_softmax(input, dim, as_tensor(alpha))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
     try:

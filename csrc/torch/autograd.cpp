@@ -3,6 +3,7 @@
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -10,6 +11,7 @@
 #include <initializer_list>
 
 #include "torch/checks.h"
+#include "torch/functorch.h"
 #include "torch/operators.h"
 
 namespace powergrad {
@@ -57,7 +59,7 @@ bool is_plain(const at::Tensor& tensor) {
 bool computes_gradient_in_forward(const at::Tensor& input, std::string_view reduction,
                                   bool inplace_backward) {
   return input.requires_grad() && !inplace_backward && reduction != "none" &&
-         !(input.is_cpu() && input.scalar_type() == at::kHalf) && is_plain(input) &&
+         !(input.is_cpu() && input.scalar_type() == at::kHalf) && is_plain(input) && !in_transform() &&
          !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
@@ -95,6 +97,16 @@ OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
+// wanted as well.
+void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
+                                "(): forward-mode derivatives are not implemented: PowerGrad",
+                                " Transform defines a gradient, for reverse mode");
+  }
+}
+
 // The gradient of cross_entropy_backward, for create_graph.
 class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunction> {
  public:
@@ -103,7 +115,8 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
                             const OptionalTensor& weight, int64_t ignore_index,
                             std::string_view reduction, double label_smoothing,
                             const at::Tensor& alpha, const at::Tensor& statistics,
-                            const at::Tensor& total_weight) {
+                            const at::Tensor& total_weight, TransformsAside& transforms) {
+    transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward(
         {grad_output, input, target, weight.value_or(at::Tensor()), alpha, total_weight});
@@ -114,7 +127,7 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(10);
+    variable_list result(11);
     if (!grads[0].defined()) return result;
     const variable_list saved = context->get_saved_variables();
     const auto options = CrossEntropyOptions::load(context);
@@ -137,9 +150,12 @@ at::Tensor cross_entropy_backward_autograd(const at::Tensor& grad_output, const 
                                            double label_smoothing, const at::Tensor& alpha,
                                            const at::Tensor& statistics,
                                            const at::Tensor& total_weight) {
+  refuse_tangents({grad_output, input, target, weight.value_or(at::Tensor()), alpha},
+                  "cross_entropy_backward");
+  TransformsAside transforms;
   return CrossEntropyBackwardFunction::apply(grad_output, input, target, weight, ignore_index,
                                              reduction, label_smoothing, alpha, statistics,
-                                             total_weight);
+                                             total_weight, transforms);
 }
 
 class CrossEntropyFunction : public Function<CrossEntropyFunction> {
@@ -147,9 +163,11 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& target, const OptionalTensor& weight,
                             int64_t ignore_index, std::string_view reduction,
-                            double label_smoothing, const at::Tensor& alpha,
-                            bool inplace_backward) {
+                            double label_smoothing, const at::Tensor& alpha, bool inplace_backward,
+                            TransformsAside& transforms) {
+    transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
+    if (in_transform()) inplace_backward = false;
     at::Tensor loss, gradient, statistics, total_weight;
     const bool with_gradient = computes_gradient_in_forward(input, reduction, inplace_backward);
     if (with_gradient && input.is_cuda()) {
@@ -181,7 +199,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(8);
+    variable_list result(9);
     const at::Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
     if (context->needs_input_grad(0)) result[0] = take_gradient(context, grad_output);
@@ -269,16 +287,6 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                                alpha, /*needs_backward=*/false));
 }
 
-// A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
-// wanted as well.
-void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
-  for (const at::Tensor& tensor : tensors) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
-                                "(): forward-mode derivatives are not implemented: PowerGrad",
-                                " Transform defines a gradient, for reverse mode");
-  }
-}
-
 at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
                                   const OptionalTensor& weight, int64_t ignore_index,
                                   std::string_view reduction, double label_smoothing,
@@ -289,8 +297,55 @@ at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& tar
     return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
                          inplace_backward);
   }
+  TransformsAside transforms;
   return CrossEntropyFunction::apply(input, target, weight, ignore_index, reduction,
-                                     label_smoothing, alpha, inplace_backward);
+                                     label_smoothing, alpha, inplace_backward, transforms);
+}
+
+// The raw forward operator has a derivative too: it is what a transform of torch.func finds where
+// an inner one has taken cross_entropy apart.
+class CrossEntropyForwardFunction : public Function<CrossEntropyForwardFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& input,
+                               const at::Tensor& target, const OptionalTensor& weight,
+                               int64_t ignore_index, std::string_view reduction,
+                               double label_smoothing, const at::Tensor& alpha, bool needs_backward,
+                               TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, statistics, total_weight] =
+        POWERGRAD_DISPATCHED(cross_entropy_forward)
+            .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+                  /*needs_backward=*/true);
+    context->save_for_backward(
+        {input, target, weight.value_or(at::Tensor()), alpha, statistics, total_weight});
+    CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, false}.save(context);
+    if (!needs_backward) statistics = statistics.narrow(0, 0, 0);
+    context->mark_non_differentiable({statistics, total_weight});
+    return {loss, statistics, total_weight};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    return CrossEntropyFunction::backward(context, {grads[0]});
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha, bool needs_backward) {
+  refuse_tangents({input, target, weight.value_or(at::Tensor()), alpha}, "cross_entropy_forward");
+  if (!at::GradMode::is_enabled() || !(input.requires_grad() || target.requires_grad())) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return POWERGRAD_DISPATCHED(cross_entropy_forward)
+        .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+              needs_backward);
+  }
+  TransformsAside transforms;
+  const variable_list outputs =
+      CrossEntropyForwardFunction::apply(input, target, weight, ignore_index, reduction,
+                                         label_smoothing, alpha, needs_backward, transforms);
+  return {outputs[0], outputs[1], outputs[2]};
 }
 
 // The gradient of log_softmax_backward, for create_graph.
@@ -298,7 +353,8 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
                             const at::Tensor& input, int64_t dim, const at::Tensor& alpha,
-                            const at::Tensor& statistics) {
+                            const at::Tensor& statistics, TransformsAside& transforms) {
+    transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward({grad_output, input, alpha});
     context->saved_data["dim"] = dim;
@@ -307,7 +363,7 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(5);
+    variable_list result(6);
     if (!grads[0].defined()) return result;
     const variable_list saved = context->get_saved_variables();
     std::tie(result[0], result[1]) = log_softmax_double_backward(
@@ -319,13 +375,16 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
 at::Tensor log_softmax_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
                                          int64_t dim, const at::Tensor& alpha,
                                          const at::Tensor& statistics) {
-  return LogSoftmaxBackwardFunction::apply(grad_output, input, dim, alpha, statistics);
+  refuse_tangents({grad_output, input, alpha}, "log_softmax_backward");
+  TransformsAside transforms;
+  return LogSoftmaxBackwardFunction::apply(grad_output, input, dim, alpha, statistics, transforms);
 }
 
 class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
-                            const at::Tensor& alpha) {
+                            const at::Tensor& alpha, TransformsAside& transforms) {
+    transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, statistics] =
         POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
@@ -335,7 +394,7 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(3);
+    variable_list result(4);
     if (!grads[0].defined()) return result;
     const variable_list saved = context->get_saved_variables();
     result[0] =
@@ -356,16 +415,60 @@ at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::
     at::AutoDispatchBelowADInplaceOrView guard;
     return log_softmax(input, dim, alpha);
   }
-  return LogSoftmaxFunction::apply(input, dim, alpha);
+  TransformsAside transforms;
+  return LogSoftmaxFunction::apply(input, dim, alpha, transforms);
+}
+
+class LogSoftmaxForwardFunction : public Function<LogSoftmaxForwardFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
+                               const at::Tensor& alpha, bool needs_backward,
+                               TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [output, statistics] =
+        POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
+    context->save_for_backward({input, alpha, statistics});
+    context->saved_data["dim"] = dim;
+    if (!needs_backward) statistics = statistics.narrow(0, 0, 0);
+    context->mark_non_differentiable({statistics});
+    return {output, statistics};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result = LogSoftmaxFunction::backward(context, {grads[0]});
+    result.emplace_back();  // needs_backward
+    return result;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
+                                                                int64_t dim,
+                                                                const at::Tensor& alpha,
+                                                                bool needs_backward) {
+  refuse_tangents({input, alpha}, "log_softmax_forward");
+  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, needs_backward);
+  }
+  TransformsAside transforms;
+  const variable_list outputs =
+      LogSoftmaxForwardFunction::apply(input, dim, alpha, needs_backward, transforms);
+  return {outputs[0], outputs[1]};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
   m.impl("cross_entropy", cross_entropy_autograd);
+  m.impl("cross_entropy_forward", cross_entropy_forward_autograd);
   m.impl("cross_entropy_backward", cross_entropy_backward_autograd);
   m.impl("log_softmax", log_softmax_autograd);
+  m.impl("log_softmax_forward", log_softmax_forward_autograd);
   m.impl("log_softmax_backward", log_softmax_backward_autograd);
+  // Not differentiable, and not silently so.
+  m.impl("cross_entropy_forward_gradient", torch::autograd::autogradNotImplementedFallback());
+  m.impl("cross_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {

@@ -1,5 +1,6 @@
 #include "torch/checks.h"
 
+#include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -42,6 +43,12 @@ void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* o
               "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
 }
 
+// Sizes that only the data decides (logits[mask] under torch.export) are taken to be equal, and
+// compared when the graph runs.
+bool expected_equal(const c10::SymInt& a, const c10::SymInt& b) {
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
 void check_index_target(const at::Tensor& input, const at::Tensor& target) {
   const auto dtype = target.scalar_type();
   TORCH_CHECK(!at::isFloatingType(dtype), "expected scalar type Long but found ", dtype,
@@ -60,14 +67,18 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
               "0D or 1D target tensor expected, multi-target not supported (cross_entropy():",
               " argument 'target' has shape ", target.sym_sizes(), " for 'input' of shape ",
               input.sym_sizes(), ")");
-  TORCH_CHECK_VALUE(target.dim() == 0 || input.sym_size(0) == target.sym_size(0),
+  TORCH_CHECK_VALUE(target.dim() == 0 || expected_equal(input.sym_size(0), target.sym_size(0)),
                     "Expected input batch_size (", input.sym_size(0),
                     ") to match target batch_size (", target.sym_size(0), ").");
   if (input.dim() == 2 && target.dim() == 1) return;
   auto expected = input.sym_sizes().vec();
   expected.erase(expected.begin() + 1);
-  TORCH_CHECK(target.sym_sizes() == c10::SymIntArrayRef(expected), "Expected target size ",
-              c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
+  bool fits = target.dim() == input.dim() - 1;
+  for (int64_t d = 0; fits && d < target.dim(); ++d) {
+    fits = expected_equal(expected[d], target.sym_size(d));
+  }
+  TORCH_CHECK(fits, "Expected target size ", c10::SymIntArrayRef(expected), ", got ",
+              target.sym_sizes());
 }
 
 // Half logits come with weights and probabilities in their own type or in float32.
@@ -87,7 +98,12 @@ Reduction parse_reduction(std::string_view name) {
 }
 
 bool is_probabilities(const at::Tensor& input, const at::Tensor& target) {
-  return input.dim() == target.dim() && input.sym_sizes() == target.sym_sizes();
+  if (input.dim() != target.dim()) return false;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    // No other target has so many dimensions: what the data has yet to decide will be checked.
+    if (!TORCH_GUARD_OR_TRUE(input.sym_size(d).sym_eq(target.sym_size(d)))) return false;
+  }
+  return true;
 }
 
 at::ScalarType accumulate_type(const at::Tensor& input) {
@@ -111,6 +127,9 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
               " (N, C, d1, ..., dK), got a 0-d tensor");
   check_same_device(input, target, op, "target");
   if (is_probabilities(input, target)) {
+    for (int64_t d = 0; d < input.dim(); ++d) {
+      expected_equal(input.sym_size(d), target.sym_size(d));
+    }
     TORCH_CHECK(at::isFloatingType(target.scalar_type()),
                 "Expected floating point type for target with class probabilities, got ",
                 target.scalar_type());
@@ -122,13 +141,14 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
     check_index_target(input, target);
   }
   const c10::SymInt classes = input.sym_size(class_dim_of(input));
-  TORCH_CHECK(classes > 0 || (input.dim() > 1 && input.sym_size(0) == 0),
+  TORCH_CHECK(TORCH_GUARD_OR_TRUE(classes.sym_gt(0)) ||
+                  (input.dim() > 1 && TORCH_GUARD_OR_TRUE(input.sym_size(0).sym_eq(0))),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",
               input.sym_sizes());
   if (!weight.has_value() || !weight->defined()) return;
   check_dense(*weight, op, "weight");
   check_same_device(input, *weight, op, "weight");
-  TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == classes,
+  TORCH_CHECK(weight->dim() == 1 && expected_equal(weight->sym_size(0), classes),
               "weight tensor should be defined either for all ", classes,
               " classes or no classes but got weight tensor of shape: ", weight->sym_sizes());
   TORCH_CHECK(is_companion_type(input, *weight), "cross_entropy(): argument 'weight' must be ",
