@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from powergrad_ext import jagged
 from powergrad_ext._native import _C
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -140,6 +141,8 @@ def log_softmax(
         TypeError: input is not floating point.
     """
     if has_torch_function_variadic(input):
+        if isinstance(input, Tensor) and input.layout == torch.jagged:
+            return jagged.log_softmax(input, dim, alpha, dtype)
         return handle_torch_function(
             log_softmax, (input,), input, dim=dim, alpha=alpha, dtype=dtype
         )

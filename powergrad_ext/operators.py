@@ -109,7 +109,7 @@ def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> tuple[Ten
     _C.check_log_softmax(input, dim, alpha)
     class_dim = dim % max(input.dim(), 1)
     count = LOG_SOFTMAX_STATISTICS if needs_backward else 0
-    return torch.empty_like(input), _new_statistics(input, class_dim, count)
+    return input.new_empty(input.shape), _new_statistics(input, class_dim, count)
 
 
 @torch.library.register_fake("powergrad::log_softmax_backward")

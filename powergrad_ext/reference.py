@@ -70,7 +70,7 @@ def cross_entropy(
     _refuse_gradient(weight=weight, alpha=alpha)
     return _CrossEntropy.apply(
         _widened(input),
-        target.long() if target.dtype == torch.int32 else _widened(target),
+        _widened(target) if target.is_floating_point() else target.long(),
         None if weight is None else _widened(weight),
         _checked(alpha),
         {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing},

@@ -9,19 +9,17 @@ namespace powergrad {
 namespace {
 
 void check_dense(const at::Tensor& tensor, const char* op, const char* name) {
-  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_nested(), op,
-              "(): argument '", name, "' must be a dense (strided) tensor, got ",
-              tensor.is_quantized() ? "a quantized tensor"
-              : tensor.is_nested()  ? "a nested tensor"
-                                    : "layout ",
-              tensor.is_quantized() || tensor.is_nested() ? "" : c10::str(tensor.layout()));
+  check_not_nested(tensor, op, name);
+  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized(), op, "(): argument '", name,
+              "' must be a dense (strided) tensor, got ",
+              tensor.is_quantized() ? "a quantized tensor" : "layout " + c10::str(tensor.layout()));
 }
 
-void check_floating_logits(const at::Tensor& input, const char* op) {
-  const auto dtype = input.scalar_type();
+void check_floating(const at::Tensor& tensor, const char* op, const char* name) {
+  const auto dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      op, "(): argument 'input' must be float32, float64, bfloat16 or float16, got ", dtype);
+      op, "(): argument '", name, "' must be float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
@@ -52,12 +50,14 @@ bool expected_equal(const c10::SymInt& a, const c10::SymInt& b) {
 void check_index_target(const at::Tensor& input, const at::Tensor& target) {
   const auto dtype = target.scalar_type();
   TORCH_CHECK(!at::isFloatingType(dtype), "expected scalar type Long but found ", dtype,
-              ": cross_entropy(): argument 'target' holds class indices (int64 or int32) unless it",
-              " has the shape of 'input', ", input.sym_sizes(), ", got shape ", target.sym_sizes());
-  TORCH_CHECK(dtype == at::kLong || dtype == at::kInt, "expected scalar type Long but found ",
-              dtype,
-              ": cross_entropy(): class indices in argument 'target' must be int64 or int32;",
-              " convert them with target.long()");
+              ": cross_entropy(): argument 'target' holds class indices (int64, int32 or uint8)",
+              " unless it has the shape of 'input', ", input.sym_sizes(), ", got shape ",
+              target.sym_sizes());
+  TORCH_CHECK(
+      dtype == at::kLong || dtype == at::kInt || dtype == at::kByte,
+      "expected scalar type Long but found ", dtype,
+      ": cross_entropy(): class indices in argument 'target' must be int64, int32 or uint8;",
+      " convert them with target.long()");
   if (input.dim() == 1) {
     TORCH_CHECK(target.dim() == 0, "size mismatch (got input: ", input.sym_sizes(),
                 ", target: ", target.sym_sizes(), ")");
@@ -81,13 +81,13 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
               target.sym_sizes());
 }
 
-// Half logits come with weights and probabilities in their own type or in float32.
-bool is_companion_type(const at::Tensor& input, const at::Tensor& other) {
-  return other.scalar_type() == input.scalar_type() ||
-         other.scalar_type() == accumulate_type(input);
-}
-
 }  // namespace
+
+void check_not_nested(const at::Tensor& tensor, const char* op, const char* name) {
+  TORCH_CHECK(!tensor.is_nested(), op, "(): argument '", name,
+              "' must be a dense (strided) tensor,",
+              " got a nested tensor: give its rows as one tensor, torch.cat(", name, ".unbind())");
+}
 
 Reduction parse_reduction(std::string_view name) {
   if (name == "none") return Reduction::none;
@@ -118,7 +118,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
   parse_reduction(reduction);
   check_dense(input, op, "input");
   check_dense(target, op, "target");
-  check_floating_logits(input, op);
+  check_floating(input, op, "input");
   check_alpha(input, alpha, op);
   TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
               "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
@@ -134,9 +134,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                 "Expected floating point type for target with class probabilities, got ",
                 target.scalar_type());
     TORCH_CHECK(ignore_index < 0, "ignore_index is not supported for floating point target");
-    TORCH_CHECK(is_companion_type(input, target), "cross_entropy(): argument 'target' must be ",
-                accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
-                target.scalar_type());
+    check_floating(target, op, "target");
   } else {
     check_index_target(input, target);
   }
@@ -151,9 +149,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
   TORCH_CHECK(weight->dim() == 1 && expected_equal(weight->sym_size(0), classes),
               "weight tensor should be defined either for all ", classes,
               " classes or no classes but got weight tensor of shape: ", weight->sym_sizes());
-  TORCH_CHECK(is_companion_type(input, *weight), "cross_entropy(): argument 'weight' must be ",
-              accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
-              weight->scalar_type());
+  check_floating(*weight, op, "weight");
   TORCH_CHECK(!weight->requires_grad(),
               "cross_entropy(): the derivative for 'weight' is not implemented");
 }
@@ -161,7 +157,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
   static constexpr const char* op = "log_softmax";
   check_dense(input, op, "input");
-  check_floating_logits(input, op);
+  check_floating(input, op, "input");
   check_alpha(input, alpha, op);
   const int64_t dims = std::max<int64_t>(input.dim(), 1);
   TORCH_CHECK_INDEX(-dims <= dim && dim < dims, "Dimension out of range (expected to be in range",
