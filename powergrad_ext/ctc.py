@@ -33,10 +33,11 @@ def ctc_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
-    lengths: Any = (input_lengths, target_lengths)  # F.ctc_loss is typed for tensors only
+    frames: Any = input_lengths  # F.ctc_loss is typed for tensors only
+    labels: Any = target_lengths
 
     def unreduced(zero_infinity: bool) -> Tensor:
-        return F.ctc_loss(log_probs, targets, *lengths, blank, "none", zero_infinity)
+        return F.ctc_loss(log_probs, targets, frames, labels, blank, "none", zero_infinity)
 
     losses = unreduced(zero_infinity)
     rest = _nothing(log_probs, input_lengths)
@@ -49,8 +50,8 @@ def ctc_loss(
         return losses
     if reduction == "sum":
         return losses.sum()
-    labels = torch.as_tensor(target_lengths, device=losses.device).reshape(losses.shape)
-    return (losses / labels.clamp(min=1)).mean()
+    counts = torch.as_tensor(target_lengths, device=losses.device).reshape(losses.shape)
+    return (losses / counts.clamp(min=1)).mean()
 
 
 def _nothing(log_probs: Tensor, input_lengths: Lengths) -> Tensor:

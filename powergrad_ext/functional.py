@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from numbers import Integral, Real
 
@@ -96,7 +97,7 @@ def cross_entropy(
             ignore_index,
             reduction,
             label_smoothing,
-            alpha=as_tensor(alpha),
+            alpha=as_tensor(alpha, input),
             inplace_backward=inplace_backward,
         )
     try:
@@ -154,7 +155,7 @@ def log_softmax(
     if dtype is not None:
         input = input.to(dtype)
     if torch.compiler.is_compiling():
-        return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
+        return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     try:
         return _C.log_softmax(input, dim, alpha)
     except TypeError:
@@ -190,8 +191,16 @@ def as_alpha(alpha: object) -> float | Tensor:
     )
 
 
-def as_tensor(alpha: float | Tensor) -> Tensor:
-    """Alpha as the operators take it: a 0-d tensor."""
+def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
+    """Alpha as the operators take it in a graph: a 0-d tensor.
+
+    A number goes where the logits are: with a tensor on the CPU the compiler would not capture a
+    CUDA graph (mode="reduce-overhead"). It is checked here, since on a GPU nobody looks at it.
+    """
     if isinstance(alpha, Tensor):
         return alpha
-    return torch.tensor(alpha, dtype=torch.float64)
+    if not input.is_cuda:
+        return torch.tensor(alpha, dtype=torch.float64)
+    if not 0.0 < alpha < math.inf:
+        raise ValueError(f"alpha must be finite and greater than 0, got {alpha}")
+    return torch.full((), alpha, dtype=torch.float64, device=input.device)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from cases import check, make_logits, make_problem
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jacrev, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import powergrad_ext as pg
 
@@ -163,6 +165,23 @@ def test_sizes_that_do_not_fit_are_refused_when_they_are_known(masked):
     exported = torch.export.export(MaskedLosses(), masked).module()
     with pytest.raises(Exception, match=r"Runtime assertion failed|Eq\(u0, u1\)|batch_size"):
         exported(logits, target, mask, ~mask)
+
+
+def test_a_number_goes_where_the_logits_are(monkeypatch):
+    """With anything on the CPU in it a graph is not captured (mode="reduce-overhead")."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = torch.empty(4, 5, device="cuda")
+        target = torch.empty(4, dtype=torch.long, device="cuda")
+
+        def losses(z, y):
+            return pg.cross_entropy(z, y), pg.log_softmax(z, alpha=0.5)
+
+        graph = make_fx(losses, tracing_mode="fake")(logits, target).graph
+        alphas = [node for node in graph.nodes if "full" in str(node.target)]
+        assert [node.kwargs["device"].type for node in alphas] == ["cuda", "cuda"]
+        with pytest.raises(ValueError, match="alpha must be finite"):
+            pg.cross_entropy(logits, target, alpha=0.0)
 
 
 def test_errors_are_those_of_eager_code(device):
