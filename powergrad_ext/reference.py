@@ -47,8 +47,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, ..., dK); float32, float64, bfloat16 or float16.
-        target: int64 or int32 class indices, (), (N) or (N, d1, ..., dK); or probabilities in the
-            shape of `input`.
+        target: class indices, int64, int32 or uint8, (), (N) or (N, d1, ..., dK); or probabilities
+            in the shape of `input`.
         weight: (C), or None for ones.
         ignore_index: rows with this index have loss 0 and gradient exactly 0, whatever their
             logits.

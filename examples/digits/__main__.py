@@ -26,8 +26,8 @@ try:
     from .training import Run, train
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"examples.digits needs {str(missing.name).partition('.')[0]}, which is not installed: run  make demo  or  "
-        "pip install --no-build-isolation --editable '.[demo]'"
+        f"examples.digits needs {str(missing.name).partition('.')[0]}, which is not installed: "
+        "run  make demo  or  pip install --no-build-isolation --editable '.[demo]'"
     )
 
 
