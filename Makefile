@@ -3,10 +3,12 @@
 #   VENV    the folder of that environment
 #   OUT     the folder for what `make gpu` finds
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
+#   TESTS   which tests test-torch runs, and other options for pytest
 #   RUN     what each measurement of bench-results is started with, such as taskset or numactl
 PYTHON = python3
 VENV = .venv
 TORCH = torch==2.13.0
+TESTS =
 RUN =
 RESULTS = bench/results/cpu-zen5
 
@@ -15,7 +17,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_bui
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help demo test build lint format core-test bench bench-results gpu clean
+.PHONY: help demo test pytest test-torch build lint format core-test bench bench-results gpu clean
 
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk '{ name = $$0; sub(/:.*/, "", name); sub(/^[^:]*:/, ""); printf "  make %-14s %s\n", name, $$0 }'
@@ -25,6 +27,17 @@ demo: $(VENV)/.demo ## install, build and train on real data with cross-entropy 
 
 test: lint core-test ## install, build and run every check
 	python -m pytest
+
+pytest: $(VENV)/.test
+	python -m pytest $(TESTS)
+
+# A copy, since a tree holds one compiled module. What is in it already is kept and compared.
+TREE = build/trees/$(subst ==,-,$(firstword $(TORCH)))
+test-torch: ## run the tests with another torch, in a copy with an environment of its own (TORCH=...)
+	@mkdir -p $(TREE)
+	@git ls-files -z --cached --others --exclude-standard | \
+	    xargs -0 cp --parents --update --preserve=timestamps --target-directory=$(TREE)
+	$(MAKE) --no-print-directory -C $(TREE) TORCH='$(TORCH)' TESTS='$(TESTS)' pytest
 
 build: $(VENV)/.test ## compile what has changed
 

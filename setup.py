@@ -34,7 +34,8 @@ recipe = build.recipe(HERE / "csrc")
 if missing := build.missing_tool():
     sys.exit(f"powergrad_ext has to be compiled, which needs {missing}")
 
-# Only now: importing it reads the environment that the recipe has settled.
+# Importing torch's part reads the environment.
+os.environ.update(recipe.environment)
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 

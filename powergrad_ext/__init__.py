@@ -5,8 +5,11 @@ alpha and renormalised before the target is subtracted: ``dz = softmax(alpha * z
 """
 
 from powergrad_ext import _native as _native  # first: it says what is missing
-from powergrad_ext import operators as operators  # registers fake and vmap rules
+from powergrad_ext import onnx as onnx  # registers what exporters make of the operators
+from powergrad_ext import operators as operators  # registers shapes without data
 from powergrad_ext import reference
+from powergrad_ext import vmap as vmap  # registers what happens under torch.vmap
+from powergrad_ext.ctc import ctc_loss
 from powergrad_ext.functional import cross_entropy, log_softmax
 from powergrad_ext.modules import PowerGradCrossEntropyLoss, PowerGradLogSoftmax
 
@@ -16,6 +19,7 @@ __all__ = [
     "PowerGradCrossEntropyLoss",
     "PowerGradLogSoftmax",
     "cross_entropy",
+    "ctc_loss",
     "log_softmax",
     "reference",
 ]

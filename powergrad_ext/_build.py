@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,7 @@ class Recipe(NamedTuple):
     cxx_flags: list[str]
     nvcc_flags: list[str]
     with_cuda: bool
+    environment: dict[str, str]  # variables that torch's build reads, and would guess otherwise
 
 
 def source_folder() -> Path:
@@ -77,14 +80,30 @@ def read_sources(csrc: Path) -> dict[str, list[Path]]:
 def recipe(csrc: Path) -> Recipe:
     """How to build the sources in csrc for the torch that is installed."""
     groups = read_sources(csrc)
-    with_cuda = bool(groups["cuda"]) and _cuda_is_buildable()
+    cuda = _cuda_environment() if groups["cuda"] else None
     sources = groups["cpu"] + groups["torch"]
     macros = []
-    if with_cuda:
+    if cuda is not None:
         sources += groups["cuda"] + groups["torch_cuda"]
-        architectures = ",".join(re.split("[ ;]+", os.environ["TORCH_CUDA_ARCH_LIST"]))
+        architectures = ",".join(re.split("[ ;]+", cuda["TORCH_CUDA_ARCH_LIST"]))
         macros = ["-DPOWERGRAD_WITH_CUDA", f"-DPOWERGRAD_CUDA_ARCHITECTURES={architectures}"]
-    return Recipe(sources, csrc, CXX_FLAGS + macros, NVCC_FLAGS, with_cuda)
+    environment = _ninja_environment() | (cuda or {})
+    return Recipe(sources, csrc, CXX_FLAGS + macros, NVCC_FLAGS, cuda is not None, environment)
+
+
+@contextmanager
+def environment_of(recipe: Recipe) -> Iterator[None]:
+    """The recipe's environment, while it is built; afterwards the process has its own again."""
+    before = {name: os.environ.get(name) for name in recipe.environment}
+    os.environ.update(recipe.environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def compiler() -> list[str]:
@@ -117,7 +136,7 @@ def missing_tool() -> str | None:
             f"a C++ compiler, and {program} is not found: install g++ (on Debian and Ubuntu: "
             "apt-get install g++) or set CXX"
         )
-    if not _find_ninja():
+    if shutil.which("ninja") is None and _ninja_folder() is None:
         return "ninja, which is not found: pip install ninja"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return (
@@ -127,31 +146,36 @@ def missing_tool() -> str | None:
     return None
 
 
-def _find_ninja() -> bool:
-    """Whether ninja can be run; puts it on PATH from an environment that was not activated."""
-    if shutil.which("ninja") is None:
-        scripts = sysconfig.get_path("scripts")
-        if shutil.which("ninja", path=scripts) is None:
-            return False
-        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
-    return True
+def _ninja_folder() -> str | None:
+    """Where ninja is beside a Python that was not activated; None if it is on PATH or nowhere."""
+    scripts = sysconfig.get_path("scripts")
+    found = shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None
+    return scripts if found else None
 
 
-def _cuda_is_buildable() -> bool:
-    """Whether torch is a CUDA build and a toolkit is here; then settles what torch would guess.
+def _ninja_environment() -> dict[str, str]:
+    folder = _ninja_folder()
+    if folder is None:
+        return {}
+    return {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
 
-    Must run before torch.utils.cpp_extension is imported: torch takes the folder of the first nvcc
+
+def _cuda_environment() -> dict[str, str] | None:
+    """Where the toolkit is and what to compile for; None if torch or the machine has no CUDA.
+
+    To be set before torch.utils.cpp_extension is imported: torch takes the folder of the first nvcc
     on PATH for the toolkit, which a wrapper script misleads, and without an architecture list it
     fails on a machine that has no GPU.
     """
     import torch
 
     if torch.version.cuda is None:
-        return False
-    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if not named and Path(DEFAULT_CUDA_FOLDER).is_dir():
-        named = os.environ["CUDA_HOME"] = DEFAULT_CUDA_FOLDER
+        return None
     newer = [int(number) for number in torch.version.cuda.split(".")] >= [12, 8]
     default = DEFAULT_CUDA_ARCHITECTURES if newer else OLD_TOOLKIT_ARCHITECTURES
-    os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
-    return bool(named) or shutil.which("nvcc") is not None
+    settled = {"TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or default}
+    if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return settled
+    if Path(DEFAULT_CUDA_FOLDER).is_dir():
+        return settled | {"CUDA_HOME": DEFAULT_CUDA_FOLDER}
+    return settled if shutil.which("nvcc") is not None else None

@@ -100,7 +100,10 @@ def _build_once(csrc: Path, torch_version: str) -> ModuleType:
         ) from None
     with lock:
         _wait_for(lock.fileno(), folder)
-        return _load(library) if library.exists() else _compile(recipe, library)
+        if library.exists():
+            return _load(library)
+        with _build.environment_of(recipe):
+            return _compile(recipe, library)
 
 
 def _compile(recipe: _build.Recipe, library: Path) -> ModuleType:
@@ -164,14 +167,15 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(recipe: _build.Recipe) -> str:
-    """A short hash of all sources and of the flags they are compiled with."""
+    """A short hash of all sources, and of the compiler and the flags they are compiled with."""
     import torch
 
     digest = hashlib.sha256()
     csrc = recipe.include_folder
     for path in sorted(path for path in csrc.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(csrc)}\0".encode() + path.read_bytes() + b"\0")
-    settings = [*recipe.cxx_flags, *recipe.nvcc_flags, str(torch.version.git_version)]
+    flags = [*_build.compiler(), *recipe.cxx_flags, *recipe.nvcc_flags]
+    settings = [*flags, str(torch.version.git_version)]
     digest.update("\0".join(settings).encode())
     return digest.hexdigest()[:12]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import functorch
+from powergrad_ext import jagged
 from powergrad_ext._native import _C
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -38,17 +38,21 @@ def cross_entropy(
     ordinary cross-entropy. Training with ``alpha < 1`` calibrates ``softmax(alpha * z)``, so report
     probabilities and validation losses at that temperature.
 
-    Semantics are those of :func:`torch.nn.functional.cross_entropy` except that int32 targets are
-    accepted, and that for float16 and bfloat16 logits the loss is computed and returned in float32
-    (also under autocast, which leaves the logits as they are).
+    Semantics are those of :func:`torch.nn.functional.cross_entropy` except that int32 targets and
+    weights of any floating point type are accepted, and that for float16 and bfloat16 logits the
+    loss is computed and returned in float32 (also under autocast, which leaves the logits as they
+    are).
+
+    Backward reads the arguments again, unless forward has computed the gradient (reductions "mean"
+    and "sum" on a CPU, but float16): one that has been changed in place since raises an error.
 
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
             (N, C, d1, ..., dK), any strides.
-        target: class indices, int64 or int32, of shape (), (N) or (N, d1, ..., dK), each in [0, C)
-            or ignore_index; or class probabilities of the shape of input, in its dtype or (for
-            half-precision logits) float32. Probabilities may require grad.
-        weight: (C), in input's dtype or (for half-precision logits) float32.
+        target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
+            [0, C) or ignore_index; or class probabilities of the shape of input, in any of its
+            dtypes (another than input's or float32 is converted). They may require grad.
+        weight: (C), in any of these dtypes.
         ignore_index: rows with this index count for nothing and get a zero gradient.
         reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
         label_smoothing: in [0, 1].
@@ -57,8 +61,9 @@ def cross_entropy(
             is read there, whenever the kernels run: it can be changed between replays of a CUDA
             graph, and its value is not checked.
         inplace_backward: let backward write the gradient over input; the caller promises not to use
-            the logits again. Another backward that needs them raises. A permission: under
-            torch.compile and torch.func, or where a layout forbids it, nothing is overwritten.
+            the logits again. Another backward that needs them, or another part of the same
+            tensor, raises. A permission: under torch.compile, torch.func and saved-tensor hooks
+            (checkpoints, offloading), or where a layout forbids it, nothing is overwritten.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
@@ -89,10 +94,6 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
-    if maybe_current_level() is not None:
-        return functorch.cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha)
-        )
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,
@@ -101,7 +102,7 @@ def cross_entropy(
             ignore_index,
             reduction,
             label_smoothing,
-            alpha=as_tensor(alpha),
+            alpha=as_tensor(alpha, input),
             inplace_backward=inplace_backward,
         )
     try:
@@ -127,18 +128,25 @@ def log_softmax(
     r"""Log-softmax whose backward is that of the PowerGrad Transform (arXiv 2111.12495).
 
     The value is ``log_softmax(z)``; for an upstream gradient ``g`` the gradient is
-    ``g - softmax(alpha z) * sum(g)``. Every loss built on log-probabilities (NLL, soft targets, KL
-    distillation, CTC) gets the transform from it; :func:`cross_entropy` is its fused form.
+    ``g - softmax(alpha z) * sum(g)``. A loss whose derivative by the log-probabilities does not sum
+    to 0 over the classes gets the transform from it: NLL, soft targets, KL distillation,
+    :func:`powergrad_ext.ctc_loss`. One that sums to 0 has the ordinary gradient, whatever alpha:
+    what normalises log-probabilities again (``torch.distributions.Categorical(logits=...)``,
+    cross-entropy of them) and ``torch.nn.functional.ctc_loss``, which returns the derivative by the
+    logits. :func:`cross_entropy` is the fused form of log_softmax and NLL.
+
+    Backward reads input again: input that has been changed in place since raises an error.
 
     Args:
-        input: float32, float64, bfloat16 or float16, any shape and strides.
+        input: float32, float64, bfloat16 or float16, any shape and strides; or jagged, where dim is
+            neither the batch nor the ragged dimension.
         dim: the dimension of the classes.
         alpha: as for :func:`cross_entropy`.
         dtype: input is converted to it first. Under CUDA's autocast half-precision input is
             converted to float32, as torch.log_softmax does.
 
     Returns:
-        A tensor of input's shape, in dtype or input's dtype.
+        A contiguous tensor of input's shape, in dtype or input's dtype.
 
     Raises:
         ValueError: alpha is not finite or not > 0.
@@ -146,6 +154,8 @@ def log_softmax(
         TypeError: input is not floating point.
     """
     if has_torch_function_variadic(input):
+        if isinstance(input, Tensor) and input.layout == torch.jagged:
+            return jagged.log_softmax(input, dim, alpha, dtype)
         return handle_torch_function(
             log_softmax, (input,), input, dim=dim, alpha=alpha, dtype=dtype
         )
@@ -156,10 +166,8 @@ def log_softmax(
         dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
-    if maybe_current_level() is not None:
-        return functorch.log_softmax(input, dim, as_tensor(alpha))
     if torch.compiler.is_compiling():
-        return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha))
+        return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     try:
         return _C.log_softmax(input, dim, alpha)
     except TypeError:
@@ -195,8 +203,16 @@ def as_alpha(alpha: object) -> float | Tensor:
     )
 
 
-def as_tensor(alpha: float | Tensor) -> Tensor:
-    """Alpha as the operators take it: a 0-d tensor."""
+def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
+    """Alpha as the operators take it in a graph: a 0-d tensor.
+
+    A number goes where the logits are: with a tensor on the CPU the compiler would not capture a
+    CUDA graph (mode="reduce-overhead"). It is checked here, since on a GPU nobody looks at it.
+    """
     if isinstance(alpha, Tensor):
         return alpha
-    return torch.tensor(alpha, dtype=torch.float64)
+    if not input.is_cuda:
+        return torch.tensor(alpha, dtype=torch.float64)
+    if not 0.0 < alpha < math.inf:
+        raise ValueError(f"alpha must be finite and greater than 0, got {alpha}")
+    return torch.full((), alpha, dtype=torch.float64, device=input.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from powergrad_ext.functional import cross_entropy, log_softmax
@@ -34,6 +35,17 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`."""
+        # TorchScript knows operators, not the function around them.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.ops.powergrad.cross_entropy(
+                input,
+                target,
+                self.weight,
+                self.ignore_index,
+                self.reduction,
+                self.label_smoothing,
+                alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
+            )
         return cross_entropy(
             input,
             target,
@@ -66,6 +78,9 @@ class PowerGradLogSoftmax(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Log-probabilities of ``input``; see :func:`powergrad_ext.log_softmax`."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
+            return torch.ops.powergrad.log_softmax(input, self.dim, alpha=alpha)
         return log_softmax(input, self.dim, alpha=self.alpha)
 
     def extra_repr(self) -> str:

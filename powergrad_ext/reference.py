@@ -47,8 +47,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, ..., dK); float32, float64, bfloat16 or float16.
-        target: int64 or int32 class indices, (), (N) or (N, d1, ..., dK); or probabilities in the
-            shape of `input`.
+        target: class indices, int64, int32 or uint8, (), (N) or (N, d1, ..., dK); or probabilities
+            in the shape of `input`.
         weight: (C), or None for ones.
         ignore_index: rows with this index have loss 0 and gradient exactly 0, whatever their
             logits.
@@ -70,7 +70,7 @@ def cross_entropy(
     _refuse_gradient(weight=weight, alpha=alpha)
     return _CrossEntropy.apply(
         _widened(input),
-        target.long() if target.dtype == torch.int32 else _widened(target),
+        _widened(target) if target.is_floating_point() else target.long(),
         None if weight is None else _widened(weight),
         _checked(alpha),
         {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing},

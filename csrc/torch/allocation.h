@@ -22,7 +22,10 @@ inline at::Tensor new_empty(at::IntArrayRef sizes, const at::TensorOptions& opti
 
 inline at::Tensor new_empty_like(const at::Tensor& tensor) {
   if (!tensor.is_cpu() || !tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
-  return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.options());
+  const at::Tensor result =
+      at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.options());
+  advise_huge_pages(result);
+  return result;
 }
 
 }  // namespace powergrad

@@ -1,5 +1,6 @@
 #include "torch/checks.h"
 
+#include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -8,19 +9,17 @@ namespace powergrad {
 namespace {
 
 void check_dense(const at::Tensor& tensor, const char* op, const char* name) {
-  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_nested(), op,
-              "(): argument '", name, "' must be a dense (strided) tensor, got ",
-              tensor.is_quantized() ? "a quantized tensor"
-              : tensor.is_nested()  ? "a nested tensor"
-                                    : "layout ",
-              tensor.is_quantized() || tensor.is_nested() ? "" : c10::str(tensor.layout()));
+  check_not_nested(tensor, op, name);
+  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_quantized(), op, "(): argument '", name,
+              "' must be a dense (strided) tensor, got ",
+              tensor.is_quantized() ? "a quantized tensor" : "layout " + c10::str(tensor.layout()));
 }
 
-void check_floating_logits(const at::Tensor& input, const char* op) {
-  const auto dtype = input.scalar_type();
+void check_floating(const at::Tensor& tensor, const char* op, const char* name) {
+  const auto dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      op, "(): argument 'input' must be float32, float64, bfloat16 or float16, got ", dtype);
+      op, "(): argument '", name, "' must be float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
@@ -42,15 +41,23 @@ void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* o
               "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
 }
 
+// Sizes that only the data decides (logits[mask] under torch.export) are taken to be equal, and
+// compared when the graph runs.
+bool expected_equal(const c10::SymInt& a, const c10::SymInt& b) {
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
 void check_index_target(const at::Tensor& input, const at::Tensor& target) {
   const auto dtype = target.scalar_type();
   TORCH_CHECK(!at::isFloatingType(dtype), "expected scalar type Long but found ", dtype,
-              ": cross_entropy(): argument 'target' holds class indices (int64 or int32) unless it",
-              " has the shape of 'input', ", input.sym_sizes(), ", got shape ", target.sym_sizes());
-  TORCH_CHECK(dtype == at::kLong || dtype == at::kInt, "expected scalar type Long but found ",
-              dtype,
-              ": cross_entropy(): class indices in argument 'target' must be int64 or int32;",
-              " convert them with target.long()");
+              ": cross_entropy(): argument 'target' holds class indices (int64, int32 or uint8)",
+              " unless it has the shape of 'input', ", input.sym_sizes(), ", got shape ",
+              target.sym_sizes());
+  TORCH_CHECK(
+      dtype == at::kLong || dtype == at::kInt || dtype == at::kByte,
+      "expected scalar type Long but found ", dtype,
+      ": cross_entropy(): class indices in argument 'target' must be int64, int32 or uint8;",
+      " convert them with target.long()");
   if (input.dim() == 1) {
     TORCH_CHECK(target.dim() == 0, "size mismatch (got input: ", input.sym_sizes(),
                 ", target: ", target.sym_sizes(), ")");
@@ -60,23 +67,27 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
               "0D or 1D target tensor expected, multi-target not supported (cross_entropy():",
               " argument 'target' has shape ", target.sym_sizes(), " for 'input' of shape ",
               input.sym_sizes(), ")");
-  TORCH_CHECK_VALUE(target.dim() == 0 || input.sym_size(0) == target.sym_size(0),
+  TORCH_CHECK_VALUE(target.dim() == 0 || expected_equal(input.sym_size(0), target.sym_size(0)),
                     "Expected input batch_size (", input.sym_size(0),
                     ") to match target batch_size (", target.sym_size(0), ").");
   if (input.dim() == 2 && target.dim() == 1) return;
   auto expected = input.sym_sizes().vec();
   expected.erase(expected.begin() + 1);
-  TORCH_CHECK(target.sym_sizes() == c10::SymIntArrayRef(expected), "Expected target size ",
-              c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
-}
-
-// Half logits come with weights and probabilities in their own type or in float32.
-bool is_companion_type(const at::Tensor& input, const at::Tensor& other) {
-  return other.scalar_type() == input.scalar_type() ||
-         other.scalar_type() == accumulate_type(input);
+  bool fits = target.dim() == input.dim() - 1;
+  for (int64_t d = 0; fits && d < target.dim(); ++d) {
+    fits = expected_equal(expected[d], target.sym_size(d));
+  }
+  TORCH_CHECK(fits, "Expected target size ", c10::SymIntArrayRef(expected), ", got ",
+              target.sym_sizes());
 }
 
 }  // namespace
+
+void check_not_nested(const at::Tensor& tensor, const char* op, const char* name) {
+  TORCH_CHECK(!tensor.is_nested(), op, "(): argument '", name,
+              "' must be a dense (strided) tensor,",
+              " got a nested tensor: give its rows as one tensor, torch.cat(", name, ".unbind())");
+}
 
 Reduction parse_reduction(std::string_view name) {
   if (name == "none") return Reduction::none;
@@ -87,7 +98,12 @@ Reduction parse_reduction(std::string_view name) {
 }
 
 bool is_probabilities(const at::Tensor& input, const at::Tensor& target) {
-  return input.dim() == target.dim() && input.sym_sizes() == target.sym_sizes();
+  if (input.dim() != target.dim()) return false;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    // No other target has so many dimensions: what the data has yet to decide will be checked.
+    if (!TORCH_GUARD_OR_TRUE(input.sym_size(d).sym_eq(target.sym_size(d)))) return false;
+  }
+  return true;
 }
 
 at::ScalarType accumulate_type(const at::Tensor& input) {
@@ -102,7 +118,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
   parse_reduction(reduction);
   check_dense(input, op, "input");
   check_dense(target, op, "target");
-  check_floating_logits(input, op);
+  check_floating(input, op, "input");
   check_alpha(input, alpha, op);
   TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
               "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
@@ -111,29 +127,29 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
               " (N, C, d1, ..., dK), got a 0-d tensor");
   check_same_device(input, target, op, "target");
   if (is_probabilities(input, target)) {
+    for (int64_t d = 0; d < input.dim(); ++d) {
+      expected_equal(input.sym_size(d), target.sym_size(d));
+    }
     TORCH_CHECK(at::isFloatingType(target.scalar_type()),
                 "Expected floating point type for target with class probabilities, got ",
                 target.scalar_type());
     TORCH_CHECK(ignore_index < 0, "ignore_index is not supported for floating point target");
-    TORCH_CHECK(is_companion_type(input, target), "cross_entropy(): argument 'target' must be ",
-                accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
-                target.scalar_type());
+    check_floating(target, op, "target");
   } else {
     check_index_target(input, target);
   }
   const c10::SymInt classes = input.sym_size(class_dim_of(input));
-  TORCH_CHECK(classes > 0 || (input.dim() > 1 && input.sym_size(0) == 0),
+  TORCH_CHECK(TORCH_GUARD_OR_TRUE(classes.sym_gt(0)) ||
+                  (input.dim() > 1 && TORCH_GUARD_OR_TRUE(input.sym_size(0).sym_eq(0))),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",
               input.sym_sizes());
   if (!weight.has_value() || !weight->defined()) return;
   check_dense(*weight, op, "weight");
   check_same_device(input, *weight, op, "weight");
-  TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == classes,
+  TORCH_CHECK(weight->dim() == 1 && expected_equal(weight->sym_size(0), classes),
               "weight tensor should be defined either for all ", classes,
               " classes or no classes but got weight tensor of shape: ", weight->sym_sizes());
-  TORCH_CHECK(is_companion_type(input, *weight), "cross_entropy(): argument 'weight' must be ",
-              accumulate_type(input), " or the type of 'input' (", input.scalar_type(), "), got ",
-              weight->scalar_type());
+  check_floating(*weight, op, "weight");
   TORCH_CHECK(!weight->requires_grad(),
               "cross_entropy(): the derivative for 'weight' is not implemented");
 }
@@ -141,7 +157,7 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
   static constexpr const char* op = "log_softmax";
   check_dense(input, op, "input");
-  check_floating_logits(input, op);
+  check_floating(input, op, "input");
   check_alpha(input, alpha, op);
   const int64_t dims = std::max<int64_t>(input.dim(), 1);
   TORCH_CHECK_INDEX(-dims <= dim && dim < dims, "Dimension out of range (expected to be in range",

@@ -30,6 +30,8 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const at::Tensor& alpha);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
 
+void check_not_nested(const at::Tensor& tensor, const char* op, const char* name);
+
 // The exponent, finite and > 0, else ValueError. `alpha` is on the CPU.
 double alpha_value(const at::Tensor& alpha);
 

@@ -72,13 +72,13 @@ class CrossEntropyCall {
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
     functions_.check_targets(params, input_.device());
-    check_statistics(statistics, input_, kStatistics, params.shape);
-    TORCH_CHECK(total_weight.dim() == 0 && total_weight.scalar_type() == at::kDouble &&
+    TORCH_CHECK(total_weight.dim() == 0 && at::isFloatingType(total_weight.scalar_type()) &&
                     total_weight.device() == input_.device(),
-                "total_weight must be what the forward operator returned (a 0-d float64 tensor),",
-                " got ", total_weight.scalar_type(), " of shape ", total_weight.sizes());
-    total_weight_ = total_weight;
-    statistics_ = statistics;
+                "total_weight must be what the forward operator returned (a 0-d float64 tensor on ",
+                input_.device(), "), got ", total_weight.scalar_type(), " of shape ",
+                total_weight.sizes(), " on ", total_weight.device());
+    total_weight_ = total_weight.to(at::kDouble);
+    statistics_ = readable_statistics(statistics, input_, kStatistics, params.shape);
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
     set_upstream(grad_output);
   }
@@ -92,7 +92,7 @@ class CrossEntropyCall {
     backward();
   }
 
-  Destination new_gradient() const { return Destination(logits_.layout, input_); }
+  Destination new_gradient() const { return {logits_.layout, new_empty_like(input_)}; }
 
   void forward() const { functions_.cross_entropy_forward(params, input_.device()); }
   void backward() const { functions_.cross_entropy_backward(params, input_.device()); }
@@ -131,15 +131,18 @@ class CrossEntropyCall {
   }
 
   void set_target(const at::Tensor& target) {
+    const at::ScalarType type = target.scalar_type();
     if (is_probabilities(input_, target)) {
-      target_ = readable_in(logits_.layout, target);
+      const at::ScalarType wide = accumulate_type(input_);
+      const bool is_readable = type == wide || type == input_.scalar_type();
+      target_ = readable_in(logits_.layout, is_readable ? target : target.to(wide));
       params.target_probabilities = target_.const_data_ptr();
       params.target_strides = *strides_in(logits_.layout, target_);
-      params.target_is_accumulate_type = target.scalar_type() == accumulate_type(input_);
+      params.target_is_accumulate_type = target_.scalar_type() == wide;
     } else {
-      target_ = target.contiguous();
+      target_ = (type == at::kByte ? target.to(at::kLong) : target).contiguous();
       params.target_index = target_.const_data_ptr();
-      params.target_index_is_int32 = target.scalar_type() == at::kInt;
+      params.target_index_is_int32 = type == at::kInt;
     }
   }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "torch/allocation.h"
 
@@ -56,7 +57,9 @@ at::Tensor empty_in(const Layout& layout, at::IntArrayRef sizes, const at::Tenso
     strides[*d] = stride;
     stride *= std::max<int64_t>(sizes[*d], 1);
   }
-  return at::empty_strided(sizes, strides, options);
+  const at::Tensor tensor = at::empty_strided(sizes, strides, options);
+  advise_huge_pages(tensor);
+  return tensor;
 }
 
 }  // namespace
@@ -105,11 +108,10 @@ at::Tensor readable_in(const Layout& layout, const at::Tensor& tensor) {
   return empty_in(layout, tensor.sizes(), tensor.options()).copy_(tensor);
 }
 
-Destination::Destination(const Layout& layout, const at::Tensor& input)
-    : layout_(layout), result_(new_empty_like(input)) {
+Destination::Destination(const Layout& layout, at::Tensor result)
+    : layout_(layout), result_(std::move(result)) {
   buffer_ =
       strides_in(layout, result_) ? result_ : empty_in(layout, result_.sizes(), result_.options());
-  advise_huge_pages(buffer_);
 }
 
 Strides Destination::strides() const { return *strides_in(layout_, buffer_); }

@@ -27,11 +27,11 @@ std::optional<Strides> strides_in(const Layout& layout, const at::Tensor& tensor
 // `tensor` if strides_in has an answer for it, else a copy for which it has.
 at::Tensor readable_in(const Layout& layout, const at::Tensor& tensor);
 
-// A new tensor for the kernels to write: with the strides of empty_like(input), which is what
-// FakeTensor foresees, through a buffer in this layout where those strides are not one.
+// A new tensor for the kernels to write, through a buffer in this layout where `result` has other
+// strides than the kernels can write.
 class Destination {
  public:
-  Destination(const Layout& layout, const at::Tensor& input);
+  Destination(const Layout& layout, at::Tensor result);
   void* data() const { return buffer_.mutable_data_ptr(); }
   Strides strides() const;
   // Whether the kernels write the result itself.

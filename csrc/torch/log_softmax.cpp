@@ -31,7 +31,12 @@ struct LogSoftmaxCall {
     params.logits_strides = logits.strides();
   }
 
-  Destination new_output() const { return Destination(logits.layout, input); }
+  // Contiguous, as torch's.
+  Destination new_output() const {
+    return {logits.layout, new_empty(input.sizes(), input.options())};
+  }
+  // In the strides of the logits, as gradients are.
+  Destination new_gradient() const { return {logits.layout, new_empty_like(input)}; }
 };
 
 }  // namespace
@@ -62,10 +67,11 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
               "log_softmax_backward(): argument 'grad_output' must have the shape, type and device",
               " of 'input' (", input.scalar_type(), " of shape ", input.sizes(), "), got ",
               grad_output.scalar_type(), " of shape ", grad_output.sizes());
-  check_statistics(statistics, input, kLogSoftmaxStatistics, params.shape);
+  const at::Tensor readable =
+      readable_statistics(statistics, input, kLogSoftmaxStatistics, params.shape);
   const at::Tensor upstream = readable_in(call.logits.layout, at_least_1d(grad_output));
-  const Destination gradient = call.new_output();
-  params.statistics = const_cast<void*>(statistics.const_data_ptr());
+  const Destination gradient = call.new_gradient();
+  params.statistics = const_cast<void*>(readable.const_data_ptr());
   params.upstream = upstream.const_data_ptr();
   params.upstream_strides = *strides_in(call.logits.layout, upstream);
   params.gradient = gradient.data();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "torch/checks.h"
+#include "torch/functorch.h"
 #include "torch/instruction_set.h"
 #include "torch/operators.h"
 
@@ -30,7 +31,8 @@ at::Tensor as_tensor(const Alpha& alpha) {
   const auto make = [value] {
     return at::scalar_tensor(*value, at::TensorOptions().dtype(at::kDouble));
   };
-  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return make();  // a fake one, say
+  // A fake one, or one that belongs to a transform of torch.func: not to be kept.
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set() || in_transform()) return make();
   // Steps come with the same alpha, and making a tensor costs a tenth of a small call.
   thread_local double last_value = std::numeric_limits<double>::quiet_NaN();
   thread_local at::Tensor last;

@@ -77,8 +77,10 @@ TORCH_LIBRARY_IMPL(powergrad, SparseCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, SparseCsrCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, QuantizedCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, MkldnnCPU, m) { register_device_operators(m); }
+TORCH_LIBRARY_IMPL(powergrad, NestedTensorCPU, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, SparseCUDA, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, SparseCsrCUDA, m) { register_device_operators(m); }
 TORCH_LIBRARY_IMPL(powergrad, QuantizedCUDA, m) { register_device_operators(m); }
+TORCH_LIBRARY_IMPL(powergrad, NestedTensorCUDA, m) { register_device_operators(m); }
 
 }  // namespace powergrad

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+try:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
-from . import plot, report
-from .methods import TUNED_RATE, Method, cross_entropy, power_gradient
-from .results import Results
-from .timing import SIZES, time_loss
-from .training import Run, train
+    from . import plot, report
+    from .methods import TUNED_RATE, Method, cross_entropy, power_gradient
+    from .results import Results
+    from .timing import SIZES, time_loss
+    from .training import Run, train
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"examples.digits needs {str(missing.name).partition('.')[0]}, which is not installed: "
+        "run  make demo  or  pip install --no-build-isolation --editable '.[demo]'"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:

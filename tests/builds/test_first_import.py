@@ -23,6 +23,7 @@ shutil.which = lambda name, *rest, **options: (
     None if name == "ninja" else which(name, *rest, **options)
 )
 """
+NO_COMPILER = NO_NINJA.replace('"ninja"', '"c++"')
 NO_HEADERS = """
 import sysconfig
 sysconfig.get_path = lambda *_: "nowhere"
@@ -49,7 +50,28 @@ def test_says_once_that_it_compiles_and_is_silent_from_the_cache(tiny_package: T
 
 def test_the_cache_needs_no_compiler(tiny_package: TinyPackage) -> None:
     assert tiny_package.import_it().returncode == 0
-    assert tiny_package.import_it(CXX="no-such-compiler").returncode == 0
+    assert tiny_package.import_it(NO_COMPILER).returncode == 0
+
+
+def test_another_compiler_compiles_for_itself(tiny_package: TinyPackage) -> None:
+    """What one compiler made is not given out as another's."""
+    wrapper = tiny_package.folder / "other"
+    wrapper.write_text('#!/bin/sh\nexec c++ "$@"\n')
+    wrapper.chmod(0o755)
+    first = tiny_package.import_it()
+    second = tiny_package.import_it(CXX=str(wrapper))
+    assert "compiling" in second.stderr
+    assert second.stdout != first.stdout
+    assert tiny_package.import_it(CXX=str(wrapper)).stdout == second.stdout
+
+
+def test_the_environment_of_the_process_stays(tiny_package: TinyPackage) -> None:
+    """Also the part that is set while compiling."""
+    before = "import os; before = dict(os.environ)"
+    after = "assert dict(os.environ) == before"
+    done = tiny_package.import_it(before, after, PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+    assert "compiling" in done.stderr
 
 
 def test_a_changed_source_is_compiled_again(tiny_package: TinyPackage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,21 @@ def test_cuda_is_built_for_all_architectures_that_the_toolkit_knows(
     (macro,) = (flag for flag in _build.recipe(tmp_path).cxx_flags if "ARCHITECTURES" in flag)
     assert macro.split("=")[1].split(",")[:1] == ["8.0"]
     assert macro.endswith(newest)
+
+
+def test_the_environment_is_settled_only_while_building(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.txt").write_text("cuda b.cu\n")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr(_build, "DEFAULT_CUDA_FOLDER", str(tmp_path))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    before = dict(os.environ)
+    recipe = _build.recipe(tmp_path)
+    assert dict(os.environ) == before
+    with _build.environment_of(recipe):
+        assert os.environ["CUDA_HOME"] == str(tmp_path)
+        assert os.environ["TORCH_CUDA_ARCH_LIST"] == _build.DEFAULT_CUDA_ARCHITECTURES
+    assert dict(os.environ) == before

@@ -33,9 +33,9 @@ class TinyPackage:
         (self.source.parent / "sources.txt").write_text("torch module.cpp\n")
 
     def import_it(
-        self, before: str = "", **variables: str | Path
+        self, before: str = "", after: str = "", **variables: str | Path
     ) -> subprocess.CompletedProcess[str]:
-        """Imports the package in a new process, after some other statements; prints the module."""
-        code = f"{before}\nfrom powergrad_ext import _native\nprint(_native._C.__file__)"
+        """Imports the package in a new process, among other statements; prints the module."""
+        code = f"{before}\nfrom powergrad_ext import _native\nprint(_native._C.__file__)\n{after}"
         variables = {"TORCH_EXTENSIONS_DIR": self.cache} | variables
         return run(sys.executable, "-c", code, cwd=self.folder, check=False, **variables)

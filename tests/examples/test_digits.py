@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from math import exp, log1p
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,6 +25,7 @@ from examples.digits.threads import thread_count
 from examples.digits.timing import Size
 from examples.digits.training import Run, evaluate, step, train
 
+DEMO = "examples.digits"
 SEEDS = 3  # with two, some wrong standard errors are right
 
 
@@ -210,3 +213,13 @@ def test_too_little_to_compare_is_refused(
     with pytest.raises(SystemExit):
         demo.main(arguments)
     assert f"{arguments[0]} must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn", "torch"])
+def test_a_package_that_is_missing_is_named(package):
+    """One sentence, from the command itself."""
+    code = f"import sys, runpy; sys.modules['{package}'] = None; runpy.run_module('{DEMO}')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"examples.digits needs {package}, which is not installed: run  make")

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from cases import check, make_problem
+from cases import check, make_logits, make_problem
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, jacrev, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import powergrad_ext as pg
 
@@ -90,6 +93,95 @@ def test_inplace_backward_is_only_a_permission(device):
     eager = problem.logits.clone().requires_grad_()
     pg.cross_entropy(eager, problem.target).backward()
     torch.testing.assert_close(logits.grad, eager.grad)
+
+
+TARGET = torch.arange(4)
+LOSSES = {
+    "cross_entropy": lambda z: pg.cross_entropy(z, TARGET.to(z.device)),
+    "log_softmax": lambda z: pg.log_softmax(z)[:, 0].square().sum(),
+}
+TRANSFORMS = {
+    "grad": grad,
+    "vjp": lambda f: lambda z: vjp(f, z)[1](torch.tensor(2.0, device=z.device))[0],
+    "jacrev": jacrev,
+    "vmap": vmap,
+    "vmap of grad": lambda f: vmap(grad(f)),
+    "grad of grad": lambda f: grad(lambda z: grad(f)(z).square().sum()),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_transforms_inside_a_graph(loss, transform, backend, device):
+    """torch.func under the compiler; Inductor itself has nothing to do with it."""
+    logits = make_logits((3, 4, 5), torch.float32, device)
+    logits = logits if transform in (TRANSFORMS["vmap"], TRANSFORMS["vmap of grad"]) else logits[0]
+    transformed = transform(loss)
+    compiled = torch.compile(transformed, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(logits), transformed(logits))
+
+
+@pytest.mark.parametrize("transform", [grad, vmap])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_graphs_inside_a_transform(loss, transform, device):
+    """As far as torch goes: the compiler's backend "eager" only."""
+    logits = make_logits((3, 4, 5), torch.float32, device)
+    logits = logits[0] if transform is grad else logits
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(transform(compiled)(logits), transform(loss)(logits))
+
+
+class MaskedLosses(torch.nn.Module):
+    """Logits and targets chosen by two masks: only the data decides that they are equally many."""
+
+    def forward(self, logits, target, of_logits, of_target):
+        chosen = logits[of_logits]
+        loss = pg.cross_entropy(chosen, target[of_target], label_smoothing=0.1)
+        return loss + pg.log_softmax(chosen)[:, 0].mean()
+
+
+@pytest.fixture
+def masked():
+    mask = torch.tensor([True, False, True, True])
+    return torch.randn(4, 5), torch.arange(4), mask, mask.clone()
+
+
+def test_sizes_that_the_data_decides(masked):
+    expected = MaskedLosses()(*masked)
+    exported = torch.export.export(MaskedLosses(), masked).module()
+    torch.testing.assert_close(exported(*masked), expected)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(MaskedLosses(), fullgraph=True)
+        torch.testing.assert_close(compiled(*masked), expected)
+        logits, *rest = masked
+        gradient = grad(lambda z: MaskedLosses()(z, *rest))(logits)
+        compiled(logits.requires_grad_(), *rest).backward()
+    torch.testing.assert_close(logits.grad, gradient)
+
+
+def test_sizes_that_do_not_fit_are_refused_when_they_are_known(masked):
+    logits, target, mask, _ = masked
+    exported = torch.export.export(MaskedLosses(), masked).module()
+    with pytest.raises(Exception, match=r"Runtime assertion failed|Eq\(u0, u1\)|batch_size"):
+        exported(logits, target, mask, ~mask)
+
+
+def test_a_number_goes_where_the_logits_are(monkeypatch):
+    """With anything on the CPU in it a graph is not captured (mode="reduce-overhead")."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = torch.empty(4, 5, device="cuda")
+        target = torch.empty(4, dtype=torch.long, device="cuda")
+
+        def losses(z, y):
+            return pg.cross_entropy(z, y), pg.log_softmax(z, alpha=0.5)
+
+        graph = make_fx(losses, tracing_mode="fake")(logits, target).graph
+        alphas = [node for node in graph.nodes if "full" in str(node.target)]
+        assert [node.kwargs["device"].type for node in alphas] == ["cuda", "cuda"]
+        with pytest.raises(ValueError, match="alpha must be finite"):
+            pg.cross_entropy(logits, target, alpha=0.0)
 
 
 def test_errors_are_those_of_eager_code(device):

@@ -4,11 +4,14 @@ import pytest
 import torch
 from cases import generator, make_logits, make_problem
 from torch.autograd import forward_ad
-from torch.func import grad, grad_and_value, jacrev, jvp, vjp, vmap
+from torch.func import functionalize, grad, grad_and_value, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import powergrad_ext as pg
 from powergrad_ext import reference
 
+OPS = torch.ops.powergrad
+ALPHA = torch.tensor(0.3, dtype=torch.float64)
 SAMPLES = 4
 CASES = {
     "mean": {},
@@ -192,8 +195,204 @@ def test_forward_mode_of_log_softmax_is_refused(function):
             function(dual, alpha=torch.tensor(0.3))
 
 
+def tangents_of_raw_operators():
+    """Calls of the raw operators, each with one dual argument."""
+    logits, target = torch.randn(4, 5), torch.arange(4)
+    options = (None, -100, "mean", 0.0, ALPHA)
+    _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, True)
+    _, log_statistics = OPS.log_softmax_forward(logits, -1, ALPHA, True)
+    ones = torch.ones(())
+    return {
+        "forward": lambda dual: OPS.cross_entropy_forward(dual(logits), target, *options, True),
+        "probabilities": lambda dual: OPS.cross_entropy_forward(
+            logits, dual(logits.softmax(1)), *options, True
+        ),
+        "forward gradient": lambda dual: OPS.cross_entropy_forward_gradient(
+            dual(logits), target, *options
+        ),
+        "backward": lambda dual: OPS.cross_entropy_backward(
+            ones, dual(logits), target, *options, statistics, total
+        ),
+        "backward, upstream": lambda dual: OPS.cross_entropy_backward(
+            dual(ones), logits, target, *options, statistics, total
+        ),
+        "backward in place": lambda dual: OPS.cross_entropy_backward_(
+            dual(logits), ones, target, *options, statistics, total
+        ),
+        "log-softmax": lambda dual: OPS.log_softmax_forward(dual(logits), -1, ALPHA, True),
+        "log-softmax backward": lambda dual: OPS.log_softmax_backward(
+            logits, dual(logits), -1, ALPHA, log_statistics
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", tangents_of_raw_operators())
+def test_forward_mode_of_raw_operators_is_refused(name):
+    call = tangents_of_raw_operators()[name]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward"):
+        call(lambda tensor: forward_ad.make_dual(tensor.clone(), torch.randn_like(tensor)))
+
+
 def test_bad_input_inside_a_transform():
     with pytest.raises(ValueError, match="alpha"):
         grad(lambda z: pg.cross_entropy(z, torch.tensor([0]), alpha=-1.0))(torch.randn(1, 3))
     with pytest.raises(IndexError, match="Target 3"):
         grad(lambda z: pg.cross_entropy(z, torch.tensor([3])))(torch.randn(1, 3))
+
+
+# The operators themselves, which an exported module calls.
+
+
+def operator_loss(logits, target, reduction="mean"):
+    return OPS.cross_entropy(logits, target, None, -100, reduction, alpha=ALPHA)
+
+
+def raw_loss(logits, target, reduction="mean"):
+    return OPS.cross_entropy_forward(logits, target, None, -100, reduction, 0.0, ALPHA, False)[0]
+
+
+def operator_log_softmax(logits, target):
+    return OPS.log_softmax(logits, alpha=ALPHA)[:, 0].square().sum()
+
+
+def raw_log_softmax(logits, target):
+    output = OPS.log_softmax_forward(logits, -1, ALPHA, False)[0]
+    return output[:, 0].square().sum()
+
+
+def specified_log_softmax(logits, target):
+    return reference.log_softmax(logits, alpha=0.3)[:, 0].square().sum()
+
+
+OPERATORS = {
+    "cross_entropy": (operator_loss, reference.cross_entropy),
+    "cross_entropy_forward": (raw_loss, reference.cross_entropy),
+    "log_softmax": (operator_log_softmax, specified_log_softmax),
+    "log_softmax_forward": (raw_log_softmax, specified_log_softmax),
+}
+
+
+def value_and_size_of_gradient(loss):
+    """Differentiates an inner transform's value as well as its gradient."""
+
+    def penalised(logits, target):
+        gradient, value = grad_and_value(loss)(logits, target)
+        return value + gradient.square().sum()
+
+    return grad(penalised)
+
+
+OF_ONE_SAMPLE = [grad, jacrev, value_and_size_of_gradient]
+
+
+@pytest.mark.filterwarnings("error:.*performance drop")
+@pytest.mark.parametrize(
+    "transform",
+    [
+        grad,
+        vmap,
+        jacrev,
+        value_and_size_of_gradient,
+        lambda loss: vmap(grad(loss)),
+        lambda loss: grad(lambda z, y: vmap(loss)(z, y).square().sum()),
+        lambda loss: vmap(value_and_size_of_gradient(loss)),
+        lambda loss: value_and_size_of_gradient(lambda z, y: vmap(grad(loss))(z, y).sum()),
+    ],
+    ids=["grad", "vmap", "jacrev", "nested", "vmap grad", "grad vmap", "vmap nested", "mixed"],
+)
+@pytest.mark.parametrize(("ours", "specified"), OPERATORS.values(), ids=OPERATORS.keys())
+def test_operators(ours, specified, transform, device):
+    logits, target, _ = samples(device, (5, 7))
+    if transform in OF_ONE_SAMPLE:
+        logits, target = logits[0], target[0]
+    torch.testing.assert_close(
+        transform(ours)(logits, target),
+        transform(specified)(logits, target),
+        rtol=1e-11,
+        atol=1e-13,
+    )
+
+
+def test_derivative_of_the_raw_operators_in_eager_mode(device):
+    logits, target, _ = samples(device, (5, 7))
+    for ours, specified in OPERATORS.values():
+        gradients = []
+        for loss in (ours, specified):
+            z = logits[0].clone().requires_grad_()
+            gradients.append(torch.autograd.grad(loss(z, target[0]), z)[0])
+        torch.testing.assert_close(*gradients)
+
+
+class Losses(torch.nn.Module):
+    def forward(self, logits, target):
+        return pg.cross_entropy(logits, target) + pg.log_softmax(logits)[:, 1].mean()
+
+
+def test_exported_module(device):
+    logits, target, _ = samples(device, (5, 7))
+    exported = torch.export.export(Losses(), (logits[0], target[0])).module()
+    expected = grad(Losses())(logits[0], target[0])
+    torch.testing.assert_close(grad(exported)(logits[0], target[0]), expected)
+
+
+@pytest.mark.parametrize("transform", [grad, jacrev, lambda f: vmap(f, (0, None))])
+def test_functionalize(transform, device):
+    """Around a transform, and traced."""
+    logits, target, _ = samples(device, (5, 7))
+    arguments = logits[0], target[0]
+    if transform not in (grad, jacrev):
+        arguments = logits, target[0]
+    expected = transform(Losses())(*arguments)
+    functional = functionalize(transform(Losses()))
+    torch.testing.assert_close(functional(*arguments), expected)
+    torch.testing.assert_close(make_fx(functional)(*arguments)(*arguments), expected)
+
+
+def test_a_value_of_alpha_outlives_the_transform_that_used_it_first():
+    """The tensor made of it is kept for the next call, but not one that belongs to a transform."""
+    logits, target = torch.randn(4, 5), torch.arange(4)
+    grad(lambda z: pg.cross_entropy(z, target, alpha=0.123))(logits)
+    loss = pg.cross_entropy(logits.requires_grad_(), target, alpha=0.123)
+    loss.backward()
+    scaled = torch.nn.functional.cross_entropy(0.123 * logits, target) / 0.123
+    torch.testing.assert_close(logits.grad, torch.autograd.grad(scaled, logits)[0])
+
+
+def test_inplace_backward_inside_a_transform():
+    """What lies below a transform's tensors is not the caller's to give."""
+    logits, target = torch.randn(3, 4, 5), torch.arange(4)
+    before = logits.clone()
+
+    def loss(z):
+        return pg.cross_entropy(z * 1.0, target, inplace_backward=True) + z.square().mean()
+
+    expected = torch.stack([grad(loss)(z) for z in logits])
+    torch.testing.assert_close(vmap(grad(loss))(logits), expected)
+    vmapped = logits.clone().requires_grad_()
+    vmap(lambda z: pg.cross_entropy(z, target, inplace_backward=True))(vmapped).sum().backward()
+    assert torch.equal(vmapped.detach(), before)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 7, 3), (0, 7)], ids=str)
+@pytest.mark.parametrize("shared_weight", [True, False], ids=["shared weight", "own weight"])
+def test_empty_batch(shared_weight, shape, device):
+    problem = make_problem(shape, torch.float64, device)
+    logits, target, weight = (
+        tensor.new_empty(0, *tensor.shape)
+        for tensor in (problem.logits, problem.target, torch.ones(7, dtype=torch.float64))
+    )
+    if shared_weight:
+        weight = torch.ones(7, dtype=torch.float64, device=device)
+    in_dims = (0, 0, None if shared_weight else 0)
+
+    def unreduced(z, y, w):
+        return pg.cross_entropy(z, y, w, reduction="none")
+
+    def log_softmax(z, y, w):
+        return pg.log_softmax(z).sum()
+
+    losses = vmap(unreduced, in_dims)(logits, target, weight)
+    assert losses.shape == target.shape
+    for loss in (pg.cross_entropy, log_softmax):
+        assert vmap(loss, in_dims)(logits, target, weight).shape == (0,)
+        assert vmap(grad(loss), in_dims)(logits, target, weight).shape == logits.shape

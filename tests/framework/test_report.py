@@ -1,6 +1,7 @@
 """`python -m powergrad_ext`, and the choice of the instruction set, in processes of their own."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -45,6 +46,23 @@ def test_unknown_instruction_set(isa):
     assert ", ".join(_C.available_isas()) in message
 
 
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+def test_instruction_set_of_other_processors(isa):
+    """Known, but not here: the import says so instead of dying of an illegal instruction."""
+    if isa in _C.available_isas():
+        pytest.skip(f"this processor has {isa}")
+    done = run("-c", "import powergrad_ext", POWERGRAD_ISA=isa)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: ")
+    supported = ", ".join(_C.available_isas())
+    if platform.machine() == "x86_64":
+        assert f"POWERGRAD_ISA={isa} is not supported by this processor" in message
+    assert f"supports: {supported}" in message
+    with pytest.raises((RuntimeError, ValueError), match=f"isa={isa}"):
+        _C.set_isa(isa)
+
+
 def test_names_of_instruction_sets():
     assert _C.isa() in _C.available_isas()
     assert "scalar" in _C.available_isas()
@@ -57,6 +75,7 @@ def test_public_names():
         "PowerGradCrossEntropyLoss",
         "PowerGradLogSoftmax",
         "cross_entropy",
+        "ctc_loss",
         "log_softmax",
         "reference",
     }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import check_log_softmax, make_logits
+from torch.profiler import ProfilerActivity, profile
 
 import powergrad_ext as pg
 from powergrad_ext import reference
@@ -47,6 +48,65 @@ def test_alpha(dim, alpha, dtype, device, isa):
 def test_dtype(dtype, converted, device):
     """The logits are converted first, and their gradient comes back in their own type."""
     check_log_softmax(make_logits((6, 50), dtype, device), 1, dtype=converted)
+
+
+def permuted(x):
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def padded(x):
+    return torch.nn.functional.pad(x, (3, 5))[..., 3:-5]
+
+
+def expanded(x):
+    return x[:1].expand(x.shape)
+
+
+PLACES = [permuted, channels_last, padded, expanded]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(5, 37), (4, 5, 37), (2, 19, 5, 7)], ids=str)
+def test_output_is_contiguous(shape, dim, place, dtype, device):
+    """Like torch's, so that views of it work; the gradient keeps the strides of the logits."""
+    logits = place(make_logits(shape, dtype, device)).detach().requires_grad_()
+    output = pg.PowerGradLogSoftmax(dim)(logits)
+    assert output.stride() == torch.log_softmax(logits, dim).stride()
+    assert pg.log_softmax(logits.detach(), dim, dtype=torch.float64).is_contiguous()
+    (gradient,) = torch.autograd.grad(output, logits, output)
+    assert gradient.stride() == torch.empty_like(logits).stride()
+    check_log_softmax(logits, dim)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_contiguous_output_costs_one_copy_at_most(dim, place):
+    """None where classes are neighbours in the logits and in the output."""
+    logits = place(make_logits((4, 5, 37), torch.float32, "cpu"))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        pg.log_softmax(logits, dim)
+    copies = sum(event.name == "aten::copy_" for event in profiler.events())
+    assert copies <= (0 if dim == 2 and logits.stride(2) == 1 else 1)
+
+
+def test_jagged_logits(device):
+    """As torch's: along a dimension that is the same for all."""
+    parts = [make_logits((rows, 7), torch.float32, device, seed=rows) for rows in (3, 0, 5)]
+    logits = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+    output = pg.log_softmax(logits, alpha=0.5)
+    assert output.shape == logits.shape
+    (output * logits.detach()).values().sum().backward()
+    for part, ours, gradient in zip(parts, output.unbind(), logits.grad.unbind(), strict=True):
+        z = part.clone().requires_grad_()
+        expected = pg.log_softmax(z, alpha=0.5)
+        (expected * part).sum().backward()
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(gradient, z.grad)
 
 
 @pytest.mark.parametrize("function", [pg.log_softmax, reference.log_softmax])

@@ -1,0 +1,139 @@
+"""Models that hold or call our functions, in ONNX and in TorchScript."""
+
+import io
+
+import pytest
+import torch
+
+import powergrad_ext as pg
+
+# Of TorchScript, of its exporter, and of a module that is exported as it was trained.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self, tail):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 5)
+        self.tail = tail
+
+    def forward(self, x):
+        return self.tail(self.linear(x))
+
+
+def of_cross_entropy(logits):
+    target = torch.zeros(logits.shape[0], dtype=torch.int32)
+    return pg.cross_entropy(logits, target, torch.linspace(0.5, 1.5, 5))
+
+
+TAILS = {
+    "module": (pg.PowerGradLogSoftmax(alpha=0.5), torch.nn.LogSoftmax(-1)),
+    "function": (lambda z: pg.log_softmax(z, 0), torch.nn.LogSoftmax(0)),
+}
+
+
+def onnx_model(model, x, dynamo):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    if dynamo:
+        return torch.onnx.export(model, (x,), dynamo=True, verbose=False).model_proto
+    buffer = io.BytesIO()
+    torch.onnx.export(model, (x,), buffer, dynamo=False)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def evaluate(model, x):
+    reference = pytest.importorskip("onnx.reference")
+    evaluator = reference.ReferenceEvaluator(model)
+    (output,) = evaluator.run(None, {model.graph.input[0].name: x.numpy()})
+    return torch.as_tensor(output)
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+@pytest.mark.parametrize(("ours", "torchs"), TAILS.values(), ids=TAILS.keys())
+def test_onnx(ours, torchs, dynamo):
+    """The nodes that torch's own log-softmax gives, and its numbers."""
+    model, x = Classifier(ours), torch.randn(3, 4)
+    exported = onnx_model(model, x, dynamo)
+    theirs = onnx_model(Classifier(torchs), x, dynamo)
+    assert [node.op_type for node in exported.graph.node] == [
+        node.op_type for node in theirs.graph.node
+    ]
+    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_of_a_loss():
+    model, x = Classifier(of_cross_entropy), torch.randn(3, 4)
+    exported = onnx_model(model, x, dynamo=True)
+    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_of_a_smoothed_loss():
+    """Refused: torch's own conversion would leave the smoothing out."""
+    with pytest.raises(Exception, match=r"cross_entropy_forward|Failed to convert"):
+        onnx_model(
+            Classifier(lambda z: pg.cross_entropy(z, torch.arange(3), label_smoothing=0.1)),
+            torch.randn(3, 4),
+            dynamo=True,
+        )
+
+
+def test_onnx_of_an_exported_program():
+    model, x = Classifier(pg.PowerGradLogSoftmax()), torch.randn(3, 4)
+    program = torch.export.export(model, (x,))
+    exported = onnx_model(program, x, dynamo=True)
+    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_graphs_of_training_keep_the_operators():
+    """ONNX alone takes them apart: their gradient would be lost."""
+    model, x = Classifier(pg.PowerGradLogSoftmax(alpha=0.3)), torch.randn(3, 4)
+    program = torch.export.export(model, (x,))
+    assert "powergrad.log_softmax" in str(program.graph)
+    assert "powergrad.log_softmax_forward" in str(program.run_decompositions().graph)
+
+
+class Holder(torch.nn.Module):
+    """Has our modules beside what it computes."""
+
+    def __init__(self, alpha):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 5)
+        self.criterion = pg.PowerGradCrossEntropyLoss(
+            torch.linspace(0.5, 1.5, 5), ignore_index=1, label_smoothing=0.1, alpha=alpha
+        )
+        self.log_softmax = pg.PowerGradLogSoftmax(1, alpha=alpha)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Caller(Holder):
+    def forward(self, x):
+        logits = self.linear(x)
+        target = torch.arange(x.shape[0])
+        return self.criterion(logits, target) + self.log_softmax(logits)[:, 0].square().mean()
+
+
+@pytest.mark.parametrize("alpha", [0.25, torch.tensor(0.25)], ids=["float", "tensor"])
+@pytest.mark.parametrize("kind", [Holder, Caller])
+def test_torchscript(kind, alpha):
+    """Scripted, saved and loaded: the same values and gradients."""
+    model, x = kind(alpha), torch.randn(3, 4)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    results = []
+    for each in (model, torch.jit.script(model), loaded):
+        output = each(x)
+        gradients = torch.autograd.grad(output.sum(), list(each.linear.parameters()))
+        results.append((output.detach(), gradients))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+@pytest.mark.parametrize("kind", [Holder, Caller])
+def test_traced(kind):
+    model, x = kind(0.25), torch.randn(3, 4)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
