@@ -11,15 +11,11 @@ namespace {
 
 struct Addition {
   template <class Scalar>
-  static constexpr Scalar kNeutral = 0;
-  template <class Scalar>
   __device__ __forceinline__ static Scalar of(Scalar a, Scalar b) {
     return a + b;
   }
 };
 struct Maximum {
-  template <class Scalar>
-  static constexpr Scalar kNeutral = kLowest<Scalar>;
   template <class Scalar>
   __device__ __forceinline__ static Scalar of(Scalar a, Scalar b) {
     return std::fmax(a, b);
