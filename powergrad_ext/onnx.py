@@ -10,11 +10,17 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 from torch.onnx.symbolic_helper import parse_args
 
+from powergrad_ext import operators
+
 ops = torch.ops.powergrad
 
 
 # torch.onnx.export(dynamo=True) takes operators apart by torch's table of decompositions, and meets
-# ours as the raw ones of forward. Nobody else asks the table for those: compiled graphs keep them.
+# ours as the raw ones of forward. Nobody else asks the table for those, and compiled graphs keep
+# them; but FakeTensor would, for shapes, if it did not find functions for that. What only backward
+# reads is left empty.
+register_decomposition(ops.cross_entropy_forward, type="meta")(operators.cross_entropy_forward)
+register_decomposition(ops.log_softmax_forward, type="meta")(operators.log_softmax_forward)
 
 
 @register_decomposition(ops.log_softmax_forward)

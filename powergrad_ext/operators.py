@@ -45,7 +45,7 @@ def _check_devices(input: Tensor, **others: Tensor) -> None:
 
 
 @torch.library.register_fake("powergrad::cross_entropy_forward")
-def _(
+def cross_entropy_forward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -55,6 +55,7 @@ def _(
     alpha: Tensor,
     needs_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch.ops.powergrad.cross_entropy_forward, without data."""
     _C.check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha)
     class_dim = _class_dim(input)
     shape = _row_shape(input, class_dim) if reduction == "none" else []
@@ -105,7 +106,10 @@ def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> None:
 
 
 @torch.library.register_fake("powergrad::log_softmax_forward")
-def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> tuple[Tensor, Tensor]:
+def log_softmax_forward(
+    input: Tensor, dim: int, alpha: Tensor, needs_backward: bool
+) -> tuple[Tensor, Tensor]:
+    """As torch.ops.powergrad.log_softmax_forward, without data."""
     _C.check_log_softmax(input, dim, alpha)
     class_dim = dim % max(input.dim(), 1)
     count = LOG_SOFTMAX_STATISTICS if needs_backward else 0
