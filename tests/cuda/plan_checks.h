@@ -65,7 +65,7 @@ inline void check_plans(Report& report) {
     report.expect(plan.parts == 16 && plan.rounds > 1, "they do not fit");
   }
   report.enter("the plan for few rows");
-  const Plan few = plan_of(host_cuda::kSm90, Layout::rows, {4, 65000, 1}, DataType::bfloat16);
+  const Plan few = plan_of(host_cuda::kSm90, Layout::rows, {4, 100000, 1}, DataType::bfloat16);
   report.expect(few.parts == 8, "a few rows are not spread");
   report.enter("the plan for 2^31 classes");
   const Plan none =

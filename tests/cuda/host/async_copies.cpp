@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "machine.h"
 #include "sanitizers.h"
 
 namespace powergrad::host_cuda {
@@ -14,29 +15,47 @@ void write(unsigned char* to, const unsigned char* from, std::size_t size) {
   for (std::size_t i = 0; i < size; ++i) static_cast<volatile unsigned char*>(to)[i] = from[i];
 }
 
+// Memory of the containers is the host's, who frees it: it would otherwise pass between threads
+// that nothing orders.
+class Bookkeeping {
+ public:
+  Bookkeeping() : thread_(current_identity()) { assume_identity(machine().host_identity()); }
+  ~Bookkeeping() { assume_identity(thread_); }
+
+ private:
+  void* thread_;
+};
+
 }  // namespace
 
 void AsyncCopies::issue(void* to, const void* from, std::size_t size, bool early, Site site) {
-  const auto* source = static_cast<const unsigned char*>(from);
-  Copy copy{static_cast<unsigned char*>(to), {source, source + size}, site};
   // By the copy at any time from now on, and by the wait: ordered against neither is a race.
   report_read(from, size);
   report_write(to, size);
-  const std::vector<unsigned char> nan(size, kNaN);
-  write(copy.to, early ? copy.bytes.data() : nan.data(), size);
+  Copy copy{static_cast<unsigned char*>(to), size, {}, site};
+  write(copy.bytes, static_cast<const unsigned char*>(from), size);
+  unsigned char nan[sizeof(copy.bytes)];
+  for (unsigned char& byte : nan) byte = kNaN;
+  write(copy.to, early ? copy.bytes : nan, size);
   poison(to, size);
-  uncommitted_.push_back(std::move(copy));
+  const Bookkeeping bookkeeping;
+  uncommitted_.push_back(copy);
 }
 
-void AsyncCopies::commit() { groups_.push_back(std::exchange(uncommitted_, {})); }
+void AsyncCopies::commit() {
+  const Bookkeeping bookkeeping;
+  groups_.push_back(std::exchange(uncommitted_, {}));
+}
 
 void AsyncCopies::wait(std::size_t pending) {
-  for (; groups_.size() > pending; groups_.pop_front()) {
+  while (groups_.size() > pending) {
     for (const Copy& copy : groups_.front()) {
-      unpoison(copy.to, copy.bytes.size());
-      report_write(copy.to, copy.bytes.size());
-      write(copy.to, copy.bytes.data(), copy.bytes.size());
+      unpoison(copy.to, copy.size);
+      report_write(copy.to, copy.size);
+      write(copy.to, copy.bytes, copy.size);
     }
+    const Bookkeeping bookkeeping;
+    groups_.pop_front();
   }
 }
 

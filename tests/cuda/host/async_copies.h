@@ -25,7 +25,8 @@ class AsyncCopies {
  private:
   struct Copy {
     unsigned char* to;
-    std::vector<unsigned char> bytes;
+    std::size_t size;
+    unsigned char bytes[16];
     Site site;
   };
   using Group = std::vector<Copy>;

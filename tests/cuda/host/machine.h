@@ -86,6 +86,8 @@ class Machine {
   const std::string& failure() const { return failure_; }
   void set_failure(std::string text) { failure_ = std::move(text); }
 
+  void* host_identity() const { return host_.identity(); }
+
   // For a kernel's threads.
   void synchronise_warp(Site site);
   void synchronise_block(Site site);
