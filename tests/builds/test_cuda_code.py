@@ -62,7 +62,9 @@ def least_threads(name: str) -> int:
     has_class_mass = re.search(
         r"cross_entropy_(forward_kernel<.*, true, \w+>|backward_kernel<.*, true>)", name
     )
-    return 512 if "double" in name or has_class_mass else 1024
+    if "double" in name:
+        return 256
+    return 512 if has_class_mass else 1024
 
 
 @needs_nvcc
@@ -86,6 +88,13 @@ def _threads(kernel: Kernel) -> float:
     return kernel.occupancy(128) * cuda_code.LIMITS[kernel.architecture].warps * 32
 
 
+# What a kernel does with a row. The edges of rows have loops too, which may look like another pass.
+PASSES = {
+    "cross_entropy_forward": {"copy", "maximum", "sums", "write"},
+    "cross_entropy_backward": {"copy", "write"},
+    "log_softmax_forward": {"copy", "maximum", "sums", "write"},
+    "log_softmax_backward": {"copy", "sum", "write"},
+}
 # Of kernels over rows of halves and floats, per element: what their hot loops may take together.
 # The edges of rows are in none of them.
 HALVES = r"<ResidentRows<BFloat16>"
@@ -122,6 +131,7 @@ def test_the_hot_loops_of_rows(compiled: Compiled, source: Path, architecture: s
         passes = {
             loop: count / elements
             for loop, count in cuda_code.instructions_per_vector(instructions).items()
+            if loop in PASSES[name.split("_kernel")[0]]
         }
         total = sum(passes.values())
         listed = ", ".join(f"{loop} {count:.2f}" for loop, count in sorted(passes.items()))
