@@ -25,7 +25,8 @@ class Problem:
         arguments: what the function that is differentiated takes after the logits: the target;
             nothing for log-softmax.
         options: what it has to be told besides.
-        logits: a copy of pristine that requires a gradient and may be overwritten.
+        logits: a copy of pristine that may be overwritten and requires a gradient; not a leaf, as a
+            model's output is none.
     """
 
     def __init__(self, group: Group) -> None:
@@ -56,4 +57,4 @@ class Problem:
 
     def restore(self) -> None:
         """Write the logits anew, as a model's last layer would have done just before the loss."""
-        self.logits = next(self._buffers).copy_(self.pristine).detach().requires_grad_()
+        self.logits = next(self._buffers).detach().copy_(self.pristine.detach().requires_grad_())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import suppress
 from numbers import Integral, Real
 
 import torch
@@ -12,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import jagged
 from powergrad_ext._native import _C
+from powergrad_ext.alpha import as_alpha, as_tensor
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -36,7 +35,9 @@ def cross_entropy(
 
     which is the ordinary gradient of ``F.cross_entropy(alpha * z, ...) / alpha``. ``alpha=1`` is
     ordinary cross-entropy. Training with ``alpha < 1`` calibrates ``softmax(alpha * z)``, so report
-    probabilities and validation losses at that temperature.
+    probabilities and validation losses at that temperature. For ``alpha != 1`` the gradient is not
+    the value's derivative, and ``torch.autograd.gradcheck`` says so: check against the identity
+    above. Every backward through a graph gives the same bits for the same upstream gradient.
 
     Semantics are those of :func:`torch.nn.functional.cross_entropy` except that int32 targets and
     weights of any floating point type are accepted, and that for float16 and bfloat16 logits the
@@ -63,7 +64,8 @@ def cross_entropy(
         inplace_backward: let backward write the gradient over input; the caller promises not to use
             the logits again. Another backward that needs them, or another part of the same
             tensor, raises. A permission: under torch.compile, torch.func and saved-tensor hooks
-            (checkpoints, offloading), or where a layout forbids it, nothing is overwritten.
+            (checkpoints, offloading), for a leaf (which would become its own gradient), or where a
+            layout forbids it, nothing is overwritten.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
@@ -188,31 +190,3 @@ def require_type(
     if not isinstance(argument, types) or (types is Integral and too_long):
         got = argument if too_long else type(argument).__name__
         raise TypeError(f"{function}(): argument '{name}' must be {expected}, not {got}") from None
-
-
-def as_alpha(alpha: object) -> float | Tensor:
-    """Any alpha as a float or tensor, else ValueError; the operators check its value."""
-    if isinstance(alpha, Tensor):
-        return alpha
-    if isinstance(alpha, Real):
-        with suppress(OverflowError):  # an integer that no float reaches
-            return float(alpha)
-    raise ValueError(
-        "alpha must be a float or a 0-d floating point tensor, finite and greater than 0, "
-        f"got {alpha!r}"
-    )
-
-
-def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
-    """Alpha as the operators take it in a graph: a 0-d tensor.
-
-    A number goes where the logits are: with a tensor on the CPU the compiler would not capture a
-    CUDA graph (mode="reduce-overhead"). It is checked here, since on a GPU nobody looks at it.
-    """
-    if isinstance(alpha, Tensor):
-        return alpha
-    if not input.is_cuda:
-        return torch.tensor(alpha, dtype=torch.float64)
-    if not 0.0 < alpha < math.inf:
-        raise ValueError(f"alpha must be finite and greater than 0, got {alpha}")
-    return torch.full((), alpha, dtype=torch.float64, device=input.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from powergrad_ext.alpha import checked_alpha
 from powergrad_ext.functional import cross_entropy, log_softmax
 
 
@@ -14,6 +15,9 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
     Args:
         alpha: the exponent, a float or a 0-d tensor. A tensor can be changed in place between
             steps without compiling again. It is not part of the state dict.
+
+    Raises:
+        ValueError: alpha is not such a number, finite and > 0 (a tensor on a GPU is not looked at).
     """
 
     def __init__(
@@ -31,7 +35,7 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-        self.alpha = alpha
+        self.alpha = checked_alpha(alpha)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`."""
@@ -69,12 +73,15 @@ class PowerGradLogSoftmax(nn.Module):
     Args:
         dim: the dimension of the classes.
         alpha: the exponent, a float or a 0-d tensor.
+
+    Raises:
+        ValueError: as for :class:`PowerGradCrossEntropyLoss`.
     """
 
     def __init__(self, dim: int = -1, *, alpha: float | Tensor = 0.3) -> None:
         super().__init__()
         self.dim = dim
-        self.alpha = alpha
+        self.alpha = checked_alpha(alpha)
 
     def forward(self, input: Tensor) -> Tensor:
         """Log-probabilities of ``input``; see :func:`powergrad_ext.log_softmax`."""

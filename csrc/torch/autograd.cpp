@@ -67,6 +67,11 @@ bool computes_gradient_in_forward(const at::Tensor& input, std::string_view redu
          !in_transform() && !are_saved_tensors_hooked();
 }
 
+// A leaf or a view of one, which would become its own gradient.
+bool is_of_leaf(const at::Tensor& input) {
+  return input.is_leaf() || (input.is_view() && input._base().is_leaf());
+}
+
 // The arguments that are not tensors, as backward finds them again.
 struct CrossEntropyOptions {
   int64_t ignore_index;
@@ -201,7 +206,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     const bool hooked = are_saved_tensors_hooked();
     // In a transform the memory may be another level's. Where hooks keep the tensors, a backward
     // that saved these logits finds them again without torch's check that they are unchanged.
-    if (hooked || in_transform()) inplace_backward = false;
+    if (hooked || in_transform() || is_of_leaf(input)) inplace_backward = false;
     at::Tensor loss, gradient, statistics, total_weight;
     const bool with_gradient = computes_gradient_in_forward(input, reduction, inplace_backward);
     if (with_gradient && input.is_cuda()) {
@@ -285,8 +290,9 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     return saved;
   }
 
-  // The gradient that forward computed, if there is one that nobody has had yet: it is handed out
-  // once, and a second backward through the same graph computes its own.
+  // The gradient that forward computed, times the upstream gradient, where that is what is wanted.
+  // It is handed out once. Then, on a CPU, a second backward through the same graph computes it as
+  // forward did, for the same bits; those that settle have the bits of cross_entropy_backward.
   static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
     if (kept == context->saved_data.end() || at::GradMode::is_enabled() || !is_plain(grad_output)) {
@@ -296,12 +302,23 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output)) return {};
     at::Tensor gradient = kept->second.toTensor();
     if (assumed) {
+      if (!gradient.defined()) return {};
       settle(context, gradient, grad_output);
-    } else if (scalar_value(grad_output) != 1.0) {
-      gradient.mul_(grad_output);
+    } else {
+      if (!gradient.defined()) gradient = compute_as_forward(context);
+      if (scalar_value(grad_output) != 1.0) gradient.mul_(grad_output);
     }
-    context->saved_data.erase("gradient");
+    kept->second = at::Tensor();
     return gradient;
+  }
+
+  static at::Tensor compute_as_forward(AutogradContext* context) {
+    const variable_list saved = unpack(context, "cross_entropy");
+    const auto options = CrossEntropyOptions::load(context);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return std::get<1>(POWERGRAD_DISPATCHED(cross_entropy_forward_gradient)
+                           .call(saved[0], saved[1], optional(saved[2]), options.ignore_index,
+                                 options.reduction, options.label_smoothing, saved[3]));
   }
 
   // Looks at the saved logits as if it computed the gradient, which only the device knows: they

@@ -14,6 +14,23 @@ ALPHAS = {"float": 0.5, "tensor": torch.tensor(0.5)}
 alphas = pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS.keys())
 
 
+@pytest.mark.parametrize("make", [pg.PowerGradCrossEntropyLoss, pg.PowerGradLogSoftmax])
+@pytest.mark.parametrize(
+    "alpha",
+    [0, -1, float("nan"), float("inf"), "0.3", None, torch.tensor(-1.0), torch.tensor([0.3])]
+    + [torch.tensor(1), torch.tensor(float("nan"))],
+    ids=repr,
+)
+def test_a_wrong_alpha_is_refused_when_the_module_is_made(make, alpha):
+    with pytest.raises(ValueError, match=r"alpha must be .* got"):
+        make(alpha=alpha)
+
+
+def test_nobody_looks_at_a_value_that_is_not_there():
+    with torch._subclasses.FakeTensorMode():
+        pg.PowerGradLogSoftmax(alpha=torch.full((), 0.5))
+
+
 def make_loss(alpha=0.5):
     return pg.PowerGradCrossEntropyLoss(
         torch.linspace(0.5, 2.0, 7),

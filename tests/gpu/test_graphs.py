@@ -67,7 +67,7 @@ def test_inplace_backward():
     upstream = torch.ones((), device="cuda")
 
     def step():
-        logits = source.clone().requires_grad_()
+        logits = source.clone().requires_grad_() * 1.0
         loss = problem.loss(logits, problem.target, inplace_backward=True)
         return torch.autograd.grad(loss, logits, upstream)[0]
 

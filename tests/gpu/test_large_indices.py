@@ -57,7 +57,7 @@ def test_rows(elements):
 def test_in_place(elements):
     need(4 * elements / 2**30 + 2)
     rows = elements // CLASSES + 3
-    logits = make((rows, CLASSES)).requires_grad_()
+    logits = make((rows, CLASSES)).add_(torch.zeros(()).requires_grad_())  # not a leaf
     target = torch.arange(rows, device="cuda")
     at = some_of(rows)
     kept = logits[at].detach()

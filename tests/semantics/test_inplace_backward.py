@@ -46,13 +46,16 @@ def test_probabilities_that_want_a_gradient_too(device):
     assert_gradient(problem.target.grad, expected.target_gradient, 1)
 
 
-def test_logits_that_are_a_leaf(device):
-    """The gradient of a leaf is right, also where it is the leaf's own memory."""
+@pytest.mark.parametrize("part", [slice(None), slice(1, None, 2)], ids=["whole", "view"])
+def test_a_leaf_does_not_become_its_own_gradient(part, device):
+    """Nor a view of one: torch's own in-place operations refuse both."""
     problem = make_problem((6, 50), torch.float32, device)
-    logits = problem.logits.clone().requires_grad_()
-    loss = solve(problem, logits)
+    leaf = problem.logits.clone().requires_grad_()
+    problem.logits, problem.target = problem.logits[part], problem.target[part]
+    loss = solve(problem, leaf if part == slice(None) else leaf[part])
     expected = problem.expected(definition, problem.upstream(loss))
-    assert_gradient(logits.grad, expected.gradient, 1)
+    assert_gradient(leaf.grad[part], expected.gradient, 1)
+    assert torch.equal(leaf.detach()[part], problem.logits)
 
 
 @REDUCTIONS

@@ -5,6 +5,8 @@ import torch
 from cases import generator, make_problem
 from oracle import assert_gradient, definition
 
+import powergrad_ext as pg
+
 SHAPES = pytest.mark.parametrize("shape", [(6, 50), (3, 5, 37)], ids=["rows", "inner"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 
@@ -30,19 +32,35 @@ def test_different_upstream_gradients(order, reduction, shape, dtype, device):
     assert torch.equal(logits.detach(), problem.logits)
 
 
+@SHAPES
 @REDUCTIONS
-def test_gradient_belongs_to_who_asked(reduction, device):
-    """Overwriting one changes neither the next nor the logits."""
-    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
+def test_gradient_belongs_to_who_asked(reduction, shape, dtype, device):
+    """Overwriting one changes neither the next, which has the same bits, nor the logits."""
+    problem = make_problem(shape, dtype, device, reduction=reduction)
     logits = problem.logits.clone().requires_grad_()
     loss = problem.loss(logits, problem.target)
     upstream = problem.upstream(loss)
     (first,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
     kept = first.clone()
     first.fill_(torch.nan)
-    (second,) = torch.autograd.grad(loss, logits, upstream)
-    torch.testing.assert_close(second, kept)
+    (second,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+    assert torch.equal(second, kept)
+    assert torch.equal(torch.autograd.grad(loss, logits, upstream)[0], kept)
     assert torch.equal(logits.detach(), problem.logits)
+
+
+@SHAPES
+@REDUCTIONS
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradcheck(smoothing, reduction, shape, device):
+    """Of ordinary cross-entropy: PGT's gradient is not the value's derivative."""
+    problem = make_problem(
+        shape, torch.float64, device, reduction=reduction, label_smoothing=smoothing, alpha=1.0
+    )
+    logits = problem.logits.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: problem.loss(z, problem.target), logits)
+    assert torch.autograd.gradcheck(lambda z: pg.log_softmax(z, 1, alpha=1.0), logits)
+    assert torch.autograd.gradgradcheck(lambda z: problem.loss(z, problem.target), logits)
 
 
 @REDUCTIONS

@@ -1,0 +1,64 @@
+"""The exponent: a number or 0-d tensor, finite and greater than 0."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def as_alpha(alpha: object) -> float | Tensor:
+    """Any alpha as a float or tensor, else ValueError; the operators check its value."""
+    if isinstance(alpha, Tensor):
+        return alpha
+    if isinstance(alpha, Real):
+        with suppress(OverflowError):  # an integer that no float reaches
+            return float(alpha)
+    raise _error(alpha)
+
+
+def checked_alpha(alpha: object) -> float | Tensor:
+    """The same with its value checked, as far as nobody has to wait for a GPU.
+
+    Raises:
+        ValueError: alpha is not a number or a 0-d floating point tensor, or not finite and > 0.
+    """
+    exponent = as_alpha(alpha)
+    if not isinstance(exponent, Tensor):
+        is_valid = _is_valid(exponent)
+    elif exponent.dim() > 0 or not exponent.is_floating_point():
+        is_valid = False
+    else:  # a fake one, of a class of its own, has no value to look at
+        is_valid = type(exponent) is not Tensor or exponent.is_cuda or _is_valid(exponent.item())
+    if not is_valid:
+        raise _error(alpha)
+    return exponent
+
+
+def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
+    """Alpha as the operators take it in a graph: a 0-d tensor.
+
+    A number goes where the logits are: with a tensor on the CPU the compiler would not capture a
+    CUDA graph (mode="reduce-overhead"). It is checked here, since on a GPU nobody looks at it.
+    """
+    if isinstance(alpha, Tensor):
+        return alpha
+    if not input.is_cuda:
+        return torch.tensor(alpha, dtype=torch.float64)
+    if not _is_valid(alpha):
+        raise ValueError(f"alpha must be finite and greater than 0, got {alpha}")
+    return torch.full((), alpha, dtype=torch.float64, device=input.device)
+
+
+def _is_valid(value: float) -> bool:
+    return 0.0 < value < math.inf
+
+
+def _error(alpha: object) -> ValueError:
+    return ValueError(
+        "alpha must be a float or a 0-d floating point tensor, finite and greater than 0, "
+        f"got {alpha!r}"
+    )
