@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import setuptools
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,7 +28,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 if importlib.util.find_spec("torch") is None:
     sys.exit(
         "powergrad_ext is compiled against the PyTorch that it will run with, and there is none "
-        "here: install torch 2.11 or later, then run  pip install --no-build-isolation ."
+        "here. If the environment has torch 2.11 or later, pip's build isolation hides it; else "
+        "install it first. Then run  pip install --no-build-isolation ."
     )
 
 build = load_build_settings()
@@ -47,6 +50,23 @@ class BuildIncrementally(BuildExtension):
         super().finalize_options()
 
 
+class RecordCommit(build_py):
+    """Packs with the Python files what commit they are of; files installed in place need not."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            build.record_commit(Path(self.build_lib, "powergrad_ext"))
+
+
+class RecordCommitInSources(sdist):
+    """The same, for who builds from a source distribution."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        build.record_commit(Path(base_dir, "powergrad_ext"))
+
+
 extension_type = CUDAExtension if recipe.with_cuda else CppExtension
 extension = extension_type(
     name="powergrad_ext._C",
@@ -60,5 +80,9 @@ extension = extension_type(
 
 setuptools.setup(
     ext_modules=[extension],
-    cmdclass={"build_ext": BuildIncrementally},
+    cmdclass={
+        "build_ext": BuildIncrementally,
+        "build_py": RecordCommit,
+        "sdist": RecordCommitInSources,
+    },
 )

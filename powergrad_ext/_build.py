@@ -27,6 +27,7 @@ CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fvisibility=hidden", "-ffp-contract=off
 # The threads take an architecture each.
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden", "--threads=4"]
 
+COMMIT_FILE = "COMMIT"
 SOURCE_GROUPS = ("cpu", "cuda", "torch", "torch_cuda")
 DEFAULT_CUDA_FOLDER = "/usr/local/cuda"
 # The last one also as PTX, for what comes after it.
@@ -50,6 +51,37 @@ def source_folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "csrc"
     return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def commit() -> str | None:
+    """The commit that this package is of, with a plus where files have been changed since.
+
+    As recorded when it was packed, or of the repository that it lies in; None where nobody knows.
+    """
+    package = Path(__file__).resolve().parent
+    recorded = package / COMMIT_FILE
+    if recorded.exists():
+        return recorded.read_text(encoding="utf-8").strip()
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")) != package.parent:
+            return None
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "csrc", package.name)
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    folder = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def record_commit(package: Path) -> None:
+    """Write the commit, if it is known, into a folder that is to be packed."""
+    if known := commit():
+        (package / COMMIT_FILE).write_text(f"{known}\n", encoding="utf-8")
 
 
 def read_sources(csrc: Path) -> dict[str, list[Path]]:

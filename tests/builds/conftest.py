@@ -24,6 +24,9 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     copy = folder / "repository"
     shutil.copytree(REPOSITORY, copy, ignore=_all_but_sources)
+    someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*someone, "commit", "-qm", "of the tests"]):
+        run("git", *command, cwd=copy)
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=copy)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:

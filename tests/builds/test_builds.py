@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,16 @@ def test_the_version_is_the_package_s(wheel: Path) -> None:
     assert wheel.name.split("-")[1] == powergrad_ext.__version__
 
 
+def test_the_commit_is_recorded(source_tree: Path, wheel: Path, installed: Path) -> None:
+    """From a repository into the source distribution, from there into what is installed."""
+    recorded = (source_tree / "powergrad_ext" / "COMMIT").read_text().strip()
+    assert re.fullmatch(r"[0-9a-f]{12}", recorded)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("powergrad_ext/COMMIT").decode().strip() == recorded
+    report = run(installed, "-m", "powergrad_ext", cwd=installed.parent)
+    assert f", commit {recorded}\n" in report.stdout
+
+
 def test_the_installed_module_is_used(installed: Path, tmp_path: Path) -> None:
     result = step(installed, tmp_path, tmp_path / "cache")
     assert result.stdout.startswith("True ")
@@ -117,7 +128,7 @@ def test_a_second_registration_is_refused_and_does_not_abort(
     ("before", "variables", "sentence"),
     [
         ("", {"CXX": "no-such-compiler"}, "a C++ compiler, and no-such-compiler is not found"),
-        ("sys.modules['torch'] = None", {}, "install torch 2.11 or later, then run"),
+        ("sys.modules['torch'] = None", {}, "pip's build isolation hides it"),
         ("import setuptools; setuptools.__version__ = '66.1'", {}, "setuptools 77.0.3 or later"),
     ],
     ids=["compiler", "torch", "setuptools"],

@@ -14,13 +14,12 @@ ALPHAS = {"float": 0.5, "tensor": torch.tensor(0.5)}
 alphas = pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS.keys())
 
 
+WRONG = [0, -1, float("nan"), float("inf"), "0.3", None]
+WRONG += map(torch.tensor, [-1.0, [0.3], 1, float("nan")])
+
+
 @pytest.mark.parametrize("make", [pg.PowerGradCrossEntropyLoss, pg.PowerGradLogSoftmax])
-@pytest.mark.parametrize(
-    "alpha",
-    [0, -1, float("nan"), float("inf"), "0.3", None, torch.tensor(-1.0), torch.tensor([0.3])]
-    + [torch.tensor(1), torch.tensor(float("nan"))],
-    ids=repr,
-)
+@pytest.mark.parametrize("alpha", WRONG, ids=repr)
 def test_a_wrong_alpha_is_refused_when_the_module_is_made(make, alpha):
     with pytest.raises(ValueError, match=r"alpha must be .* got"):
         make(alpha=alpha)

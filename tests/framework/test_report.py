@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -29,7 +30,9 @@ def test_report(isa):
     done = run("-m", "powergrad_ext", POWERGRAD_ISA=isa)
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
-    assert lines["powergrad_ext"].strip() == powergrad_ext.__version__
+    version, commit = lines["powergrad_ext"].split(", commit ")
+    assert version.strip() == powergrad_ext.__version__
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", commit)
     assert lines["torch"].strip() == torch.__version__
     assert lines["CPU instruction set"].split()[0] == isa
     assert any(word in lines["built"] for word in ("AOT", "JIT"))
