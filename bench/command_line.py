@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -11,16 +12,25 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from . import allocator
 from .peers import Peer
 
 REDIRECTED_WIDTH = 144
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults as they would be typed."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        if isinstance(action.default, (list, tuple)):
+            action = copy.copy(action)
+            action.default = " ".join(map(str, action.default))
+        return super()._expand_help(action)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help says what it does and all defaults."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
 
 
 def choose(
@@ -56,6 +66,12 @@ def add_measuring_options(parser: argparse.ArgumentParser, budget: float, per: s
     )
     parser.add_argument(
         "--budget", type=float, default=budget, help=f"seconds per {per}, more or less"
+    )
+    parser.add_argument(
+        "--allocator",
+        choices=allocator.ALLOCATORS,
+        default=allocator.DEFAULT,
+        help="who hands out memory: all but the first keep what is freed for the next large tensor",
     )
     parser.add_argument("--output", type=Path, help="write all samples there, as lines of JSON")
 

@@ -14,6 +14,8 @@ import torch
 import powergrad_ext
 from powergrad_ext._native import _C
 
+from . import allocator
+
 PACKAGES = (
     "numpy",
     "jax",
@@ -39,6 +41,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "huge_pages": huge_pages(),
+        "allocator": allocator.current(),
         "threads": torch.get_num_threads(),
         "isa": _C.isa(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
@@ -89,7 +92,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"{card}{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
         f"{facts['isa']} (torch: {facts['torch_isa']}), huge pages: {facts['huge_pages']}, "
-        f"load {facts['load']:.1f}",
+        f"memory from {facts.get('allocator', allocator.DEFAULT)}, load {facts['load']:.1f}",
         f"{versions}, commit {facts['commit']}",
     ]
 

@@ -22,7 +22,7 @@ from .clock import PAUSE_SECONDS, Clock, clock_of
 from .estimates import Samples
 from .peers import Peer, UnavailableError, is_ours
 from .problem import Problem
-from .result import Result
+from .result import MISSING, Result
 from .step import Step
 
 WARM_UP_CALLS = 2
@@ -69,7 +69,7 @@ def checked_steps(
         try:
             steps[peer.name] = checked_step(peer, problem, check)
         except ImportError as error:
-            skipped[peer.name] = f"{error.name} cannot be imported"
+            skipped[peer.name] = f"{error.name} {MISSING}"
         except UnavailableError as error:
             skipped[peer.name] = str(error)
         except WrongResultError as error:

@@ -85,11 +85,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line.parser(__doc__)
-    workloads = tuple({workload.name for of in WORKLOADS.values() for workload in of})
     command_line.choose(parser, "--case", tuple(CASES), LOSS_CASES, "sizes of the loss alone")
-    command_line.choose(parser, "--training", workloads, workloads, "steps of networks")
+    names = {device: [workload.name for workload in of] for device, of in WORKLOADS.items()}
+    parser.add_argument(
+        "--training",
+        nargs="*",
+        metavar="NETWORK",
+        help="steps of networks, of: "
+        + "; ".join(f"{', '.join(of)} (--device {device})" for device, of in names.items())
+        + " (default: all of the device)",
+        default=argparse.SUPPRESS,
+    )
     command_line.add_measuring_options(parser, budget=60.0, per="training step")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    here = names[options.device]
+    options.training = getattr(options, "training", here)
+    for name in options.training:
+        if name not in here:
+            parser.error(
+                f"argument --training: {name!r} does not run with --device {options.device} "
+                f"(choose from {', '.join(here)})"
+            )
+    return options
 
 
 def tasks(options: argparse.Namespace) -> dict[str, Callable[[], Subject]]:

@@ -249,6 +249,18 @@ def quack(problem: Problem) -> Step:
     return torch_step(problem, partial(loss, inplace_backward=in_place))
 
 
+def quack_gradient(problem: Problem) -> Step:
+    """Its operator below autograd: losses, and the gradient of each, in one pass."""
+    require_cuda(problem)
+    require_rows(problem)
+    operator = import_untyped("quack.cross_entropy").cross_entropy_fwd
+    return Step(
+        run=lambda: operator(problem.logits.detach(), problem.target, return_dx=True)[-1],
+        prepare=problem.restore,
+        as_tensor=lambda gradient: gradient / problem.target.numel(),
+    )
+
+
 def flash_attention(problem: Problem) -> Step:
     require_cuda(problem)
     require_rows(problem)
@@ -284,6 +296,7 @@ WITHOUT_PGT = (
     Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES, LOG_SOFTMAX)),
     Peer("liger", "Liger", liger, (FRESH, IN_PLACE)),
     Peer("quack", "quack", quack, (*OF_INDICES, IN_PLACE)),
+    Peer("quack-dx", "quack, return_dx", quack_gradient, (FRESH,)),
     Peer("flash-attention", "flash-attention", flash_attention, (*OF_INDICES, IN_PLACE)),
     Peer("apex", "apex", apex, OF_INDICES),
 )

@@ -12,7 +12,7 @@ from typing import Protocol, TextIO, TypeVar
 import torch
 from rich.console import Console
 
-from . import command_line, machine
+from . import allocator, command_line, machine
 from .progress import with_progress
 from .result import Record, write
 
@@ -47,13 +47,14 @@ class Recording:
 
 @contextmanager
 def recording(options: argparse.Namespace) -> Iterator[Recording]:
-    """Use the threads asked for; show and write where this is measured, and with what.
+    """Use the allocator and threads asked for; show and write where this is measured, with what.
 
     Raises:
-        SystemExit: there is no GPU to measure on.
+        SystemExit: there is no GPU to measure on, or no such allocator.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda needs a GPU that this PyTorch sees")
+    allocator.use(options.allocator)
     command_line.use_threads(options.threads)
     console = command_line.console()
     facts = machine.describe(options.device)

@@ -14,10 +14,19 @@ from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, LOG_SOFTMAX, PROBABILITIE
 from .estimates import Samples
 from .memory import Peak
 from .peers import COPY, Peer, heading_of, is_ours
-from .requirements import ALPHA_ONE, DEFAULT, Verdict
+from .requirements import (
+    AIM_MET,
+    ALPHA_ONE,
+    DEFAULT,
+    KEPT,
+    MISSED,
+    NOT_MEASURED,
+    OPEN,
+    Verdict,
+)
 from .result import Result
 
-COLOURS = {"aim met": "green", "promise kept": "green", "missed": "red", "not measured": "dim"}
+COLOURS = {AIM_MET: "green", KEPT: "green", OPEN: "yellow", MISSED: "red", NOT_MEASURED: "dim"}
 HEADING_WIDTH = 8
 TITLES = {
     FORWARD: "Forward",
@@ -99,7 +108,6 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """Each promise with the group that fares worst."""
     cells = verdict_cells(verdicts)
     table = empty_table("What this project promises of a quiet machine", cells.headings)
-    table.caption = "?: the bound that the verdict names lies within the ratio's interval"
     as_words(table, 0, 1, 5, 6)
     for verdict, row in zip(verdicts, cells.rows, strict=True):
         table.add_row(*row[:-1], f"[{COLOURS[verdict.state]}]{row[-1]}[/]")
@@ -121,7 +129,7 @@ def verdict_cells(verdicts: Sequence[Verdict]) -> Cells:
                 aim,
                 "-" if verdict.ratio is None else str(verdict.ratio),
                 verdict.worst_case,
-                verdict.state + ("?" if verdict.unsure else ""),
+                verdict.words,
             ]
         )
     headings = ["ratio of times", "where", "promise", "aim", "worst ratio", "found in", "verdict"]

@@ -14,6 +14,8 @@ from .cases import Group
 from .estimates import Estimate, Samples, estimate
 
 Record = dict[str, Any]
+MISSING = "cannot be imported"
+"""How the reason ends why somebody was not measured who could have been."""
 
 
 @dataclass

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 from rich.console import Console
 
 from bench import cases, command_line, memory, report, requirements
+from bench.allocator import keeps_memory
 from bench.cases import CASES, DTYPES, MODES, Group
 from bench.explain import command_lines
 from bench.measure import measure
@@ -127,7 +128,8 @@ def memory_tasks(options: argparse.Namespace) -> dict[str, Callable[[], memory.P
 def print_times(results: list[Result], options: argparse.Namespace, console: Console) -> None:
     """Print tables, verdicts, and who did not take part."""
     console.print(*report.time_tables(results, registry(options.alpha)))
-    console.print(report.verdict_table(requirements.judge(results, options.device)))
+    kept = keeps_memory(options.allocator)
+    console.print(report.verdict_table(requirements.judge(results, options.device, kept)))
     console.print(*report.skipped_lines(results), sep="\n", soft_wrap=True)
 
 

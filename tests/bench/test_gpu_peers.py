@@ -44,6 +44,22 @@ def quack_cross_entropy(
     return F.cross_entropy(x, target, reduction=reduction)
 
 
+def quack_cross_entropy_fwd(
+    x: Tensor,
+    target: Tensor,
+    target_logit: Any = None,
+    weight: Any = None,
+    ignore_index: int = -100,
+    return_lse: bool = False,
+    return_dx: bool = False,
+    inplace_backward: bool = False,
+) -> tuple[Tensor, Tensor]:
+    assert return_dx
+    x = x.detach().requires_grad_()
+    losses = F.cross_entropy(x, target, reduction="none")
+    return losses, torch.autograd.grad(losses.sum(), x)[0]
+
+
 class FlashCrossEntropyLoss(nn.Module):
     def __init__(
         self, ignore_index: int = -100, reduction: str = "mean", inplace_backward: bool = False
@@ -66,11 +82,15 @@ class ApexCrossEntropyLoss:
 
 STAND_INS = {
     "liger_kernel.transformers.functional": {"liger_cross_entropy": liger_cross_entropy},
-    "quack.cross_entropy": {"cross_entropy": quack_cross_entropy},
+    "quack.cross_entropy": {
+        "cross_entropy": quack_cross_entropy,
+        "cross_entropy_fwd": quack_cross_entropy_fwd,
+    },
     "flash_attn.losses.cross_entropy": {"CrossEntropyLoss": FlashCrossEntropyLoss},
     "apex.contrib.xentropy": {"SoftmaxCrossEntropyLoss": ApexCrossEntropyLoss},
 }
-PEERS = [peer for peer in WITHOUT_PGT if peer.name in ("liger", "quack", "flash-attention", "apex")]
+NAMES = ("liger", "quack", "quack-dx", "flash-attention", "apex")
+PEERS = [peer for peer in WITHOUT_PGT if peer.name in NAMES]
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +109,7 @@ def test_peer_is_called_as_it_asks_to_be(peer: Any) -> None:
         problem = Problem(replace(TINY, mode=mode))
         step = peer.make(problem)
         step.prepare()
-        ResultCheck(problem)(step.run(), 1.0)
+        ResultCheck(problem)(step.as_tensor(step.run()), 1.0)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
