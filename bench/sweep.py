@@ -89,6 +89,8 @@ class Sweep:
     values: Sequence[float | str]
     measure: Callable[..., Result]
     has_slope: bool = True
+    ticks: Sequence[float] = ()
+    """Where a plot has its marks; powers of ten if nothing is said."""
 
 
 def at_rows(device: str, peers: Sequence[Peer], budget: float, rows: int) -> Result:
@@ -134,6 +136,7 @@ def powers_of_two(limit: int) -> list[int]:
     return sorted({*(2**k for k in range(limit.bit_length()) if 2**k <= limit), limit})
 
 
+THREADS = powers_of_two(len(os.sched_getaffinity(0)))
 SWEEPS = {
     sweep.name: sweep
     for sweep in (
@@ -145,13 +148,9 @@ SWEEPS = {
             [0.1, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0],
             at_alpha,
             has_slope=False,
+            ticks=(0.1, 0.25, 0.5, 1.0, 2.0),
         ),
-        Sweep(
-            "threads",
-            "threads (256 x 32000)",
-            powers_of_two(len(os.sched_getaffinity(0))),
-            at_threads,
-        ),
+        Sweep("threads", "threads (256 x 32000)", THREADS, at_threads, ticks=THREADS),
         Sweep("dtype", "type (256 x 32000)", list(DTYPES), at_dtype, has_slope=False),
     )
 }

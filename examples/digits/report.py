@@ -11,6 +11,9 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
+import powergrad_ext
+from powergrad_ext._native import _C
+
 from .comparison import Comparison, Estimate
 from .results import Results
 from .timing import LossTime
@@ -18,11 +21,18 @@ from .training import THREADS
 
 
 def machine(threads: int) -> str:
-    """Return the processor, the number of threads used and PyTorch's version in one line."""
+    """Return the processor, the number of threads used, versions and instruction sets in a line."""
     processor = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    instructions = torch.backends.cpu.get_cpu_capability()
-    used = "1 thread" if threads == 1 else f"{threads} threads"
-    return f"{processor} ({instructions}), {used}, torch {torch.__version__}"
+    return (
+        f"{processor}, {count_of(threads)}, torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), powergrad_ext {powergrad_ext.__version__} "
+        f"({_C.isa().upper()})"
+    )
+
+
+def count_of(threads: int) -> str:
+    """Return so many threads, in words."""
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def training_table(results: Results) -> Table:
@@ -77,7 +87,7 @@ def format_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
 def timing_table(results: Results) -> Table:
     """Return the loss's own time at each size."""
     table = report_table(
-        "Not a training step but its loss alone, forward + backward: medians of rounds",
+        "The loss alone where there are many classes, forward + backward: medians of rounds",
         ("logits", "F.cross_entropy", results.power_gradient.name, "times as fast"),
         machine(results.loss_times[0].threads),
     )
@@ -98,23 +108,24 @@ def timing_cells(loss_time: LossTime) -> tuple[str, str, str, str]:
 
 def conclusions(results: Results) -> RenderableType:
     """Return what the figures show, and what they do not, as sentences."""
-    accuracy = results.test_accuracy
+    accuracy, share = results.test_accuracy, results.loss_share
     return Group(
         "[bold]What this shows[/bold]",
         *bullets(
             f"PGT changed test accuracy by {format_estimate(accuracy.difference, 2, '+')} points; "
             f"it was better in {accuracy.better} of {accuracy.seeds} seeds and equal in "
             f"{accuracy.ties}. A change of less than two standard errors may well be chance.",
+            on_the_way(results),
             "Only the loss and its learning rate differ between the two: a seed fixes data split, "
             "initial weights and batch order for both.",
             "PGT trains softmax(αz), so take probabilities and NLL from there: "
             f"{results.test_nll_trained.power_gradient.mean:.3f}, against "
             f"{results.test_nll.power_gradient.mean:.3f} at softmax(z) and cross-entropy's "
             f"{results.test_nll.cross_entropy.mean:.3f}. Accuracy is the same at both.",
-            f"Of a training step of {results.step_seconds * 1e3:.1f} ms here, the loss takes "
-            f"{results.loss_share.cross_entropy.mean:.1f} % with F.cross_entropy and "
-            f"{results.loss_share.power_gradient.mean:.1f} % with PGT: which of the two is faster "
-            "cannot be felt. It counts where there are many classes, as in the table's last row.",
+            f"Of a training step of {results.step_seconds * 1e3:.1f} ms here, with "
+            f"{count_of(THREADS)}, the loss takes {share.cross_entropy.mean:.1f} % with "
+            f"F.cross_entropy and {share.power_gradient.mean:.1f} % with PGT: which of the two is "
+            "faster cannot be felt. It counts where there are many classes, as in the table.",
         ),
         "[bold]What it does not show[/bold]",
         *bullets(
@@ -127,6 +138,23 @@ def conclusions(results: Results) -> RenderableType:
             "A better loss at any one learning rate: with SGD, PGT is also a change of learning "
             "rates layer by layer, so tune the rate when you change α.",
         ),
+    )
+
+
+def on_the_way(results: Results) -> str:
+    """Return where the curves of test accuracy lie below cross-entropy's, as a sentence."""
+    behind = [
+        str(epoch)
+        for epoch, comparison in enumerate(results.test_accuracy_by_epoch, start=1)
+        if comparison.difference.mean < 0
+    ]
+    last = len(results.test_accuracy_by_epoch)
+    if not behind:
+        return f"Its mean test accuracy is not behind in any of the {last} epochs."
+    noun = "epoch" if len(behind) == 1 else "epochs"
+    return (
+        f"On the way there its mean test accuracy is behind that of cross-entropy in {noun} "
+        f"{', '.join(behind)} of {last}."
     )
 
 

@@ -37,6 +37,15 @@ class Results:
         return self._compare(lambda run: run.test[-1].accuracy, higher_is_better=True)
 
     @property
+    def test_accuracy_by_epoch(self) -> list[Comparison]:
+        """Percent of the test set right after each epoch."""
+        epochs = range(len(self.cross_entropy_runs[0].test))
+        return [
+            self._compare(lambda run, at=epoch: run.test[at].accuracy, higher_is_better=True)
+            for epoch in epochs
+        ]
+
+    @property
     def test_nll(self) -> Comparison:
         """Test negative log-likelihood at softmax(z)."""
         return self._compare(lambda run: run.test[-1].nll, higher_is_better=False)
