@@ -10,7 +10,7 @@ VENV = .venv
 TORCH = torch==2.13.0
 TESTS =
 RUN =
-RESULTS = bench/results/cpu-zen5
+RESULTS = bench/results/cpu-xeon
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build.py
@@ -65,9 +65,11 @@ build/core build/address build/thread: $(VENV)/.test
 bench: $(VENV)/.bench ## measure speed against PyTorch, its compiler and JAX
 	python bench/run.py --peer eager compile jax
 
-bench-results: $(VENV)/.bench ## measure the README's figures anew and write them there
+bench-results: $(VENV)/.bench ## measure all figures anew and write them into bench/results and the README
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype float32 --output $(RESULTS)/float32.jsonl
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
+	$(RUN) python bench/run.py $(KEPT) --dtype float32 --output $(RESULTS)/float32-kept.jsonl
+	$(RUN) python bench/run.py $(KEPT) --dtype bfloat16 --output $(RESULTS)/bfloat16-kept.jsonl
 	$(RUN) python bench/run.py --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/modes.jsonl
 	$(RUN) python bench/run.py --memory $(MEMORY) --output $(RESULTS)/memory.jsonl
 	$(RUN) python bench/overhead.py --output $(RESULTS)/overhead.jsonl
@@ -75,6 +77,7 @@ bench-results: $(VENV)/.bench ## measure the README's figures anew and write the
 	python bench/readme.py
 
 COMPILERS = --peer eager compile jax
+KEPT = $(COMPILERS) --allocator glibc-kept --full --mode forward+backward
 ALL_MODES = forward backward forward+backward in-place none probabilities log-softmax
 MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 

@@ -1,9 +1,8 @@
-"""Write the README's figures and draw its plots, both from the results in bench/results."""
+"""Write the pages of bench/results and the README's table, and draw the plots, from the results."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,122 +15,145 @@ from bench import packages
 if __name__ == "__main__":
     packages.require("matplotlib")
 
-from rich.text import Text
-
-from bench import overhead, plots, sweep
-from bench.cases import BACKWARD, FORWARD, FRESH, IN_PLACE
-from bench.memory import Peak, peaks_of
-from bench.peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
-from bench.report import median_milliseconds, memory_cells, verdict_cells
-from bench.requirements import ALPHA_ONE, COMPILERS, DEFAULT, LARGE, judge
+from bench import markdown, overhead, plots, sweep
+from bench.cases import FRESH
+from bench.memory import peaks_of
+from bench.requirements import DEFAULT, judge
 from bench.result import Record, Result, machine_of, read, results_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-RESULTS = REPOSITORY / "bench" / "results" / "cpu-zen5"
+RESULTS = REPOSITORY / "bench" / "results"
+SHOWN = RESULTS / "cpu-zen5"
+"""The machine whose figures the README shows."""
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
-GPU_RESULTS = REPOSITORY / "bench" / "results" / "gpu-h100" / "run.jsonl"
-FILES = (*SPEED, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
+KEPT = ("float32-kept.jsonl", "bfloat16-kept.jsonl")
+FILES = (*SPEED, *KEPT, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
+GPU = RESULTS / "gpu-h100"
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
 END = "<!-- Up to here written by `python bench/readme.py`. -->\n"
-BEGIN_GPU = "<!-- On a GPU: from here on written by `python bench/readme.py`. -->\n"
-END_GPU = "<!-- On a GPU: up to here written by `python bench/readme.py`. -->\n"
 
 
 def main() -> None:
-    """Draw the plots, and put each text between its two marks."""
-    draw(RESULTS)
-    write_between(BEGIN, text(RESULTS), END)
-    write_between(BEGIN_GPU, gpu_text(GPU_RESULTS), END_GPU)
+    """Draw the plots, write the pages, and put each text between its two marks."""
+    for folder in cpu_folders():
+        draw(folder)
+        (folder / "README.md").write_text(page(folder))
+    write_between(GPU / "README.md", gpu_text(GPU / "run.jsonl"))
+    write_between(README, text(SHOWN))
 
 
-def write_between(begin: str, words: str, end: str) -> None:
-    before, after = README.read_text().split(begin)[0], README.read_text().split(end)[1]
-    README.write_text(before + begin + words + end + after)
+def cpu_folders() -> list[Path]:
+    """A folder for each machine."""
+    return sorted(path for path in RESULTS.glob("cpu-*") if path.is_dir())
+
+
+def write_between(path: Path, words: str) -> None:
+    before, after = path.read_text().split(BEGIN)[0], path.read_text().split(END)[1]
+    path.write_text(before + BEGIN + words + END + after)
+
+
+def written(path: Path) -> str:
+    """What stands between the marks."""
+    return path.read_text().split(BEGIN)[1].split(END)[0]
 
 
 def text(folder: Path) -> str:
     """All that the README says in figures."""
-    speed = [record for name in SPEED for record in read(folder / name)]
-    results = results_of(speed)
+    fresh, kept = records_of(folder, SPEED), records_of(folder, KEPT)
+    facts = machine_of(fresh)
     sections = (
-        "**Milliseconds of a step of the loss**, forward and backward, the gradient in fresh "
-        "memory; and ratios of such times (medians of each round's ratio, not ratios of the "
-        "medians, ± half their 95 % interval; `ours` is this package):",
-        speed_table(results),
-        machine_sentence(machine_of(speed), commits_of(folder)),
-        picture("Time of the others as a multiple of ours", folder / "speed.png"),
-        "**The same in place** (`inplace_backward=True`), our gradient written over the logits:",
-        in_place_table(results),
-        "**What this project promises, and what it aims at**, each judged by the case that fares "
-        "worst (`?`: the bound that the verdict names lies within the ratio's interval):",
-        requirements_table(results),
-        "**Does PGT cost anything?** A step of the loss alone, and whole training steps around it "
-        "(a ResNet-8 at CIFAR's size, a small transformer with a vocabulary of 50257): the median "
-        "ratio of times with its 95 % interval. Below 1, PGT is faster.",
-        overhead_table(overhead.subjects_of(read(folder / "overhead.jsonl"))),
-        picture("Ratios of times with their intervals", folder / "overhead.png"),
-        "**How it grows.** A slope of 1 is proportional growth; it is fitted to the larger half of "
-        "the points.",
-        picture("Time over rows, classes, α, threads and type", folder / "sweep.png"),
-        other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
-        "**Peak memory** of a step besides the logits, in units of their size:",
-        memory_table(peaks_of(read(folder / "memory.jsonl"))),
+        markdown.table_in_short(results_of(fresh), results_of(kept)),
+        f"Medians on {facts['cpu']}, {facts['threads']} threads; "
+        f"torch {facts['versions']['torch']}, ours at α = 0.3.",
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
+
+
+def page(folder: Path) -> str:
+    """All figures of a machine."""
+    fresh, kept = records_of(folder, SPEED), records_of(folder, KEPT)
+    results, kept_results = results_of(fresh), results_of(kept)
+    facts = machine_of(fresh)
+    sections = [
+        "<!-- Written by `python bench/readme.py`. -->",
+        f"# {facts['cpu']}",
+        machine_sentence(facts, commits_of(folder)),
+        "Medians of each round's ratio (not ratios of medians), ± half their 95 % interval; `ours` "
+        "is this package. A step is the loss, forward and backward, with the gradient in a tensor "
+        "of its own.",
+        "## Fresh memory",
+        "As glibc hands it out by default: what is freed goes back to the system, and large "
+        "tensors are made of pages that the system has to clear first. `F.cross_entropy` makes "
+        "several, this package the gradient.",
+        markdown.speed_table(results),
+        picture("Time of the others as a multiple of ours", "speed.png"),
+        "**In place** (`inplace_backward=True`), the gradient written over the logits:",
+        markdown.in_place_table(results),
+    ]
+    if kept:
+        sections += [
+            "## Kept memory",
+            "The same with freed memory kept for the next tensor, as jemalloc and tcmalloc can do "
+            f"as well (here: `--allocator {machine_of(kept)['allocator']}`).",
+            markdown.speed_table(kept_results),
+        ]
+    sections += [
+        "## What is promised",
+        "Each promise is judged by the case that fares worst. A verdict needs all cases and peers "
+        "that it speaks of, and intervals that lie on one side of its bound; else it is open.",
+        markdown.verdict_table(judge(results)),
+    ]
+    if kept:
+        sections += ["With kept memory:", markdown.verdict_table(judge(kept_results, "cpu", True))]
+    sections += [
+        "## Does PGT cost anything?",
+        "A step of the loss alone, and whole training steps around it (a ResNet-8 at CIFAR's size, "
+        "a small transformer with a vocabulary of 50257): the median ratio of times with its 95 % "
+        "interval. Below 1, PGT is faster.",
+        markdown.overhead_table(overhead.subjects_of(read(folder / "overhead.jsonl"))),
+        picture("Ratios of times with their intervals", "overhead.png"),
+        "## How it grows",
+        "A slope of 1 is proportional growth; it is fitted to the larger half of the points.",
+        picture("Time over rows, classes, α, threads and type", "sweep.png"),
+        "## PGT in plain PyTorch",
+        other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
+        "## Peak memory",
+        "Of a step besides the logits, in units of their size:",
+        markdown.memory_table(peaks_of(read(folder / "memory.jsonl"))),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def gpu_text(path: Path) -> str:
-    """What the README says of a GPU in figures."""
+    """The figures of a GPU."""
     records = read(path)
     results = results_of(records)
     facts = machine_of(records)
-    cells = verdict_cells(judge(results, "cuda"))
     sections = (
         "**Copies of the logits** that a step of the loss takes, and its parts (medians of "
         "interleaved rounds, the cache cold; a copy reads and writes the logits once):",
-        copies_table(results),
+        markdown.copies_table(results),
         f"Measured on one {facts['gpu']}; torch {facts['versions']['torch']}, "
         f"python {facts['versions']['python']}; commit {facts['commit']}.",
         "**What is wanted there**, each judged by the case that fares worst:",
-        markdown_table(cells.headings, cells.rows),
+        markdown.verdict_table(judge(results, "cuda")),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
 
 
-def copies_table(results: Sequence[Result]) -> str:
-    """A row for each type and shape that fills the device."""
-    shown = (
-        (FRESH, DEFAULT),
-        (FRESH, ALPHA_ONE),
-        (FRESH, "eager"),
-        (FORWARD, DEFAULT),
-        (FORWARD, "eager"),
-        (BACKWARD, DEFAULT),
-        (BACKWARD, "eager"),
-    )
-    words = {FRESH: "a step", FORWARD: "the loss alone", BACKWARD: "backward alone"}
-    by_group = {(r.group.size, r.group.dtype, r.group.mode): r for r in results}
-    rows = []
-    for size, dtype in dict.fromkeys(
-        (r.group.size, r.group.dtype) for r in results if r.group.case.gpu_rows
-    ):
-        row = [size, dtype]
-        for mode, peer in shown:
-            result = by_group.get((size, dtype, mode))
-            known = result is not None and peer in result.seconds
-            row.append(f"{result.ratio(peer, COPY.name).median:.2f}" if result and known else "-")
-        rows.append(row)
-    headings = [f"{words[mode]}, {heading_of(peer)}" for mode, peer in shown]
-    return markdown_table(["logits", "type", *headings], rows)
+def records_of(folder: Path, names: Iterable[str]) -> list[Record]:
+    """The records of those files that there are."""
+    paths = [folder / name for name in names if (folder / name).exists()]
+    return [record for path in paths for record in read(path)]
 
 
 def commits_of(folder: Path) -> str:
     """What the results were measured on, as recorded: a plus says that code had been changed."""
     files: dict[str, list[str]] = {}
     for name in FILES:
-        commit = machine_of(read(folder / name))["commit"]
-        files.setdefault(commit, []).append(Path(name).stem)
+        if records := records_of(folder, [name]):
+            files.setdefault(machine_of(records)["commit"], []).append(Path(name).stem)
     if len(files) == 1:
         return f"commit {next(iter(files))}"
     named = (f"{commit} ({', '.join(names)})" for commit, names in files.items())
@@ -145,98 +167,32 @@ def machine_sentence(facts: Record, commits: str) -> str:
         if name in facts["versions"]
     )
     return (
-        f"Measured on {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"{facts['isa'].upper()}; {versions}; {commits}."
+        f"{facts['cores']} cores, {facts['threads']} threads, {facts['isa'].upper()}; {versions}; "
+        f"{commits}."
     )
-
-
-def speed_table(results: Sequence[Result]) -> str:
-    peers = (COPY.name, "eager", *COMPILERS, ALPHA_ONE, DEFAULT, name_of_ours(0.25))
-    rows = []
-    for result in results:
-        if result.group.mode != FRESH:
-            continue
-        times = [median_milliseconds(result.seconds, peer) for peer in peers]
-        compiler = result.fastest(COMPILERS)
-        ratios = [str(result.ratio(over, DEFAULT)) for over in ("eager", compiler) if over]
-        rows.append([f"{result.group.size}, {result.group.dtype}", *times, *ratios])
-    compilers = f"the faster of {' and '.join(map(heading_of, COMPILERS))}"
-    ratios_of = [f"{over} / {heading_of(DEFAULT)}" for over in (heading_of("eager"), compilers)]
-    times_of = [f"{heading_of(peer)}, ms" for peer in peers]
-    return markdown_table(["logits", *times_of, *ratios_of], rows)
-
-
-def in_place_table(results: Sequence[Result]) -> str:
-    pairs = (("eager", DEFAULT), (DEFAULT, COPY.name))
-    rows = [
-        [
-            f"{result.group.size}, {result.group.dtype}",
-            median_milliseconds(result.seconds, DEFAULT),
-            *(str(result.ratio(*pair)) for pair in pairs),
-        ]
-        for result in results
-        if result.group.mode == IN_PLACE and result.group.case.name in LARGE
-    ]
-    headings = [f"{heading_of(over)} / {heading_of(under)}" for over, under in pairs]
-    return markdown_table(["logits", f"{heading_of(DEFAULT)}, ms", *headings], rows)
-
-
-def requirements_table(results: Sequence[Result]) -> str:
-    cells = verdict_cells(judge(results))
-    return markdown_table(cells.headings, cells.rows)
-
-
-def overhead_table(subjects: Sequence[overhead.Subject]) -> str:
-    rows = []
-    for subject in subjects:
-        row = [subject.name, subject.logits]
-        for pair in overhead.SHOWN:
-            ratio = subject.ratio(*pair)
-            row += [ratio.with_interval, Text.from_markup(overhead.verdict(ratio)).plain]
-        rows.append(row)
-    headings = ["what is timed", "logits"]
-    for over, under in overhead.SHOWN:
-        headings += [f"{heading_of(over)} / {heading_of(under)}", "verdict"]
-    return markdown_table(headings, rows)
 
 
 def other_ways_sentence(results: Sequence[Result]) -> str:
     """What PGT costs as plain PyTorch."""
     (result,) = (r for r in results if r.group.mode == FRESH and "hook" in r.seconds)
     parts = [
-        f"{result.ratio(peer, DEFAULT).median:.1f} times our time {words} ({heading_of(peer)})"
+        f"{result.ratio(peer, DEFAULT).median:.1f} times our time {words}"
         for peer, words in (
             ("hook", "as a corrected hook on the gradient"),
             ("scaled", "as `F.cross_entropy(alpha * z) / alpha`, another loss's value"),
             ("reference", "as `powergrad_ext.reference`"),
         )
     ]
-    return f"**PGT in plain PyTorch** takes, at {result.group.size}, {'; '.join(parts)}."
+    return f"It takes, at {result.group.size}, {'; '.join(parts)}."
 
 
-def memory_table(peaks: Sequence[Peak]) -> str:
-    alphas = (DEFAULT_ALPHA,)
-    cells = memory_cells(peaks, (*others(alphas), *map(ours, alphas)))
-    return markdown_table(cells.headings, cells.rows)
-
-
-def picture(title: str, path: Path) -> str:
-    return f"![{title}]({path.relative_to(REPOSITORY)})"
-
-
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [map(code, headings), ["---"] * len(headings), *(map(code, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def code(words: str) -> str:
-    """With the names of functions as code."""
-    return re.sub(r"F\.cross_entropy|torch\.compile", r"`\g<0>`", words)
+def picture(title: str, name: str) -> str:
+    return f"![{title}]({name})"
 
 
 def draw(folder: Path) -> None:
-    """Draw what the README shows; each plot says from which figures."""
-    speed = [record for name in SPEED for record in read(folder / name)]
+    """Draw what the page shows; each plot says from which figures."""
+    speed = records_of(folder, SPEED)
     steps, points = read(folder / "overhead.jsonl"), read(folder / "sweep.jsonl")
     figures = {
         "speed": plots.draw_speed(results_of(speed), machine_of(speed)),

@@ -1,6 +1,8 @@
-"""The README's figures are those of the committed results, and so are its plots."""
+"""Every figure that is shown is that of the committed results, and so are the plots."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
@@ -8,22 +10,35 @@ from PIL import Image
 
 from bench import readme
 
-
-def test_figures_are_those_of_the_results() -> None:
-    written = readme.README.read_text().split(readme.BEGIN)[1].split(readme.END)[0]
-    assert written == readme.text(readme.RESULTS), "run python bench/readme.py"
+each_machine = pytest.mark.parametrize("folder", readme.cpu_folders(), ids=lambda path: path.name)
 
 
-def test_figures_of_a_gpu_are_those_of_its_results() -> None:
-    written = readme.README.read_text().split(readme.BEGIN_GPU)[1].split(readme.END_GPU)[0]
-    assert written == readme.gpu_text(readme.GPU_RESULTS), "run python bench/readme.py"
+def test_figures_of_the_readme() -> None:
+    assert readme.written(readme.README) == readme.text(readme.SHOWN), "run python bench/readme.py"
 
 
+def test_figures_of_a_gpu() -> None:
+    page = readme.GPU / "README.md"
+    assert readme.written(page) == readme.gpu_text(readme.GPU / "run.jsonl"), (
+        "run python bench/readme.py"
+    )
+
+
+@each_machine
+def test_figures_of_each_machine(folder: Path) -> None:
+    assert (folder / "README.md").read_text() == readme.page(folder), "run python bench/readme.py"
+
+
+@each_machine
 @pytest.mark.parametrize("name", readme.SOURCES)
-def test_plots_are_drawn_from_the_results(name: str) -> None:
-    drawn_from = readme.fingerprint(readme.RESULTS, readme.SOURCES[name])
-    path = readme.RESULTS / name
+def test_plots_are_drawn_from_the_results(folder: Path, name: str) -> None:
+    drawn_from = readme.fingerprint(folder, readme.SOURCES[name])
+    path = folder / name
     with Image.open(path.with_suffix(".png")) as image:
         assert image.text["Description"] == drawn_from, "run python bench/readme.py"
     assert drawn_from in path.with_suffix(".svg").read_text()
     assert imread(path.with_suffix(".png")).std() > 0.01, "an empty picture"
+
+
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len(readme.README.read_text().splitlines()) <= 180

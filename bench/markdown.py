@@ -1,0 +1,139 @@
+"""The figures as tables of a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.text import Text
+
+from . import overhead
+from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, Group
+from .memory import Peak
+from .peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
+from .report import median_milliseconds, memory_cells, verdict_cells
+from .requirements import ALPHA_ONE, COMPILERS, DEFAULT, LARGE, Verdict
+from .result import Result
+
+IN_SHORT = (
+    ("cifar10", "float32"),
+    ("imagenet", "float32"),
+    ("imagenet-large", "float32"),
+    ("llama2", "float32"),
+    ("llama3", "float32"),
+    ("llama3", "bfloat16"),
+)
+"""What a reader in a hurry sees."""
+
+
+def table_in_short(fresh: Sequence[Result], kept: Sequence[Result]) -> str:
+    """A row per case, with each kind of memory that was measured."""
+    found = {"fresh": fresh, "kept": kept} if kept else {"fresh": fresh}
+    by_group = {kind: {r.group: r for r in results} for kind, results in found.items()}
+    rows = []
+    for name, dtype in IN_SHORT:
+        group = Group(CASES[name], dtype, FRESH)
+        row = [f"{group.size}, {dtype}"]
+        for results in by_group.values():
+            times = [median_milliseconds(results[group].seconds, p) for p in ("eager", DEFAULT)]
+            row += [*times, f"{results[group].ratio('eager', DEFAULT).median:.1f}"]
+        copies = list(by_group.values())[-1][group].ratio(DEFAULT, COPY.name)
+        rows.append([*row, f"{copies.median:.1f}"])
+    of_each = ("F.cross_entropy, ms", "ours, ms", "times as fast")
+    headings = [f"{kind}: {words}" for kind in found for words in of_each]
+    return table(["logits", *headings, "ours, in copies of the logits"], rows)
+
+
+def speed_table(results: Sequence[Result]) -> str:
+    peers = (COPY.name, "eager", *COMPILERS, ALPHA_ONE, DEFAULT, name_of_ours(0.25))
+    rows = []
+    for result in results:
+        if result.group.mode != FRESH:
+            continue
+        times = [median_milliseconds(result.seconds, peer) for peer in peers]
+        compiler = result.fastest(COMPILERS)
+        ratios = [str(result.ratio(over, DEFAULT)) for over in ("eager", compiler) if over]
+        copies = str(result.ratio(DEFAULT, COPY.name))
+        rows.append([f"{result.group.size}, {result.group.dtype}", *times, *ratios, copies])
+    compilers = f"the faster of {' and '.join(map(heading_of, COMPILERS))}"
+    pairs = [(heading_of("eager"), DEFAULT), (compilers, DEFAULT), (heading_of(DEFAULT), COPY.name)]
+    ratios_of = [f"{over} / {heading_of(under)}" for over, under in pairs]
+    times_of = [f"{heading_of(peer)}, ms" for peer in peers]
+    return table(["logits", *times_of, *ratios_of], rows)
+
+
+def in_place_table(results: Sequence[Result]) -> str:
+    pairs = (("eager", DEFAULT), (DEFAULT, COPY.name))
+    rows = [
+        [
+            f"{result.group.size}, {result.group.dtype}",
+            median_milliseconds(result.seconds, DEFAULT),
+            *(str(result.ratio(*pair)) for pair in pairs),
+        ]
+        for result in results
+        if result.group.mode == IN_PLACE and result.group.case.name in LARGE
+    ]
+    headings = [f"{heading_of(over)} / {heading_of(under)}" for over, under in pairs]
+    return table(["logits", f"{heading_of(DEFAULT)}, ms", *headings], rows)
+
+
+def copies_table(results: Sequence[Result]) -> str:
+    """Of a GPU: a row for each type and shape that fills the device."""
+    shown = (
+        (FRESH, DEFAULT),
+        (FRESH, ALPHA_ONE),
+        (FRESH, "eager"),
+        (FORWARD, DEFAULT),
+        (FORWARD, "eager"),
+        (BACKWARD, DEFAULT),
+        (BACKWARD, "eager"),
+    )
+    words = {FRESH: "a step", FORWARD: "the loss alone", BACKWARD: "backward alone"}
+    by_group = {(r.group.size, r.group.dtype, r.group.mode): r for r in results}
+    rows = []
+    for size, dtype in dict.fromkeys(
+        (r.group.size, r.group.dtype) for r in results if r.group.case.gpu_rows
+    ):
+        row = [size, dtype]
+        for mode, peer in shown:
+            result = by_group.get((size, dtype, mode))
+            known = result is not None and peer in result.seconds
+            row.append(f"{result.ratio(peer, COPY.name).median:.2f}" if result and known else "-")
+        rows.append(row)
+    headings = [f"{words[mode]}, {heading_of(peer)}" for mode, peer in shown]
+    return table(["logits", "type", *headings], rows)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    cells = verdict_cells(verdicts)
+    return table(cells.headings, cells.rows)
+
+
+def overhead_table(subjects: Sequence[overhead.Subject]) -> str:
+    rows = []
+    for subject in subjects:
+        row = [subject.name, subject.logits]
+        for pair in overhead.SHOWN:
+            ratio = subject.ratio(*pair)
+            row += [ratio.with_interval, Text.from_markup(overhead.verdict(ratio)).plain]
+        rows.append(row)
+    headings = ["what is timed", "logits"]
+    for over, under in overhead.SHOWN:
+        headings += [f"{heading_of(over)} / {heading_of(under)}", "verdict"]
+    return table(headings, rows)
+
+
+def memory_table(peaks: Sequence[Peak]) -> str:
+    alphas = (DEFAULT_ALPHA,)
+    cells = memory_cells(peaks, (*others(alphas), *map(ours, alphas)))
+    return table(cells.headings, cells.rows)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [map(code, headings), ["---"] * len(headings), *(map(code, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def code(words: str) -> str:
+    """With the names of functions as code."""
+    return re.sub(r"(?<!`)(F\.cross_entropy|torch\.compile)", r"`\1`", words)
