@@ -1,8 +1,11 @@
 """The loss for Hugging Face transformers, as its models and its Trainer call one.
 
 `model.loss_function = causal_lm_loss(alpha=0.3)` for language models, whoever trains them;
-`Trainer(compute_loss_func=trainer_loss(alpha=0.3))` for classifiers too. In TRL's SFTTrainer, which
-computes a loss of its own in chunks, `SFTTrainer(compute_loss_func=trainer_loss(alpha=0.3))`.
+`Trainer(compute_loss_func=trainer_loss(alpha=0.3))` for classifiers too.
+
+TRL's SFTTrainer computes a loss of its own, in chunks. `SFTTrainer(compute_loss_func=...)` makes it
+call ours, at the price of a second forward pass for its metrics (and TRL means to remove that); a
+subclass with `compute_loss = Trainer.compute_loss` asks the model, and loses the metrics.
 """
 
 from __future__ import annotations
