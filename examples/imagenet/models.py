@@ -29,10 +29,10 @@ ARCHITECTURES = {
     "resnet50": Architecture(lambda classes: models.resnet50(num_classes=classes), 0.3),
     "resnet101": Architecture(lambda classes: models.resnet101(num_classes=classes), 0.3),
     "seresnet18": Architecture(
-        lambda classes: timm.create_model("legacy_seresnet18", num_classes=classes), 0.25
+        lambda classes: timm.create_model("seresnet18", num_classes=classes), 0.25
     ),
     "seresnet50": Architecture(
-        lambda classes: timm.create_model("legacy_seresnet50", num_classes=classes), 0.3
+        lambda classes: timm.create_model("seresnet50", num_classes=classes), 0.3
     ),
     "resnet18-without-batchnorm": Architecture(resnet18_without_batchnorm, 0.25, batch_size=256),
 }

@@ -22,10 +22,10 @@ class PlainSFTTrainer(SFTTrainer):
     compute_loss = Trainer.compute_loss
 
 
-def weights_after_sft(folder, alpha=None, trainer=SFTTrainer):
+def sft_parts(folder):
+    """A model, its data, made up and tokenised, and all else that an SFTTrainer asks for."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     tokens, labels = sequences()
-    data = Dataset.from_dict({"input_ids": tokens.tolist(), "labels": labels.tolist()})
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=2,
@@ -41,19 +41,31 @@ def weights_after_sft(folder, alpha=None, trainer=SFTTrainer):
         disable_tqdm=True,
         save_strategy="no",
     )
-    model, options = language_model(), {}
+    return {
+        "model": language_model(),
+        "arguments": arguments,
+        "data": Dataset.from_dict({"input_ids": tokens.tolist(), "labels": labels.tolist()}),
+        "tokenizer": PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"
+        ),
+    }
+
+
+def weights_after_sft(folder, alpha=None, trainer=SFTTrainer):
+    parts, options = sft_parts(folder), {}
+    model = parts["model"]
     if trainer is PlainSFTTrainer:
         model.loss_function = causal_lm_loss(alpha=alpha)
     elif alpha is not None:
         options["compute_loss_func"] = trainer_loss(alpha=alpha)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"
-    )
-    trainer = trainer(
-        model=model, args=arguments, train_dataset=data, processing_class=tokenizer, **options
-    )
-    trainer.train()
-    return [parameter.detach() for parameter in trainer.model.parameters()]
+    trainer(
+        model,
+        parts["arguments"],
+        train_dataset=parts["data"],
+        processing_class=parts["tokenizer"],
+        **options,
+    ).train()
+    return [parameter.detach() for parameter in model.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
