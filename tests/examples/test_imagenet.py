@@ -76,7 +76,7 @@ def test_alpha_one_is_torchs_own_loss(tmp_path, monkeypatch, threads):
         torchs_loss = nn.CrossEntropyLoss()
         patch.setattr(imagenet, "PowerGradCrossEntropyLoss", lambda alpha: torchs_loss)
         torchs = imagenet.main([*few, str(tmp_path / "torchs"), "--alpha", "1"])
-    assert ours[0]["train_loss"] == pytest.approx(torchs[0]["train_loss"], rel=1e-4)
+    assert ours[0]["train_loss"] == pytest.approx(torchs[0]["train_loss"], rel=1e-3)
     assert ours[0]["nll"] == pytest.approx(ours[0]["nll_trained"])
     other = imagenet.main([*few, str(tmp_path / "other"), "--alpha", "0.25"])
     assert other[0]["nll"] != pytest.approx(other[0]["nll_trained"])
