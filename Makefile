@@ -25,11 +25,18 @@ help: ## list what can be done
 demo: $(VENV)/.demo ## install, build and train on real data with cross-entropy and with PGT
 	python -m examples.digits
 
-test: lint core-test ## install, build and run every check
-	python -m pytest
+test: lint core-test $(VENV)/.frameworks ## install, build and run every check
+	REQUIRED_FRAMEWORKS='lightning transformers trl' python -m pytest
+	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
 
-pytest: $(VENV)/.test
-	python -m pytest $(TESTS)
+pytest: $(VENV)/.test $(if $(VISION),$(VENV)/.vision)
+	$(if $(VISION),REQUIRED_FRAMEWORKS='fastai timm torchtitan torchvision') python -m pytest $(TESTS)
+
+# A second environment: torchvision, and so timm, does not import beside the CPU build of torch. This
+# build is for CUDA, of which the tests here need nothing.
+VISION_TORCH = torch==2.14.1 torchvision==0.29.1
+VISION_TESTS = tests/integrations tests/examples/test_imagenet.py tests/semantics/test_like_torch.py \
+    tests/semantics/test_shapes.py tests/accuracy/test_sizes.py tests/framework/test_compile.py
 
 # A copy, since a tree holds one compiled module. What is in it already is kept and compared.
 TREE = build/trees/$(subst ==,-,$(firstword $(TORCH)))
@@ -37,7 +44,8 @@ test-torch: ## run the tests with another torch, in a copy with an environment o
 	@mkdir -p $(TREE)
 	@git ls-files -z --cached --others --exclude-standard | \
 	    xargs -0 cp --parents --update --preserve=timestamps --target-directory=$(TREE)
-	$(MAKE) --no-print-directory -C $(TREE) TORCH='$(TORCH)' TESTS='$(TESTS)' pytest
+	$(if $(VISION),POWERGRAD_CUDA=OFF) $(MAKE) --no-print-directory -C $(TREE) \
+	    TORCH='$(TORCH)' TESTS='$(TESTS)' VISION='$(VISION)' pytest
 
 build: $(VENV)/.test ## compile what has changed
 
@@ -86,7 +94,7 @@ gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benc
 
 clean: ## remove all that was built; the virtual environment stays
 	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.bench $(VENV)/.demo $(VENV)/.test
+	rm -f $(VENV)/.bench $(VENV)/.demo $(VENV)/.test $(VENV)/.frameworks $(VENV)/.vision
 
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
 $(VENV)/.bench: NEEDS = bench
@@ -95,6 +103,13 @@ $(VENV)/.test: NEEDS = demo,lint,test
 $(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing what is needed and compiling the extension: about a minute or two'
 	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]'
+	@touch $@
+
+# Frameworks for the tests of the integrations, beside the torch that is there.
+$(VENV)/.frameworks: NEEDS = frameworks
+$(VENV)/.vision: NEEDS = vision
+$(VENV)/.frameworks $(VENV)/.vision: $(VENV)/.test pyproject.toml
+	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]' $(TORCH)
 	@touch $@
 
 $(VENV)/.torch: scripts/venv.sh

@@ -5,19 +5,22 @@ alpha and renormalised before the target is subtracted: ``dz = softmax(alpha * z
 """
 
 from powergrad_ext import _native as _native  # first: it says what is missing
+from powergrad_ext import calibration, reference
 from powergrad_ext import onnx as onnx  # registers what exporters make of the operators
 from powergrad_ext import operators as operators  # registers shapes without data
-from powergrad_ext import reference
 from powergrad_ext import vmap as vmap  # registers what happens under torch.vmap
 from powergrad_ext.ctc import ctc_loss
 from powergrad_ext.functional import cross_entropy, log_softmax
 from powergrad_ext.modules import PowerGradCrossEntropyLoss, PowerGradLogSoftmax
+from powergrad_ext.schedule import AlphaSchedule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaSchedule",
     "PowerGradCrossEntropyLoss",
     "PowerGradLogSoftmax",
+    "calibration",
     "cross_entropy",
     "ctc_loss",
     "log_softmax",

@@ -195,13 +195,15 @@ def _ninja_environment() -> dict[str, str]:
 def _cuda_environment() -> dict[str, str] | None:
     """Where the toolkit is and what to compile for; None if torch or the machine has no CUDA.
 
-    To be set before torch.utils.cpp_extension is imported: torch takes the folder of the first nvcc
-    on PATH for the toolkit, which a wrapper script misleads, and without an architecture list it
-    fails on a machine that has no GPU.
+    None as well where POWERGRAD_CUDA=OFF says so, as to CMake: the CUDA kernels take most of the
+    time of a build, and a CUDA build of torch may be wanted for its CPU half only. To be set before
+    torch.utils.cpp_extension is imported: torch takes the folder of the first nvcc on PATH for the
+    toolkit, which a wrapper script misleads, and without an architecture list it fails on a machine
+    that has no GPU.
     """
     import torch
 
-    if torch.version.cuda is None:
+    if torch.version.cuda is None or os.environ.get("POWERGRAD_CUDA") == "OFF":
         return None
     newer = [int(number) for number in torch.version.cuda.split(".")] >= [12, 8]
     default = DEFAULT_CUDA_ARCHITECTURES if newer else OLD_TOOLKIT_ARCHITECTURES

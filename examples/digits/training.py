@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from powergrad_ext.calibration import negative_log_likelihood
+
 from .data import Split, load_split, shuffled_batches
 from .methods import Criterion, Method
 from .network import residual_network
@@ -109,5 +111,5 @@ def evaluate(logits: Tensor, labels: Tensor, alpha: float) -> Evaluation:
     return Evaluation(
         accuracy=100 * (logits.argmax(dim=1) == labels).double().mean().item(),
         nll=F.cross_entropy(logits, labels).item(),
-        nll_trained=F.cross_entropy(alpha * logits, labels).item(),
+        nll_trained=negative_log_likelihood(logits, labels, alpha=alpha).item(),
     )

@@ -61,6 +61,19 @@ def test_cuda_is_left_out_without_cuda_sources_or_without_cuda_in_torch(
     assert _build.recipe(tmp_path).sources == [tmp_path / "a.cpp"]
 
 
+def test_cuda_is_left_out_where_the_environment_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert _build.recipe(tmp_path).with_cuda
+    monkeypatch.setenv("POWERGRAD_CUDA", "OFF")
+    recipe = _build.recipe(tmp_path)
+    assert not recipe.with_cuda
+    assert recipe.sources == [tmp_path / "a.cpp"]
+
+
 def test_cuda_is_built_where_torch_has_it_and_a_toolkit_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

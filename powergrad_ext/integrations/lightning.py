@@ -1,0 +1,29 @@
+"""A schedule of alpha for Lightning; the loss itself is called as in any training_step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from powergrad_ext.schedule import AlphaSchedule
+
+
+class AlphaCallback(Callback):
+    """Sets a schedule's alpha before each batch, from the number of optimizer steps taken.
+
+    Args:
+        schedule: whose ``alpha`` the loss was given. Without ``steps`` it gets the Trainer's.
+    """
+
+    def __init__(self, schedule: AlphaSchedule) -> None:
+        self.schedule = schedule
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.schedule.steps is None:
+            self.schedule.steps = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.schedule.step(trainer.global_step)
