@@ -106,22 +106,29 @@ def page(folder: Path) -> str:
     ]
     if kept:
         sections += ["With kept memory:", markdown.verdict_table(judge(kept_results, "cpu", True))]
-    sections += [
-        "## Does PGT cost anything?",
-        "A step of the loss alone, and whole training steps around it (a ResNet-8 at CIFAR's size, "
-        "a small transformer with a vocabulary of 50257): the median ratio of times with its 95 % "
-        "interval. Below 1, PGT is faster.",
-        markdown.overhead_table(overhead.subjects_of(read(folder / "overhead.jsonl"))),
-        picture("Ratios of times with their intervals", "overhead.png"),
-        "## How it grows",
-        "A slope of 1 is proportional growth; it is fitted to the larger half of the points.",
-        picture("Time over rows, classes, α, threads and type", "sweep.png"),
-        "## PGT in plain PyTorch",
-        other_ways_sentence(results_of(read(folder / "modes.jsonl"))),
-        "## Peak memory",
-        "Of a step besides the logits, in units of their size:",
-        markdown.memory_table(peaks_of(read(folder / "memory.jsonl"))),
-    ]
+    if steps := records_of(folder, SOURCES["overhead"]):
+        sections += [
+            "## Does PGT cost anything?",
+            "A step of the loss alone, and whole training steps around it (a ResNet-8 at CIFAR's "
+            "size, a small transformer with a vocabulary of 50257): the median ratio of times with "
+            "its 95 % interval. Below 1, PGT is faster.",
+            markdown.overhead_table(overhead.subjects_of(steps)),
+            picture("Ratios of times with their intervals", "overhead.png"),
+        ]
+    if records_of(folder, SOURCES["sweep"]):
+        sections += [
+            "## How it grows",
+            "A slope of 1 is proportional growth; it is fitted to the larger half of the points.",
+            picture("Time over rows, classes, α, threads and type", "sweep.png"),
+        ]
+    if modes := records_of(folder, ["modes.jsonl"]):
+        sections += ["## PGT in plain PyTorch", other_ways_sentence(results_of(modes))]
+    if peaks := records_of(folder, ["memory.jsonl"]):
+        sections += [
+            "## Peak memory",
+            "Of a step besides the logits, in units of their size:",
+            markdown.memory_table(peaks_of(peaks)),
+        ]
     return "\n\n".join(sections) + "\n"
 
 
@@ -192,17 +199,19 @@ def picture(title: str, name: str) -> str:
 
 def draw(folder: Path) -> None:
     """Draw what the page shows; each plot says from which figures."""
-    speed = records_of(folder, SPEED)
-    steps, points = read(folder / "overhead.jsonl"), read(folder / "sweep.jsonl")
-    figures = {
-        "speed": plots.draw_speed(results_of(speed), machine_of(speed)),
-        "overhead": plots.draw_overhead(overhead.subjects_of(steps), machine_of(steps)),
-        "sweep": plots.draw_sweeps(sweep.points_of(points), machine_of(points)),
-    }
-    for name, figure in figures.items():
-        plots.save(figure, folder / name, fingerprint(folder, SOURCES[name]))
+    for name, sources in SOURCES.items():
+        if records := records_of(folder, sources):
+            figure = DRAWN_BY[name](records)
+            plots.save(figure, folder / name, fingerprint(folder, sources))
 
 
+DRAWN_BY = {
+    "speed": lambda records: plots.draw_speed(results_of(records), machine_of(records)),
+    "overhead": lambda records: plots.draw_overhead(
+        overhead.subjects_of(records), machine_of(records)
+    ),
+    "sweep": lambda records: plots.draw_sweeps(sweep.points_of(records), machine_of(records)),
+}
 SOURCES = {"speed": SPEED, "overhead": ("overhead.jsonl",), "sweep": ("sweep.jsonl",)}
 
 

@@ -27,7 +27,10 @@ except ModuleNotFoundError as missing:
         "run  pip install --no-build-isolation --editable '.[imagenet]'"
     )
 
-RECIPE = ("model", "alpha", "seed", "epochs", "batch_size", "learning_rate", "schedule")
+RECIPE = (
+    *("model", "alpha", "seed", "epochs", "batch_size", "learning_rate", "schedule"),
+    "image_size",
+)
 """What a run that goes on has to have been started with."""
 
 
@@ -77,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, group: Processes) -> list[dict[str, Any]]:
     """Train from the start or from a checkpoint, leaving one after each epoch."""
-    recipe = {name: getattr(options, name) for name in RECIPE}
+    recipe = {name: getattr(options, name) for name in RECIPE} | {"processes": group.count}
     checkpoint = files.load_checkpoint(options.output)
     refuse_other_runs(options, recipe, checkpoint, group)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ def refuse_other_runs(
             f"examples.imagenet: {options.output} holds a run: add --resume to go on with it, or "
             "name another --output"
         )
-    other = {name for name in RECIPE if checkpoint["recipe"][name] != recipe[name]}
+    other = {name for name, value in recipe.items() if checkpoint["recipe"][name] != value}
     if other:
         began = ", ".join(f"{name} {checkpoint['recipe'][name]}" for name in sorted(other))
         sys.exit(f"examples.imagenet: the run in {options.output} was started with {began}")

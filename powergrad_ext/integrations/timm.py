@@ -8,6 +8,7 @@ from __future__ import annotations
 from timm import loss
 from torch import Tensor
 
+from powergrad_ext.alpha import checked_alpha
 from powergrad_ext.functional import cross_entropy
 
 
@@ -21,7 +22,7 @@ class LabelSmoothingCrossEntropy(loss.LabelSmoothingCrossEntropy):
 
     def __init__(self, smoothing: float = 0.1, alpha: float | Tensor = 0.3) -> None:
         super().__init__(smoothing)
-        self.alpha = alpha
+        self.alpha = checked_alpha(alpha)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """The mean loss of logits x (N, C) for class indices target (N)."""
@@ -37,7 +38,7 @@ class SoftTargetCrossEntropy(loss.SoftTargetCrossEntropy):
 
     def __init__(self, alpha: float | Tensor = 0.3) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.alpha = checked_alpha(alpha)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """The mean loss of logits x (..., C) for targets of the same shape, as mixup makes them."""

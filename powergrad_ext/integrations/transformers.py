@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.modeling_outputs import MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput
 
+from powergrad_ext.alpha import checked_alpha
 from powergrad_ext.functional import cross_entropy
 from powergrad_ext.schedule import AlphaSchedule
 
@@ -43,8 +44,11 @@ def causal_lm_loss(alpha: float | Tensor = 0.3) -> Callable[..., Tensor]:
         num_items_in_batch=None, ignore_index=-100 and shift_labels=None; others are ignored. Label
         ``i + 1`` belongs to logits ``i``, unless shift_labels are given, which are aligned with
         them. The sum is divided by num_items_in_batch, or else by the number of labels that count.
+
+    Raises:
+        ValueError: alpha is not finite or not > 0.
     """
-    return partial(_causal_lm_loss, alpha=alpha)
+    return partial(_causal_lm_loss, alpha=checked_alpha(alpha))
 
 
 def trainer_loss(
@@ -67,7 +71,7 @@ def trainer_loss(
         counts, and num_items_in_batch=None. It raises a ValueError for labels that are missing, of
         another shape, or not indices, as those of regression and of several labels at a time.
     """
-    return partial(_trainer_loss, alpha=alpha, shift_labels=shift_labels)
+    return partial(_trainer_loss, alpha=checked_alpha(alpha), shift_labels=shift_labels)
 
 
 class AlphaCallback(TrainerCallback):
