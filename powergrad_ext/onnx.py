@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp import register_decomposition
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.onnx.symbolic_helper import parse_args
 
-from powergrad_ext import operators
 
-ops = torch.ops.powergrad
-
-
-# torch.onnx.export(dynamo=True) takes operators apart by torch's table of decompositions, and meets
-# ours as the raw ones of forward. Nobody else asks the table for those, and compiled graphs keep
-# them; but FakeTensor would, for shapes, if it did not find functions for that. What only backward
-# reads is left empty.
-register_decomposition(ops.cross_entropy_forward, type="meta")(operators.cross_entropy_forward)
-register_decomposition(ops.log_softmax_forward, type="meta")(operators.log_softmax_forward)
-
-
-@register_decomposition(ops.log_softmax_forward)
-def _(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> Any:
+def _log_softmax_value(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> Any:
     if needs_backward:
         return NotImplemented
     return torch.log_softmax(input, dim), input.new_empty(0)
 
 
-@register_decomposition(ops.cross_entropy_forward)
-def _(
+def _cross_entropy_value(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -52,6 +39,29 @@ def _(
         reduction=reduction,
     )
     return loss, input.new_empty(0), input.new_empty(())
+
+
+# torch.onnx.export(dynamo=True) meets our operators as the raw ones of forward, and traces them
+# again; what only backward reads is left empty. Not in torch's table of decompositions: it is there
+# for everybody, and Inductor refuses an operator that it finds in it where the environment has CI.
+def _in_onnx(value: Callable[..., Any]) -> Callable[..., Any]:
+    def trace(mode: Any, operator: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if torch.onnx.is_in_onnx_export():
+            with mode:
+                outputs = value(*args, **kwargs)
+            if outputs is not NotImplemented:
+                return outputs
+        return mode.__torch_dispatch__(operator, types, args, kwargs)
+
+    return trace
+
+
+def _register(operator: str, value: Callable[..., Any]) -> None:
+    torch.library.register_torch_dispatch(operator, ProxyTorchDispatchMode, _in_onnx(value))
+
+
+_register("powergrad::cross_entropy_forward", _cross_entropy_value)
+_register("powergrad::log_softmax_forward", _log_softmax_value)
 
 
 # The exporter for TorchScript (dynamo=False), from the first version in which ONNX's LogSoftmax

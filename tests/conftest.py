@@ -13,6 +13,9 @@ from cases import DTYPES, devices, instruction_set
 
 from powergrad_ext._native import _C
 
+# What most machines that run tests have, and Inductor then refuses more: so on a desk too.
+os.environ.setdefault("CI", "true")
+
 with suppress(ModuleNotFoundError):  # where it is missing, its tests are skipped
     import hypothesis
 

@@ -75,8 +75,10 @@ def test_names_of_instruction_sets():
 
 def test_public_names():
     assert set(powergrad_ext.__all__) == {
+        "AlphaSchedule",
         "PowerGradCrossEntropyLoss",
         "PowerGradLogSoftmax",
+        "calibration",
         "cross_entropy",
         "ctc_loss",
         "log_softmax",
