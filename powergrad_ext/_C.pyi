@@ -20,6 +20,18 @@ def check_cross_entropy(
     label_smoothing: float,
     alpha: Tensor,
 ) -> None: ...
+def check_linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    alpha: Tensor,
+    chunk_rows: int,
+) -> None: ...
 def check_log_softmax(input: Tensor, dim: int, alpha: Tensor) -> None: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...

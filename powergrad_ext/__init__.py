@@ -11,6 +11,7 @@ from powergrad_ext import operators as operators  # registers shapes without dat
 from powergrad_ext import vmap as vmap  # registers what happens under torch.vmap
 from powergrad_ext.ctc import ctc_loss
 from powergrad_ext.functional import cross_entropy, log_softmax
+from powergrad_ext.linear import PowerGradLinearCrossEntropyLoss, linear_cross_entropy
 from powergrad_ext.modules import PowerGradCrossEntropyLoss, PowerGradLogSoftmax
 from powergrad_ext.schedule import AlphaSchedule
 
@@ -19,10 +20,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AlphaSchedule",
     "PowerGradCrossEntropyLoss",
+    "PowerGradLinearCrossEntropyLoss",
     "PowerGradLogSoftmax",
     "calibration",
     "cross_entropy",
     "ctc_loss",
+    "linear_cross_entropy",
     "log_softmax",
     "reference",
 ]

@@ -105,6 +105,71 @@ def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> None:
     ops.cross_entropy_backward(grad_output, input, *arguments)  # for its checks
 
 
+def _linear_gradients(
+    input: Tensor, linear_weight: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = _accumulate_dtype(input)
+    shapes = [input.shape, linear_weight.shape, linear_weight.shape[:1]]
+    dtypes = [input.dtype, wide, wide]
+    grad_input, grad_linear_weight, grad_linear_bias = (
+        input.new_empty(shape, dtype=dtype) if is_wanted else input.new_empty((0,), dtype=wide)
+        for shape, dtype, is_wanted in zip(shapes, dtypes, wanted, strict=True)
+    )
+    return grad_input, grad_linear_weight, grad_linear_bias
+
+
+@torch.library.register_fake("powergrad::linear_cross_entropy_forward")
+def _(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    alpha: Tensor,
+    chunk_rows: int,
+    gradients: list[bool],
+) -> tuple[Tensor, ...]:
+    _C.check_linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias,
+        weight,
+        reduction,
+        ignore_index,
+        label_smoothing,
+        alpha,
+        chunk_rows,
+    )
+    shape = input.shape[:-1] if reduction == "none" else ()
+    return (
+        input.new_empty(shape, dtype=_accumulate_dtype(input)),
+        input.new_empty((), dtype=torch.float64),
+        *_linear_gradients(input, linear_weight, gradients),
+    )
+
+
+@torch.library.register_fake("powergrad::linear_cross_entropy_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    alpha: Tensor,
+    chunk_rows: int,
+    gradients: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, grad_output=grad_output, linear_weight=linear_weight, target=target)
+    return _linear_gradients(input, linear_weight, gradients)
+
+
 @torch.library.register_fake("powergrad::log_softmax_forward")
 def log_softmax_forward(
     input: Tensor, dim: int, alpha: Tensor, needs_backward: bool

@@ -1,5 +1,7 @@
 #include "torch/checks.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
@@ -152,6 +154,51 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
   check_floating(*weight, op, "weight");
   TORCH_CHECK(!weight->requires_grad(),
               "cross_entropy(): the derivative for 'weight' is not implemented");
+}
+
+at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_weight) {
+  const c10::SymInt classes = linear_weight.sym_size(0);
+  if (input.dim() == 1) return at::empty_symint({classes}, input.options());
+  return at::empty_strided_symint({input.sym_size(0), classes}, {0, 1}, input.options());
+}
+
+void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
+                                const at::Tensor& target,
+                                const std::optional<at::Tensor>& linear_bias,
+                                const std::optional<at::Tensor>& weight, std::string_view reduction,
+                                int64_t ignore_index, double label_smoothing,
+                                const at::Tensor& alpha, int64_t chunk_rows) {
+  static constexpr const char* op = "linear_cross_entropy";
+  const auto check_factor = [&input](const at::Tensor& tensor, const char* name) {
+    check_dense(tensor, op, name);
+    check_same_device(input, tensor, op, name);
+    TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, "(): argument '", name,
+                "' must have the type of 'input', ", input.scalar_type(), ", got ",
+                tensor.scalar_type());
+  };
+  check_dense(input, op, "input");
+  check_floating(input, op, "input");
+  check_factor(linear_weight, "linear_weight");
+  TORCH_CHECK(input.dim() == 1 || input.dim() == 2,
+              "expected input with dimensionality 1 or 2, got ", input.dim());
+  TORCH_CHECK(linear_weight.dim() == 2, op,
+              "(): argument 'linear_weight' must have shape (C, in_features), got shape ",
+              linear_weight.sym_sizes());
+  TORCH_CHECK(expected_equal(input.sym_size(-1), linear_weight.sym_size(1)),
+              "expected equal input and linear_weight last dimensions (in_features), got ",
+              input.sym_size(-1), " and ", linear_weight.sym_size(1), ", respectively (shapes ",
+              input.sym_sizes(), " and ", linear_weight.sym_sizes(), ")");
+  if (linear_bias.has_value() && linear_bias->defined()) {
+    check_factor(*linear_bias, "linear_bias");
+    TORCH_CHECK(linear_bias->dim() == 1 &&
+                    expected_equal(linear_bias->sym_size(0), linear_weight.sym_size(0)),
+                "expected linear_bias shape (", linear_weight.sym_size(0), ",), got ",
+                linear_bias->sym_sizes());
+  }
+  TORCH_CHECK_VALUE(chunk_rows >= 0, op,
+                    "(): argument 'chunk_rows' must be None or greater than 0, got ", chunk_rows);
+  check_cross_entropy(shape_of_logits(input, linear_weight), target, weight, ignore_index,
+                      reduction, label_smoothing, alpha);
 }
 
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {

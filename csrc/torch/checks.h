@@ -28,7 +28,16 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t ignore_index,
                          std::string_view reduction, double label_smoothing,
                          const at::Tensor& alpha);
+void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
+                                const at::Tensor& target,
+                                const std::optional<at::Tensor>& linear_bias,
+                                const std::optional<at::Tensor>& weight, std::string_view reduction,
+                                int64_t ignore_index, double label_smoothing,
+                                const at::Tensor& alpha, int64_t chunk_rows);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
+
+// A tensor like linear(input, linear_weight), with the memory of a single row.
+at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_weight);
 
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name);
 

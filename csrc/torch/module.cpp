@@ -44,21 +44,19 @@ at::Tensor as_tensor(const Alpha& alpha) {
   return last;
 }
 
-at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const OptionalTensor& weight, int64_t ignore_index,
-                         std::string_view reduction, double label_smoothing, const Alpha& alpha,
-                         bool inplace_backward) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("powergrad::cross_entropy", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
-                            std::string_view, double, const at::Tensor&, bool)>();
+at::Tensor call_cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                              const OptionalTensor& weight, int64_t ignore_index,
+                              std::string_view reduction, double label_smoothing,
+                              const Alpha& alpha, bool inplace_backward) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("powergrad::cross_entropy", "")
+                             .typed<decltype(cross_entropy)>();
   py::gil_scoped_release no_gil;
   return op.call(input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha),
                  inplace_backward);
 }
 
-at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha) {
+at::Tensor call_log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("powergrad::log_softmax", "")
                              .typed<at::Tensor(const at::Tensor&, int64_t, const at::Tensor&)>();
@@ -89,9 +87,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     throw py::import_error(error.what_without_backtrace());
   }
 
-  m.def("cross_entropy", &cross_entropy);
-  m.def("log_softmax", &log_softmax);
+  m.def("cross_entropy", &call_cross_entropy);
+  m.def("log_softmax", &call_log_softmax);
   m.def("check_cross_entropy", &check_cross_entropy);
+  m.def("check_linear_cross_entropy", &check_linear_cross_entropy);
   m.def("check_log_softmax", &check_log_softmax);
 
   m.def("isa", [] { return active_instruction_set().name; });

@@ -1,4 +1,4 @@
-// The schemas, and which function serves which dispatch key. Autograd keys are in autograd.cpp,
+// The schemas, and which function serves which dispatch key. Autograd keys are in *_autograd.cpp,
 // fake and vmap rules in the Python package.
 #include "torch/operators.h"
 
@@ -12,6 +12,12 @@ TORCH_LIBRARY(powergrad, m) {
       "str reduction=\"mean\", float label_smoothing=0.0, *, Tensor alpha, "
       "bool inplace_backward=False) -> Tensor");
   m.def("log_softmax(Tensor input, int dim=-1, *, Tensor alpha) -> Tensor");
+
+  m.def(
+      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, "
+      "Tensor? linear_bias=None, Tensor? weight=None, str reduction=\"mean\", "
+      "int ignore_index=-100, float label_smoothing=0.0, *, Tensor alpha, int chunk_rows=0) "
+      "-> Tensor");
 
   m.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
@@ -29,6 +35,17 @@ TORCH_LIBRARY(powergrad, m) {
       "cross_entropy_backward_(Tensor(a!) input, Tensor grad_output, Tensor target, "
       "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, "
       "Tensor statistics, Tensor total_weight) -> ()");
+  m.def(
+      "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, "
+      "Tensor? linear_bias, Tensor? weight, str reduction, int ignore_index, "
+      "float label_smoothing, Tensor alpha, int chunk_rows, bool[3] gradients) "
+      "-> (Tensor loss, Tensor total_weight, Tensor grad_input, Tensor grad_linear_weight, "
+      "Tensor grad_linear_bias)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, "
+      "Tensor target, Tensor? linear_bias, Tensor? weight, int ignore_index, "
+      "float label_smoothing, Tensor alpha, int chunk_rows, bool[3] gradients) "
+      "-> (Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)");
   m.def(
       "log_softmax_forward(Tensor input, int dim, Tensor alpha, bool needs_backward) "
       "-> (Tensor output, Tensor statistics)");
@@ -63,6 +80,8 @@ void register_device_operators(torch::Library& m) {
   m.impl("cross_entropy_forward_gradient", cross_entropy_forward_gradient);
   m.impl("cross_entropy_backward", cross_entropy_backward);
   m.impl("cross_entropy_backward_", cross_entropy_backward_);
+  m.impl("linear_cross_entropy_forward", linear_cross_entropy_forward);
+  m.impl("linear_cross_entropy_backward", linear_cross_entropy_backward);
   m.impl("log_softmax_forward", log_softmax_forward);
   m.impl("log_softmax_backward", log_softmax_backward);
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -10,6 +11,12 @@
 namespace powergrad {
 
 using OptionalTensor = std::optional<at::Tensor>;
+
+// The public operator, for others that are made of it.
+at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const OptionalTensor& weight, int64_t ignore_index,
+                         std::string_view reduction, double label_smoothing,
+                         const at::Tensor& alpha, bool inplace_backward);
 
 // loss; statistics (kStatistics, rows), empty without needs_backward; total_weight, a float64
 // scalar: what reduction="mean" divides by.
@@ -62,6 +69,35 @@ void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
 
 // Whether cross_entropy_backward_ can write over this tensor.
 bool is_writable_in_place(const at::Tensor& input);
+
+// Cross-entropy of linear(input, linear_weight, linear_bias), chunk_rows rows of logits at a time
+// (0: as many as the operator sees fit).
+//
+at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
+                                const at::Tensor& target, const OptionalTensor& linear_bias,
+                                const OptionalTensor& weight, std::string_view reduction,
+                                int64_t ignore_index, double label_smoothing,
+                                const at::Tensor& alpha, int64_t chunk_rows);
+
+// Which gradients are wanted, those of input, linear_weight and linear_bias; and they themselves,
+// the latter two of the accumulate type, empty where not wanted.
+using GradientMask = std::array<bool, 3>;
+using LinearGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// loss; total_weight; the gradients for an upstream gradient of 1 to each row's loss, which for
+// reduction="mean" are yet to be divided by total_weight.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
+    const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
+    const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view reduction,
+    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
+    GradientMask gradients);
+
+// The gradients for grad_output of each row's loss.
+LinearGradients linear_cross_entropy_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
+    const at::Tensor& target, const OptionalTensor& linear_bias, const OptionalTensor& weight,
+    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
+    GradientMask gradients);
 
 // output; statistics (kLogSoftmaxStatistics, rows), empty without needs_backward.
 std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, int64_t dim,

@@ -15,9 +15,15 @@ import powergrad_ext as pg
 PROCESSES = 2
 
 
-def make_model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+class BeforeLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+        self.loss = pg.PowerGradCrossEntropyLoss(alpha=0.3)
+
+    def forward(self, x, target):
+        return self.loss(self.body(x), target)
 
 
 def make_batch():
@@ -25,9 +31,22 @@ def make_batch():
     return torch.randn(12, 8, generator=random), torch.randint(0, 10, (12,), generator=random)
 
 
+class WithLastLayer(nn.Module):
+    """The last layer is in the loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        self.loss = pg.PowerGradLinearCrossEntropyLoss(16, 10, bias=True, chunk_rows=4)
+
+    def forward(self, x, target):
+        return self.loss(self.body(x), target)
+
+
 def gradients(model, x, target):
     """An upstream gradient other than 1: the loss is scaled, as for accumulation."""
-    (0.5 * pg.PowerGradCrossEntropyLoss(alpha=0.3)(model(x), target)).backward()
+    (0.5 * model(x, target)).backward()
     return [parameter.grad for parameter in model.parameters()]
 
 
@@ -37,13 +56,13 @@ def with_ddp(model):
 
 def with_fsdp(model):
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    for layer in model:
-        if isinstance(layer, nn.Linear):
+    for layer in [*model.body, model.loss]:
+        if any(True for _ in layer.parameters()):
             fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
-def train(rank, rendezvous, distribute):
+def train(rank, rendezvous, distribute, make_model):
     """Runs in a process of its own; whatever it raises reaches the test.
 
     Ends its process itself. DTensor's caches keep the mesh, and with it the process group and the
@@ -64,6 +83,8 @@ def train(rank, rendezvous, distribute):
     os._exit(0)
 
 
+@pytest.mark.parametrize("make_model", [BeforeLoss, WithLastLayer])
 @pytest.mark.parametrize("distribute", [with_ddp, with_fsdp])
-def test_gradients(distribute, tmp_path):
-    torch.multiprocessing.spawn(train, (tmp_path / "rendezvous", distribute), PROCESSES)
+def test_gradients(distribute, make_model, tmp_path):
+    arguments = (tmp_path / "rendezvous", distribute, make_model)
+    torch.multiprocessing.spawn(train, arguments, PROCESSES)

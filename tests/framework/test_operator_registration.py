@@ -106,7 +106,18 @@ LOG_SOFTMAX_OPERATORS = {
         ALPHA,
     ),
 }
-PUBLIC_OPERATORS = {"cross_entropy", "log_softmax"}
+LINEAR_OPERATORS = {
+    "linear_cross_entropy_forward": lambda x, layer, rest, wanted: (x, *layer, *rest, wanted),
+    "linear_cross_entropy_backward": lambda x, layer, rest, wanted: (
+        torch.randn_like(x[..., 0], dtype=torch.float32),
+        x,
+        *layer,
+        rest[0],
+        *rest[2:],
+        wanted,
+    ),
+}
+PUBLIC_OPERATORS = {"cross_entropy", "linear_cross_entropy", "log_softmax"}
 
 
 def operator(name):
@@ -119,8 +130,8 @@ def test_no_operator_is_left_out():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("powergrad::")
     }
-    checked = CROSS_ENTROPY_OPERATORS.keys() | LOG_SOFTMAX_OPERATORS.keys() | PUBLIC_OPERATORS
-    assert registered == checked
+    checked = CROSS_ENTROPY_OPERATORS.keys() | LOG_SOFTMAX_OPERATORS.keys()
+    assert registered == checked | LINEAR_OPERATORS.keys() | PUBLIC_OPERATORS
 
 
 @cases
@@ -149,3 +160,34 @@ def test_cross_entropy(make_arguments, device):
 def test_log_softmax(dim, device):
     logits = make_logits((2, 5, 7), torch.float32, device).requires_grad_()
     torch.library.opcheck(operator("log_softmax"), (logits, dim), {"alpha": ALPHA})
+
+
+def linear_arguments(device, dtype, reduction):
+    """input; linear_weight, target, linear_bias; the rest, but for what follows chunk_rows."""
+    input, linear_weight, linear_bias = (
+        make_logits(shape, dtype, device, seed=seed)
+        for seed, shape in enumerate([(9, 6), (10, 6), (10,)])
+    )
+    target = torch.arange(9, device=device)
+    weight = torch.linspace(0.5, 1.5, 10, device=device)
+    return input, (linear_weight, target, linear_bias), (weight, reduction, -100, 0.1, ALPHA, 4)
+
+
+@pytest.mark.parametrize("wanted", [[True, True, True], [False, True, False], [False] * 3], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LINEAR_OPERATORS)
+def test_linear_operators(name, dtype, reduction, wanted, device):
+    arguments = LINEAR_OPERATORS[name](*linear_arguments(device, dtype, reduction), wanted)
+    torch.library.opcheck(operator(name), arguments)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_linear_cross_entropy(reduction, device):
+    input, layer, (*rest, alpha, rows) = linear_arguments(device, torch.float32, reduction)
+    layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
+    torch.library.opcheck(
+        operator("linear_cross_entropy"),
+        (input.requires_grad_(), *layer, *rest),
+        {"alpha": alpha, "chunk_rows": rows},
+    )

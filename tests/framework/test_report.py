@@ -77,10 +77,12 @@ def test_public_names():
     assert set(powergrad_ext.__all__) == {
         "AlphaSchedule",
         "PowerGradCrossEntropyLoss",
+        "PowerGradLinearCrossEntropyLoss",
         "PowerGradLogSoftmax",
         "calibration",
         "cross_entropy",
         "ctc_loss",
+        "linear_cross_entropy",
         "log_softmax",
         "reference",
     }

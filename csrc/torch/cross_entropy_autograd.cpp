@@ -1,51 +1,14 @@
-// Autograd for the public operators and for the backward operators (create_graph). Everything is
-// computed by the raw operators, reached through the dispatcher, so that tracing sees them.
-#include <ATen/SavedTensorHooks.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+// Autograd for cross-entropy and for its backward operators (create_graph).
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <cmath>
-#include <initializer_list>
+#include <string>
 #include <tuple>
 
-#include "torch/checks.h"
-#include "torch/functorch.h"
-#include "torch/operators.h"
+#include "torch/autograd.h"
 
 namespace powergrad {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-// A raw operator by name, through the dispatcher.
-#define POWERGRAD_DISPATCHED(name)                                         \
-  ([]() -> const auto& {                                                   \
-    static const auto op = c10::Dispatcher::singleton()                    \
-                               .findSchemaOrThrow("powergrad::" #name, "") \
-                               .typed<decltype(name)>();                   \
-    return op;                                                             \
-  }())
-
-// Dense memory that can be used as it stands: no subclass, tracing, or lazy negation or zero.
-bool is_plain(const at::Tensor& tensor) {
-  static constexpr c10::DispatchKeySet kNotPlain =
-      c10::python_ks |
-      c10::DispatchKeySet({c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
-                           c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor,
-                           c10::DispatchKey::FuncTorchBatched,
-                           c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
-  return (tensor.is_cpu() || tensor.is_cuda()) && !tensor.key_set().has_any(kNotPlain) &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set();
-}
-
-// Whether hooks (checkpointing, offloading) decide what tensors saved now are in backward.
-bool are_saved_tensors_hooked() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
 
 // The gradient is computed together with the loss where that is likely to be the gradient that
 // backward will ask for: one pass over memory less. So it is
@@ -90,57 +53,6 @@ struct CrossEntropyOptions {
             elements[3].toBool()};
   }
 };
-
-// An upstream gradient on the CPU, read without a round of dispatching.
-double scalar_value(const at::Tensor& scalar) {
-  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>()
-                                             : *scalar.const_data_ptr<float>();
-}
-
-// Another one would turn the zeros of ignored rows into NaN.
-bool is_finite_scalar(const at::Tensor& upstream) {
-  return upstream.is_cpu() && std::isfinite(scalar_value(upstream));
-}
-
-// The tensors that forward saved.
-variable_list unpack(AutogradContext* context, const char* op) {
-  try {
-    return context->get_saved_variables();
-  } catch (const c10::Error& error) {
-    const std::string reason = error.what_without_backtrace();
-    const bool is_changed = reason.find("modified by an inplace") != std::string::npos ||
-                            reason.find("been modified inplace") != std::string::npos;
-    if (!is_changed) throw;
-    TORCH_CHECK(
-        false, op, "(): backward needs the arguments of forward, and one of them has been",
-        " changed in place since, by an in-place operation or by another loss over the same",
-        " memory with inplace_backward=True: change a copy of it (tensor.clone()), or leave",
-        " inplace_backward off. ", reason);
-  }
-}
-
-OptionalTensor optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
-// Before autograd keeps them: it does not know nested tensors, and those with Python classes of
-// their own never come to an operator's other checks.
-void refuse_nested(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-                   const char* op) {
-  check_not_nested(input, op, "input");
-  check_not_nested(target, op, "target");
-  if (weight.has_value()) check_not_nested(*weight, op, "weight");
-}
-
-// A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
-// wanted as well.
-void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
-  for (const at::Tensor& tensor : tensors) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
-                                "(): forward-mode derivatives are not implemented: PowerGrad",
-                                " Transform defines a gradient, for reverse mode");
-  }
-}
 
 // The gradient of cross_entropy_backward, for create_graph.
 class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunction> {
@@ -360,6 +272,8 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   }
 };
 
+}  // namespace
+
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const OptionalTensor& weight, int64_t ignore_index,
                          std::string_view reduction, double label_smoothing,
@@ -368,6 +282,8 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          .call(input, target, weight, ignore_index, reduction, label_smoothing,
                                alpha, /*needs_backward=*/false));
 }
+
+namespace {
 
 at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
                                   const OptionalTensor& weight, int64_t ignore_index,
@@ -432,138 +348,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
   return {outputs[0], outputs[1], outputs[2]};
 }
 
-// The gradient of log_softmax_backward, for create_graph.
-class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
-                            const at::Tensor& input, int64_t dim, const at::Tensor& alpha,
-                            const at::Tensor& statistics, TransformsAside& transforms) {
-    transforms.put_back();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({grad_output, input, alpha});
-    context->saved_data["dim"] = dim;
-    return POWERGRAD_DISPATCHED(log_softmax_backward)
-        .call(grad_output, input, dim, alpha, statistics);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(6);
-    if (!grads[0].defined()) return result;
-    const variable_list saved = unpack(context, "log_softmax");
-    std::tie(result[0], result[1]) = log_softmax_double_backward(
-        grads[0], saved[0], saved[1], context->saved_data["dim"].toInt(), saved[2]);
-    return result;
-  }
-};
-
-at::Tensor log_softmax_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
-                                         int64_t dim, const at::Tensor& alpha,
-                                         const at::Tensor& statistics) {
-  check_not_nested(input, "log_softmax", "input");
-  refuse_tangents({grad_output, input, alpha}, "log_softmax_backward");
-  TransformsAside transforms;
-  return LogSoftmaxBackwardFunction::apply(grad_output, input, dim, alpha, statistics, transforms);
-}
-
-class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
-                            const at::Tensor& alpha, TransformsAside& transforms) {
-    transforms.put_back();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, statistics] =
-        POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
-    context->save_for_backward({input, alpha, statistics});
-    context->saved_data["dim"] = dim;
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(4);
-    if (!grads[0].defined()) return result;
-    variable_list saved = unpack(context, "log_softmax");
-    const int64_t dim = context->saved_data["dim"].toInt();
-    convert(saved, grads[0].scalar_type(), dim);
-    result[0] = POWERGRAD_DISPATCHED(log_softmax_backward)
-                    .call(grads[0], saved[0], dim, saved[1], saved[2]);
-    return result;
-  }
-
- private:
-  // As CrossEntropyFunction::saved_tensors; the upstream gradient has the type that the logits had.
-  static void convert(variable_list& saved, at::ScalarType type, int64_t dim) {
-    const bool same_logits = saved[0].scalar_type() == type;
-    saved[0] = saved[0].to(type);
-    if (same_logits && saved[2].scalar_type() == accumulate_type(saved[0])) return;
-    saved[2] = std::get<1>(POWERGRAD_DISPATCHED(log_softmax_forward)
-                               .call(saved[0], dim, saved[1], /*needs_backward=*/true));
-  }
-};
-
-at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
-  return std::get<0>(
-      POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/false));
-}
-
-at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
-  check_not_nested(input, "log_softmax", "input");
-  refuse_tangents({input, alpha}, "log_softmax");
-  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return log_softmax(input, dim, alpha);
-  }
-  TransformsAside transforms;
-  return LogSoftmaxFunction::apply(input, dim, alpha, transforms);
-}
-
-class LogSoftmaxForwardFunction : public Function<LogSoftmaxForwardFunction> {
- public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
-                               const at::Tensor& alpha, bool needs_backward,
-                               TransformsAside& transforms) {
-    transforms.put_back();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, statistics] =
-        POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
-    context->save_for_backward({input, alpha, statistics});
-    context->saved_data["dim"] = dim;
-    if (!needs_backward) statistics = statistics.narrow(0, 0, 0);
-    context->mark_non_differentiable({statistics});
-    return {output, statistics};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result = LogSoftmaxFunction::backward(context, {grads[0]});
-    result.emplace_back();  // needs_backward
-    return result;
-  }
-};
-
-std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
-                                                                int64_t dim,
-                                                                const at::Tensor& alpha,
-                                                                bool needs_backward) {
-  check_not_nested(input, "log_softmax", "input");
-  refuse_tangents({input, alpha}, "log_softmax_forward");
-  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, needs_backward);
-  }
-  TransformsAside transforms;
-  const variable_list outputs =
-      LogSoftmaxForwardFunction::apply(input, dim, alpha, needs_backward, transforms);
-  return {outputs[0], outputs[1]};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
   m.impl("cross_entropy", cross_entropy_autograd);
   m.impl("cross_entropy_forward", cross_entropy_forward_autograd);
   m.impl("cross_entropy_backward", cross_entropy_backward_autograd);
-  m.impl("log_softmax", log_softmax_autograd);
-  m.impl("log_softmax_forward", log_softmax_forward_autograd);
-  m.impl("log_softmax_backward", log_softmax_backward_autograd);
   // Not differentiable, and not silently so.
   m.impl("cross_entropy_forward_gradient", torch::autograd::autogradNotImplementedFallback());
   m.impl("cross_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
@@ -571,7 +361,6 @@ TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
 
 TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {
   m.impl("cross_entropy", cross_entropy);
-  m.impl("log_softmax", log_softmax);
 }
 
 }  // namespace powergrad

@@ -1,0 +1,101 @@
+// What the autograd kernels of all operators have in common. They compute everything by the raw
+// operators, reached through the dispatcher, so that tracing sees them.
+#pragma once
+
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <string>
+
+#include "torch/checks.h"
+#include "torch/functorch.h"
+#include "torch/operators.h"
+
+namespace powergrad {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// A raw operator by name, through the dispatcher.
+#define POWERGRAD_DISPATCHED(name)                                         \
+  ([]() -> const auto& {                                                   \
+    static const auto op = c10::Dispatcher::singleton()                    \
+                               .findSchemaOrThrow("powergrad::" #name, "") \
+                               .typed<decltype(name)>();                   \
+    return op;                                                             \
+  }())
+
+// Dense memory that can be used as it stands: no subclass, tracing, or lazy negation or zero.
+inline bool is_plain(const at::Tensor& tensor) {
+  static constexpr c10::DispatchKeySet kNotPlain =
+      c10::python_ks |
+      c10::DispatchKeySet({c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
+                           c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor,
+                           c10::DispatchKey::FuncTorchBatched,
+                           c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
+  return (tensor.is_cpu() || tensor.is_cuda()) && !tensor.key_set().has_any(kNotPlain) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+// Whether hooks (checkpointing, offloading) decide what tensors saved now are in backward.
+inline bool are_saved_tensors_hooked() {
+  return at::SavedTensorDefaultHooks::get_hooks().has_value();
+}
+
+// An upstream gradient on the CPU, read without a round of dispatching.
+inline double scalar_value(const at::Tensor& scalar) {
+  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>()
+                                             : *scalar.const_data_ptr<float>();
+}
+
+// Another one would turn the zeros of ignored rows into NaN.
+inline bool is_finite_scalar(const at::Tensor& upstream) {
+  return upstream.is_cpu() && std::isfinite(scalar_value(upstream));
+}
+
+// The tensors that forward saved.
+inline variable_list unpack(AutogradContext* context, const char* op) {
+  try {
+    return context->get_saved_variables();
+  } catch (const c10::Error& error) {
+    const std::string reason = error.what_without_backtrace();
+    const bool is_changed = reason.find("modified by an inplace") != std::string::npos ||
+                            reason.find("been modified inplace") != std::string::npos;
+    if (!is_changed) throw;
+    TORCH_CHECK(
+        false, op, "(): backward needs the arguments of forward, and one of them has been",
+        " changed in place since, by an in-place operation or by another loss over the same",
+        " memory with inplace_backward=True: change a copy of it (tensor.clone()), or leave",
+        " inplace_backward off. ", reason);
+  }
+}
+
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// Before autograd keeps them: it does not know nested tensors, and those with Python classes of
+// their own never come to an operator's other checks.
+inline void refuse_nested(const at::Tensor& input, const at::Tensor& target,
+                          const OptionalTensor& weight, const char* op) {
+  check_not_nested(input, op, "input");
+  check_not_nested(target, op, "target");
+  if (weight.has_value()) check_not_nested(*weight, op, "weight");
+}
+
+// A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
+// wanted as well.
+inline void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
+                                "(): forward-mode derivatives are not implemented: PowerGrad",
+                                " Transform defines a gradient, for reverse mode");
+  }
+}
+
+}  // namespace powergrad

@@ -1,0 +1,167 @@
+// One call of the cross-entropy kernels, from tensors: check, lay out, allocate, run, reduce.
+#pragma once
+
+#include <ATen/ops/sum.h>
+
+#include "torch/allocation.h"
+#include "torch/operators.h"
+#include "torch/params.h"
+#include "torch/run.h"
+
+namespace powergrad {
+
+// The arguments of one call as the kernels take them; owns every tensor that the struct points to.
+class CrossEntropyCall {
+ public:
+  CrossEntropyParams params{};
+
+  CrossEntropyCall(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+                   int64_t ignore_index, std::string_view reduction, double label_smoothing,
+                   const at::Tensor& alpha)
+      : functions_(functions_of(input.device())),
+        input_((check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
+                                    alpha),
+                input)),
+        reduction_(parse_reduction(reduction)),
+        logits_(input, class_dim_of(input)),
+        exponent_(alpha) {
+    exponent_.fill(params);
+    params.dtype = data_type_of(input);
+    params.shape = logits_.layout.shape;
+    params.logits = logits_.tensor.const_data_ptr();
+    params.logits_strides = logits_.strides();
+    params.ignore_index = ignore_index;
+    params.label_smoothing = label_smoothing;
+    set_target(target);
+    if (weight.has_value() && weight->defined()) {
+      weight_ = weight->to(accumulate_type(input)).contiguous();
+      params.weight = weight_.const_data_ptr();
+      weight_sum_ = weight_.sum(at::kDouble);
+      params.weight_sum = weight_sum_.const_data_ptr<double>();
+    }
+  }
+
+  // Room for what forward writes. The total weight comes first: nothing is computed for a target
+  // out of range.
+  void expect_forward(bool needs_backward) {
+    total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
+    functions_.total_weight(params, total_weight_.mutable_data_ptr<double>(), input_.device());
+    losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
+    params.losses = losses_.mutable_data_ptr();
+    statistics_ = new_empty({needs_backward ? kStatistics : 0, params.shape.rows()},
+                            logits_.accumulate_options());
+    params.statistics = needs_backward ? statistics_.mutable_data_ptr() : nullptr;
+  }
+
+  void expect_gradient(void* gradient, const Strides& strides) {
+    params.gradient = gradient;
+    params.gradient_strides = strides;
+    params.total_weight = divisor();
+  }
+
+  // Before expect_forward: the gradient is to be for the upstream gradient that came last. False
+  // where that cannot be, or backward could not use these tensors again.
+  bool assume_upstream() {
+    if (!logits_.tensor.is_same(input_)) return false;
+    params.next_assumption =
+        functions_.last_upstream(params, reduction_ == Reduction::mean, input_.device());
+    if (params.next_assumption == nullptr) return false;
+    upstream_ = new_empty({}, logits_.accumulate_options());
+    params.upstream = upstream_.mutable_data_ptr();
+    return true;
+  }
+  const at::Tensor& upstream() const { return upstream_; }
+
+  void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
+                    const at::Tensor& total_weight) {
+    functions_.check_targets(params, input_.device());
+    TORCH_CHECK(total_weight.dim() == 0 && at::isFloatingType(total_weight.scalar_type()) &&
+                    total_weight.device() == input_.device(),
+                "total_weight must be what the forward operator returned (a 0-d float64 tensor on ",
+                input_.device(), "), got ", total_weight.scalar_type(), " of shape ",
+                total_weight.sizes(), " on ", total_weight.device());
+    total_weight_ = total_weight.to(at::kDouble);
+    statistics_ = readable_statistics(statistics, input_, kStatistics, params.shape);
+    params.statistics = const_cast<void*>(statistics_.const_data_ptr());
+    set_upstream(grad_output);
+  }
+
+  // Backward over a gradient that forward has written.
+  void settle(const AssumedGradient& assumed) {
+    expect_gradient(assumed.gradient.mutable_data_ptr(),
+                    *strides_in(logits_.layout, assumed.gradient));
+    params.assumed_upstream = assumed.upstream.const_data_ptr();
+    params.next_assumption = assumed.last_upstream;
+    backward();
+  }
+
+  Destination new_gradient() const { return {logits_.layout, new_empty_like(input_)}; }
+
+  void forward() const { functions_.cross_entropy_forward(params, input_.device()); }
+  void backward() const { functions_.cross_entropy_backward(params, input_.device()); }
+
+  at::Tensor loss() const {
+    if (reduction_ == Reduction::none) return losses_;
+    at::Tensor loss = new_empty({}, losses_.options());
+    functions_.reduce_losses(params, divisor(), loss.mutable_data_ptr(), input_.device());
+    return loss;
+  }
+  const at::Tensor& losses() const { return losses_; }
+  const at::Tensor& statistics() const { return statistics_; }
+  const at::Tensor& total_weight() const { return total_weight_; }
+
+ private:
+  // What losses and gradients are divided by, if by anything.
+  const double* divisor() const {
+    return reduction_ == Reduction::mean ? total_weight_.const_data_ptr<double>() : nullptr;
+  }
+
+  void set_upstream(const at::Tensor& grad_output) {
+    const bool per_row = reduction_ == Reduction::none;
+    TORCH_CHECK(grad_output.device() == input_.device() &&
+                    (per_row ? grad_output.sizes() == row_sizes(input_, class_dim_of(input_))
+                             : grad_output.numel() == 1),
+                "cross_entropy_backward(): argument 'grad_output' must have the shape of the loss",
+                " and the device of 'input', got shape ", grad_output.sizes(), " on ",
+                grad_output.device());
+    const at::Tensor wide = grad_output.to(accumulate_type(input_));
+    bool constant = true;  // as from loss.sum().backward()
+    for (int64_t d = 0; d < wide.dim(); ++d) {
+      constant = constant && (wide.size(d) == 1 || wide.stride(d) == 0);
+    }
+    upstream_ = constant ? wide : wide.contiguous();
+    params.upstream = upstream_.const_data_ptr();
+    params.upstream_stride = constant ? 0 : 1;
+  }
+
+  void set_target(const at::Tensor& target) {
+    const at::ScalarType type = target.scalar_type();
+    if (is_probabilities(input_, target)) {
+      const at::ScalarType wide = accumulate_type(input_);
+      const bool is_readable = type == wide || type == input_.scalar_type();
+      target_ = readable_in(logits_.layout, is_readable ? target : target.to(wide));
+      params.target_probabilities = target_.const_data_ptr();
+      params.target_strides = *strides_in(logits_.layout, target_);
+      params.target_is_accumulate_type = target_.scalar_type() == wide;
+    } else {
+      target_ = (type == at::kByte ? target.to(at::kLong) : target).contiguous();
+      params.target_index = target_.const_data_ptr();
+      params.target_index_is_int32 = type == at::kInt;
+    }
+  }
+
+  const DeviceFunctions& functions_;
+  at::Tensor input_;
+  Reduction reduction_;
+  ReadableLogits logits_;
+  Exponent exponent_;
+  at::Tensor target_;
+  at::Tensor weight_;
+  at::Tensor weight_sum_;
+  at::Tensor losses_;
+  at::Tensor statistics_;
+  at::Tensor upstream_;
+  at::Tensor total_weight_;
+};
+
+}  // namespace powergrad

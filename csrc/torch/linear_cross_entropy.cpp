@@ -1,0 +1,172 @@
+// The raw operators of linear cross-entropy: the last layer and the loss, a chunk of rows at a
+// time.
+//
+// One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
+// where they lie, and two matrix products make of that the chunk's share of the gradients.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+
+#include <algorithm>
+#include <array>
+
+#include "torch/cross_entropy_call.h"
+
+namespace powergrad {
+namespace {
+
+// How many rows of logits exist at a time, unless the caller says. A ninth of them, so that all
+// that is allocated on the way stays below an eighth of the logits. At least so many that matrix
+// products are efficient, and no more than what makes up for going over the weight's gradient once
+// a chunk.
+int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows) {
+  constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
+  if (chunk_rows > 0) return std::min(chunk_rows, rows);
+  return std::min(rows, std::clamp(rows / 9 / kMultiple * kMultiple, kLeast, kMost));
+}
+
+// total += gradient^T input, where the total is wider than the factors in half precision. CPUs have
+// no such product: theirs is rounded, by blocks of classes, so that it needs no room of total's
+// size.
+void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input) {
+  constexpr int64_t kBlock = 1024;
+  if (total.scalar_type() == input.scalar_type()) {
+    total.addmm_(gradient.t(), input);
+  } else if (total.is_cuda()) {
+    at::addmm_out(total, total, gradient.t(), input, total.scalar_type());
+  } else {
+    for (int64_t first = 0; first < total.size(0); first += kBlock) {
+      const int64_t count = std::min(kBlock, total.size(0) - first);
+      total.narrow(0, first, count).add_(at::mm(gradient.narrow(1, first, count).t(), input));
+    }
+  }
+}
+
+// One call, its arguments as rows.
+class LinearCrossEntropyCall {
+ public:
+  LinearCrossEntropyCall(const at::Tensor& input, const at::Tensor& linear_weight,
+                         const at::Tensor& target, const OptionalTensor& linear_bias,
+                         const OptionalTensor& weight, int64_t ignore_index, double label_smoothing,
+                         const at::Tensor& alpha, int64_t chunk_rows, GradientMask wanted)
+      : is_single_(input.dim() == 1),
+        input_(is_single_ ? input.unsqueeze(0) : input),
+        linear_weight_(linear_weight),
+        target_(is_single_ ? target.unsqueeze(0) : target),
+        linear_bias_(linear_bias),
+        weight_(weight),
+        ignore_index_(ignore_index),
+        label_smoothing_(label_smoothing),
+        alpha_(alpha),
+        chunk_rows_(rows_of_chunk(input_.size(0), chunk_rows)),
+        wanted_(wanted) {
+    const auto wide = input_.options().dtype(accumulate_type(input_));
+    const auto none = [&wide] { return new_empty({0}, wide); };
+    gradients_ = {wanted[0] ? new_empty(input_.sizes(), input_.options()) : none(),
+                  wanted[1] ? new_empty(linear_weight_.sizes(), wide).zero_() : none(),
+                  wanted[2] ? new_empty({linear_weight_.size(0)}, wide).zero_() : none()};
+  }
+
+  // `upstream` for each row.
+  void run(at::Tensor losses, const at::Tensor& upstream) {
+    const at::Tensor buffer = new_empty({chunk_rows_, linear_weight_.size(0)}, input_.options());
+    const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
+    for (int64_t first = 0; first < input_.size(0); first += chunk_rows_) {
+      const int64_t count = std::min(chunk_rows_, input_.size(0) - first);
+      const auto chunk = [&](const at::Tensor& rows) { return rows.narrow(0, first, count); };
+      at::Tensor logits = buffer.narrow(0, 0, count);
+      make_logits(logits, chunk(input_));
+      const auto [loss, statistics, total_weight] =
+          cross_entropy_forward(logits, chunk(target_), weight_, ignore_index_, "none",
+                                label_smoothing_, alpha_, with_gradient);
+      chunk(losses).copy_(loss);
+      if (!with_gradient) continue;
+      cross_entropy_backward_(logits, chunk(upstream), chunk(target_), weight_, ignore_index_,
+                              "none", label_smoothing_, alpha_, statistics, total_weight);
+      add_gradients(logits, first, count);
+    }
+  }
+
+  LinearGradients gradients() const {
+    LinearGradients result = gradients_;
+    if (is_single_ && wanted_[0]) std::get<0>(result) = std::get<0>(result).squeeze(0);
+    return result;
+  }
+
+ private:
+  void make_logits(at::Tensor& logits, const at::Tensor& input) const {
+    if (linear_bias_.has_value()) {
+      at::addmm_out(logits, *linear_bias_, input, linear_weight_.t());
+    } else {
+      at::mm_out(logits, input, linear_weight_.t());
+    }
+  }
+
+  void add_gradients(const at::Tensor& gradient, int64_t first, int64_t count) {
+    auto& [grad_input, grad_linear_weight, grad_linear_bias] = gradients_;
+    if (wanted_[0]) {
+      at::Tensor rows = grad_input.narrow(0, first, count);
+      at::mm_out(rows, gradient, linear_weight_);
+    }
+    if (wanted_[1]) add_product(grad_linear_weight, gradient, input_.narrow(0, first, count));
+    if (wanted_[2]) {
+      grad_linear_bias.add_(gradient.sum(0, /*keepdim=*/false, grad_linear_bias.scalar_type()));
+    }
+  }
+
+  bool is_single_;
+  at::Tensor input_;
+  at::Tensor linear_weight_;
+  at::Tensor target_;
+  OptionalTensor linear_bias_;
+  OptionalTensor weight_;
+  int64_t ignore_index_;
+  double label_smoothing_;
+  at::Tensor alpha_;
+  int64_t chunk_rows_;
+  GradientMask wanted_;
+  LinearGradients gradients_;
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
+    const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
+    const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view reduction,
+    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
+    GradientMask gradients) {
+  check_linear_cross_entropy(input, linear_weight, target, linear_bias, weight, reduction,
+                             ignore_index, label_smoothing, alpha, chunk_rows);
+  // The loss of all rows, of which only the logits are made up: it looks at every target before
+  // anything is computed, and reduces the chunks' losses.
+  const at::Tensor shape = shape_of_logits(input, linear_weight);
+  CrossEntropyCall whole(shape, is_probabilities(shape, target) ? shape : target, weight,
+                         ignore_index, reduction, label_smoothing, alpha);
+  whole.expect_forward(/*needs_backward=*/false);
+  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
+                              label_smoothing, alpha, chunk_rows, gradients);
+  const at::Tensor losses = whole.losses().reshape({-1});
+  call.run(losses, at::ones({}, losses.options()).expand(losses.sizes()));
+  return std::tuple_cat(std::tuple(whole.loss(), whole.total_weight()), call.gradients());
+}
+
+LinearGradients linear_cross_entropy_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
+    const at::Tensor& target, const OptionalTensor& linear_bias, const OptionalTensor& weight,
+    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
+    GradientMask gradients) {
+  check_linear_cross_entropy(input, linear_weight, target, linear_bias, weight, "none",
+                             ignore_index, label_smoothing, alpha, chunk_rows);
+  TORCH_CHECK(grad_output.device() == input.device() &&
+                  grad_output.sizes() == input.sizes().slice(0, input.dim() - 1),
+              "linear_cross_entropy_backward(): argument 'grad_output' must have the shape of the",
+              " losses and the device of 'input', got shape ", grad_output.sizes(), " on ",
+              grad_output.device());
+  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
+                              label_smoothing, alpha, chunk_rows, gradients);
+  const at::Tensor upstream = grad_output.dim() == 0 ? grad_output.unsqueeze(0) : grad_output;
+  call.run(at::empty_like(upstream), upstream);
+  return call.gradients();
+}
+
+}  // namespace powergrad

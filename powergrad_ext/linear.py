@@ -1,0 +1,234 @@
+"""The last layer and the loss in one, without the logits."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
+from powergrad_ext.functional import cross_entropy, require_tensor, require_type
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    alpha: float | Tensor = 0.3,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    r"""``cross_entropy(F.linear(input, linear_weight, linear_bias), target)`` without the logits.
+
+    In value and gradient it is that, with :func:`powergrad_ext.cross_entropy` and so with the
+    PowerGrad Transform (arXiv 2111.12495); shapes, options and defaults are those of
+    :func:`torch.nn.functional.linear_cross_entropy` (torch 2.13). The logits exist chunk_rows rows
+    at a time, and become their own gradient. For reductions "mean" and "sum" forward computes the
+    gradients too, of each argument that requires one, and backward only multiplies them by the
+    upstream gradient; for "none", and where hooks pack saved tensors (checkpoints), backward goes
+    over the chunks again. That of linear_weight is summed over the chunks in float32, also for half
+    precision.
+
+    The logits are there as a whole under torch.func (grad, vmap, ...), for create_graph=True, for
+    probabilities that require a gradient, and for a weight of more than two dimensions. Under
+    autocast the layer's arguments are cast as those of F.linear; the loss is float32.
+
+    Args:
+        input: (H) or (N, H), float32, float64, bfloat16 or float16.
+        linear_weight: (C, H), or (C, d1, ..., dK, H) for a loss of K dimensions; of input's type.
+        target: as for cross_entropy of logits (C), (N, C) or (N, C, d1, ..., dK).
+        linear_bias: (C) or (C, d1, ..., dK); of input's type.
+        weight: (C), the classes' weights.
+        reduction: "none", "mean" or "sum".
+        ignore_index: rows with this index count for nothing; None is -100.
+        label_smoothing: in [0, 1].
+        alpha: as for cross_entropy.
+        chunk_rows: how many rows of logits exist at a time; None chooses, so that the whole takes
+            less than an eighth of the logits' memory besides inputs and gradients.
+
+    Returns:
+        The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
+        target's index shape.
+
+    Raises:
+        RuntimeError: shapes, types or devices of the layer that do not fit each other.
+        ValueError: chunk_rows is not greater than 0; and
+        all that cross_entropy raises: before anything is computed.
+    """
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
+        tensors = (input, linear_weight, target, linear_bias, weight)
+        return handle_torch_function(
+            linear_cross_entropy,
+            tuple(tensor for tensor in tensors if tensor is not None),
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            alpha=alpha,
+            chunk_rows=chunk_rows,
+        )
+    _require_types(
+        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing
+    )
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if chunk_rows is not None:
+        require_type("linear_cross_entropy", "chunk_rows", chunk_rows, Integral, "int or None")
+        if chunk_rows < 1:
+            raise ValueError(
+                f"linear_cross_entropy(): argument 'chunk_rows' must be greater than 0, "
+                f"got {chunk_rows}"
+            )
+    exponent = as_alpha(alpha)
+    if linear_weight.dim() > 2:
+        logits = _logits_of_many(input, linear_weight, linear_bias)
+        return cross_entropy(
+            logits, target, weight, ignore_index, reduction, label_smoothing, alpha=exponent
+        )
+    return torch.ops.powergrad.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias,
+        weight,
+        reduction,
+        ignore_index,
+        label_smoothing,
+        alpha=as_tensor(exponent, input),
+        chunk_rows=chunk_rows or 0,
+    )
+
+
+def _require_types(
+    input: object,
+    linear_weight: object,
+    target: object,
+    linear_bias: object,
+    weight: object,
+    reduction: object,
+    ignore_index: object,
+    label_smoothing: object,
+) -> None:
+    optional = (Tensor, type(None))
+    function = "linear_cross_entropy"
+    require_tensor(function, "input", input)
+    require_tensor(function, "linear_weight", linear_weight)
+    require_tensor(function, "target", target)
+    require_type(function, "linear_bias", linear_bias, optional, "Tensor or None")
+    require_type(function, "weight", weight, optional, "Tensor or None")
+    require_type(function, "reduction", reduction, str, "str")
+    if ignore_index is not None:
+        require_type(function, "ignore_index", ignore_index, Integral, "int (64 bits)")
+    require_type(function, "label_smoothing", label_smoothing, (Real, torch.SymFloat), "float")
+
+
+def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """Logits (N, C, d1, ..., dK), of a weight (C, d1, ..., dK, H)."""
+    outputs = linear_weight.shape[:-1]
+    if input.dim() != 2:
+        raise RuntimeError(
+            f"K-dimensional loss defined by linear_weight shape {tuple(linear_weight.shape)} "
+            f"requires batched input, (N, {linear_weight.shape[-1]}), got "
+            f"input with shape {tuple(input.shape)}"
+        )
+    if input.shape[1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            "expected equal input and linear_weight last dimensions (in_features), got "
+            f"{input.shape[1]} and {linear_weight.shape[-1]}, respectively (shapes "
+            f"{tuple(input.shape)} and {tuple(linear_weight.shape)})"
+        )
+    if linear_bias is not None and linear_bias.shape != outputs:
+        raise RuntimeError(
+            f"expected linear_bias shape {tuple(outputs)}, got {tuple(linear_bias.shape)}"
+        )
+    bias = None if linear_bias is None else linear_bias.flatten()
+    return F.linear(input, linear_weight.flatten(0, -2), bias).unflatten(1, outputs)
+
+
+class PowerGradLinearCrossEntropyLoss(nn.Module):
+    """:func:`powergrad_ext.linear_cross_entropy` as a module that holds the layer, as ``.linear``.
+
+    In place of torch.nn.LinearCrossEntropyLoss (torch 2.13), whose state dicts it loads, or of a
+    model's last nn.Linear and its loss.
+
+    Args:
+        in_features: H, the size of each input.
+        num_classes: C.
+        bias: whether the layer adds one.
+        device: of the layer.
+        dtype: of the layer.
+        weight: (C), the classes' weights, a buffer.
+        reduction, ignore_index, label_smoothing, chunk_rows: as for the function.
+        alpha: the exponent, a float or a 0-d tensor, which is not part of the state dict.
+
+    Raises:
+        ValueError: alpha is not finite and > 0.
+        RuntimeError: weight has not shape (C); label_smoothing is outside [0, 1].
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = -100,
+        label_smoothing: float = 0.0,
+        alpha: float | Tensor = 0.3,
+        chunk_rows: int | None = None,
+    ) -> None:
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(
+                f"expected weight shape to be {(num_classes,)}, got {tuple(weight.shape)}"
+            )
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise RuntimeError(
+                f"expected label_smoothing to be in range [0, 1], got {label_smoothing}"
+            )
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.alpha = checked_alpha(alpha)
+        self.chunk_rows = chunk_rows
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
+        return linear_cross_entropy(
+            input,
+            self.linear.weight,
+            target,
+            linear_bias=self.linear.bias,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            alpha=self.alpha,
+            chunk_rows=self.chunk_rows,
+        )
+
+    def extra_repr(self) -> str:
+        alpha = self.alpha.item() if isinstance(self.alpha, Tensor) else self.alpha
+        return (
+            f"alpha={alpha:g}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+        )

@@ -1,0 +1,286 @@
+"""linear_cross_entropy under the compiler, torch.func and hooks, and as a module."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize, grad, jacrev, vmap
+from torch.utils.checkpoint import checkpoint
+
+import powergrad_ext as pg
+
+N, H, C = 30, 8, 11
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()
+
+
+def make_layer(device, dtype=torch.float64, rows=N):
+    random = torch.Generator(device).manual_seed(0)
+    shapes = (rows, H), (C, H), (C,)
+    return [
+        torch.randn(shape, dtype=dtype, device=device, generator=random).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def make_target(device, rows=N):
+    target = torch.arange(rows, device=device) % C
+    return torch.where(target == 3, -100, target)
+
+
+def make_loss(target, reduction="mean", **options):
+    def loss(input, linear_weight, linear_bias):
+        return pg.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            alpha=0.4,
+            reduction=reduction,
+            chunk_rows=7,
+            **options,
+        )
+
+    return loss
+
+
+def of_logits(target, reduction="mean", **options):
+    """The same by its definition."""
+
+    def loss(*layer):
+        logits = F.linear(*layer)
+        return pg.cross_entropy(logits, target, reduction=reduction, alpha=0.4, **options)
+
+    return loss
+
+
+def solve(loss, layer):
+    value = loss(*layer)
+    upstream = torch.linspace(-1.0, 2.0, value.numel()).reshape(value.shape).to(value)
+    return value.detach(), torch.autograd.grad(value, layer, upstream)
+
+
+def assert_same(found, right):
+    torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled(reduction, device):
+    """One graph, forward and backward, for every batch."""
+    counter = CompileCounterWithBackend("inductor")
+    options = {"label_smoothing": 0.1}
+
+    def loss(input, linear_weight, linear_bias, target):
+        return make_loss(target, reduction, **options)(input, linear_weight, linear_bias)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    compilations = []
+    for rows in (N, 12, 70):
+        layer, target = make_layer(device, rows=rows), make_target(device, rows)
+        found = solve(lambda *layer, target=target: compiled(*layer, target), layer)
+        assert_same(found, solve(make_loss(target, reduction, **options), layer))
+        compilations.append(counter.frame_count)
+    assert compilations == compilations[:1] * 3
+
+
+def test_compiled_in_bfloat16(device):
+    layer, target = make_layer(device, torch.bfloat16), make_target(device)
+    compiled = torch.compile(make_loss(target), fullgraph=True)
+    found, right = solve(compiled, layer), solve(make_loss(target), layer)
+    torch.testing.assert_close(found, right)
+
+
+def test_compiled_under_autocast(device):
+    layer, target = make_layer(device, torch.float32), make_target(device)
+
+    def loss(*layer):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return make_loss(target)(*layer)
+
+    found, right = solve(torch.compile(loss, fullgraph=True), layer), solve(loss, layer)
+    torch.testing.assert_close(found, right, rtol=2**-7, atol=2**-9)
+
+
+def test_compiled_module(device):
+    """The last layer of a model that is compiled as a whole."""
+    model = Model(device)
+    x, target = torch.randn(N, 5, device=device), make_target(device)
+    right = torch.autograd.grad(model(x, target), list(model.parameters()))
+    compiled = torch.compile(model, fullgraph=True)
+    found = torch.autograd.grad(compiled(x, target), list(model.parameters()))
+    torch.testing.assert_close(found, right)
+
+
+class Model(nn.Module):
+    def __init__(self, device="cpu"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(5, H, device=device)
+        self.head = pg.PowerGradLinearCrossEntropyLoss(H, C, bias=True, device=device)
+
+    def forward(self, x, target):
+        return self.head(self.body(x).relu(), target)
+
+
+TRANSFORMS = {
+    "grad": (lambda f: grad(lambda *t: f(*t).square().sum(), argnums=(0, 1, 2)), ()),
+    "vmap of weights": (lambda f: vmap(f, in_dims=(None, 0, 0)), (1, 2)),
+    "vmap of inputs": (lambda f: vmap(f, in_dims=(0, None, None)), (0,)),
+    "vmap of grad": (
+        lambda f: vmap(grad(lambda *t: f(*t).square().sum()), in_dims=(0, None, None)),
+        (0,),
+    ),
+    "jacrev": (lambda f: jacrev(f, argnums=2), ()),
+    "functionalize": (functionalize, ()),
+}
+
+
+@pytest.mark.parametrize(("transform", "batched"), TRANSFORMS.values(), ids=TRANSFORMS.keys())
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_functorch(reduction, transform, batched, device):
+    layer, target = make_layer(device), make_target(device)
+    tensors = [
+        torch.stack([each, 2 * each]).detach() if i in batched else each.detach()
+        for i, each in enumerate(layer)
+    ]
+    found = transform(make_loss(target, reduction))(*tensors)
+    assert_same(found, transform(of_logits(target, reduction))(*tensors))
+
+
+def test_functorch_under_compile(device):
+    layer, target = [each.detach() for each in make_layer(device)], make_target(device)
+    of = grad(make_loss(target), argnums=(0, 1, 2))
+    assert_same(torch.compile(of, fullgraph=True)(*layer), of(*layer))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_create_graph(reduction, device):
+    """alpha = 1 is a function, whose gradient torch can check; else as the composition."""
+    layer, target = make_layer(device), make_target(device)
+
+    def second(loss):
+        value = loss(*layer)
+        gradients = torch.autograd.grad(value.square().sum(), layer, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in gradients), layer)
+
+    assert_same(second(make_loss(target, reduction)), second(of_logits(target, reduction)))
+
+
+def test_gradcheck(device):
+    layer, target = make_layer(device, rows=5), make_target(device, 5)
+
+    def loss(input, linear_weight, linear_bias):
+        return pg.linear_cross_entropy(
+            input, linear_weight, target, linear_bias=linear_bias, alpha=1.0, chunk_rows=2
+        )
+
+    assert torch.autograd.gradcheck(loss, layer)
+    assert torch.autograd.gradgradcheck(loss, layer)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_checkpoint(reduction, reentrant, device):
+    layer, target = make_layer(device), make_target(device)
+    loss = make_loss(target, reduction)
+    value, right = solve(loss, layer)
+    found = checkpoint(loss, *layer, use_reentrant=reentrant)
+    found.backward(torch.linspace(-1.0, 2.0, found.numel()).reshape(found.shape).to(found))
+    assert_same(found, value)
+    assert_same([each.grad for each in layer], list(right))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_hooks_that_pack_in_half_precision(reduction, device):
+    """As offloading may: the gradient is that of rounded arguments."""
+    layer, target = make_layer(device, torch.float32), make_target(device)
+
+    def pack(tensor):
+        return tensor.bfloat16() if tensor.dim() and tensor.is_floating_point() else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = solve(make_loss(target, reduction), layer)
+    right = solve(make_loss(target, reduction), [each.bfloat16().float() for each in layer])
+    for gradient, each in zip(found[1], right[1], strict=True):
+        torch.testing.assert_close(gradient, each)
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        layer = [torch.randn(shape, requires_grad=True) for shape in ((N, H), (C, H), (C,))]
+        loss = make_loss(torch.zeros(N, dtype=torch.int64))(*layer)
+        gradients = torch.autograd.grad(loss, layer)
+    assert loss.shape == ()
+    assert [each.shape for each in gradients] == [each.shape for each in layer]
+
+
+def test_tied_embeddings(device):
+    """The gradients of both uses of the weight are added."""
+    torch.manual_seed(0)
+    embedding = nn.Embedding(C, H, device=device, dtype=torch.float64)
+    tokens = torch.arange(N, device=device) % C
+    head = pg.PowerGradLinearCrossEntropyLoss(H, C, device=device, dtype=torch.float64)
+    head.linear.weight = embedding.weight
+
+    def composed(x, target):
+        return pg.cross_entropy(F.linear(x, embedding.weight), target)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss(embedding(tokens), tokens), embedding.weight)[0]
+
+    assert_same(gradient(head), gradient(composed))
+
+
+def test_module(device):
+    """State dicts are torch's own; copies are independent; it says what it is."""
+    weight = torch.linspace(0.5, 1.5, C)
+    module = pg.PowerGradLinearCrossEntropyLoss(
+        H, C, bias=True, weight=weight, ignore_index=None, reduction="sum", alpha=0.4
+    ).to(device, torch.float64)
+    x, target = make_layer(device)[0].detach(), make_target(device)
+    right = pg.cross_entropy(module.linear(x), target, module.weight, reduction="sum", alpha=0.4)
+    assert_same(module(x, target), right)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.linear.weight.zero_()
+    assert_same(module(x, target), right)
+    assert "alpha=0.4" in repr(module)
+    assert "Linear(in_features=8, out_features=11, bias=True)" in repr(module)
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        torchs = nn.LinearCrossEntropyLoss(H, C, bias=True, weight=weight, dtype=torch.float64)
+        torchs.load_state_dict(module.state_dict())
+        module.load_state_dict(torchs.state_dict())
+    with pytest.raises(RuntimeError, match=r"weight shape.*\(11,\).*\(3,\)"):
+        pg.PowerGradLinearCrossEntropyLoss(H, C, weight=torch.ones(3))
+    with pytest.raises(RuntimeError, match="label_smoothing"):
+        pg.PowerGradLinearCrossEntropyLoss(H, C, label_smoothing=1.5)
+    with pytest.raises(ValueError, match="alpha"):
+        pg.PowerGradLinearCrossEntropyLoss(H, C, alpha=-1.0)
+
+
+def test_alpha_schedule_under_compile(device):
+    """Values of a 0-d tensor, one compilation."""
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(pg.linear_cross_entropy, fullgraph=True, backend=counter)
+    layer, target = make_layer(device), make_target(device)
+    compilations = []
+    for value in (0.3, 0.6, 1.0):
+        alpha = torch.tensor(value, dtype=torch.float64)
+        found = torch.autograd.grad(compiled(*layer[:2], target, alpha=alpha), layer[:2])
+        right = torch.autograd.grad(
+            pg.cross_entropy(F.linear(*layer[:2]), target, alpha=value), layer[:2]
+        )
+        assert_same(found, right)
+        compilations.append(counter.frame_count)
+    assert compilations == compilations[:1] * 3

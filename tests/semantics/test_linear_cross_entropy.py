@@ -1,0 +1,407 @@
+"""linear_cross_entropy is cross_entropy of linear: by torch's derivative of the identity."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_loss
+
+import powergrad_ext as pg
+
+N, H, C = 150, 24, 37
+ALPHA = 0.4
+NAMES = ("input", "linear_weight", "linear_bias")
+
+
+def make_layer(dtype=torch.float64, device="cpu", rows=N, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    tensors = (torch.randn(*shape, generator=random) for shape in ((rows, H), (C, H), (C,)))
+    return [tensor.to(device, dtype) for tensor in tensors]
+
+
+def make_target(kind, device="cpu", rows=N, ignore_index=-100):
+    random = torch.Generator().manual_seed(1)
+    if kind == "probabilities":
+        return torch.randn(rows, C, generator=random, dtype=torch.float64).softmax(1).to(device)
+    target = torch.randint(0, C, (rows,), generator=random, dtype=kind)
+    target[::7] = ignore_index
+    return target.to(device)
+
+
+def solve(function, layer, upstream=None, wanted=(True, True, True)):
+    """The loss, and a gradient for each of the layer's tensors."""
+    layer = [
+        tensor.detach().clone().requires_grad_(is_wanted)
+        for tensor, is_wanted in zip(layer, wanted, strict=True)
+    ]
+    loss = function(*layer)
+    loss.backward(make_upstream(loss) if upstream is None else upstream)
+    return loss.detach(), [tensor.grad for tensor in layer]
+
+
+def make_upstream(loss):
+    return torch.linspace(-1.5, 2.0, loss.numel()).reshape(loss.shape).to(loss)
+
+
+def ours(target, alpha=ALPHA, **options):
+    def loss(input, linear_weight, linear_bias):
+        return pg.linear_cross_entropy(
+            input, linear_weight, target, linear_bias=linear_bias, alpha=alpha, **options
+        )
+
+    return loss
+
+
+def expected(target, layer, alpha=ALPHA, weight=None, **options):
+    """Torch's loss in float64, and its derivative of the identity."""
+    target = target.double() if target.is_floating_point() else target.long()
+    weight = None if weight is None else weight.double()
+    layer = [tensor.double() for tensor in layer]
+
+    def loss(scale):
+        def of(*layer):
+            return F.cross_entropy(scale * F.linear(*layer), target, weight, **options) / scale
+
+        return of
+
+    value = loss(1.0)(*layer)
+    return value, solve(loss(alpha), layer, make_upstream(value))[1]
+
+
+# Of the largest gradient: the logits, the sums over rows and classes, and the result are rounded.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-5,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+
+
+def assert_close(actual, wanted, dtype):
+    for name, each, right in zip(NAMES, actual, wanted, strict=True):
+        assert each.dtype == dtype
+        error = (each.double() - right).abs().max() / right.abs().max()
+        assert error <= TOLERANCE[dtype], (name, error.item())
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 1, 40, N + 1])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"weighted": True}], ids=str)
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, "probabilities"], ids=str)
+def test_float64_identity(kind, options, reduction, chunk_rows, device):
+    layer = make_layer(device=device)
+    target = make_target(kind, device)
+    options = dict(options, reduction=reduction)
+    if options.pop("weighted", False):
+        options["weight"] = torch.linspace(0.5, 2.0, C, device=device, dtype=torch.float64)
+    loss, gradients = solve(ours(target, chunk_rows=chunk_rows, **options), layer)
+    right_loss, right_gradients = expected(target, layer, **options)
+    torch.testing.assert_close(loss, right_loss, rtol=1e-13, atol=1e-13)
+    assert_close(gradients, right_gradients, torch.float64)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_types(dtype, reduction, device):
+    layer, target = make_layer(dtype, device, rows=700), make_target(torch.int64, device, rows=700)
+    loss, gradients = solve(ours(target, reduction=reduction), layer)
+    right_loss, right_gradients = expected(target, layer, reduction=reduction)
+    assert loss.dtype == torch.float32
+    # A loss moves by what the target's logit and those beside it are rounded by.
+    rounding = torch.finfo(dtype).eps * F.linear(*layer).abs().max().double()
+    terms = len(target) if reduction == "sum" else 1
+    torch.testing.assert_close(loss.double(), right_loss, rtol=1e-5, atol=terms * rounding.item())
+    assert_close(gradients, right_gradients, dtype)
+
+
+def test_loss_of_the_same_logits(device):
+    """Chunks change nothing that can be seen in the loss."""
+    layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    of_logits = pg.cross_entropy(F.linear(*layer), target)
+    assert_loss(ours(target, chunk_rows=7)(*layer), of_logits.double())
+
+
+def test_weight_gradient_is_summed_in_float32(device):
+    """512 chunks of like gradients: sums in half precision would stop growing."""
+    rows = 512
+    layer = [torch.ones(rows, H), torch.zeros(C, H), torch.zeros(C)]
+    layer = [tensor.to(device, torch.bfloat16) for tensor in layer]
+    target = torch.zeros(rows, dtype=torch.int64, device=device)
+    _, gradients = solve(ours(target, chunk_rows=1, reduction="sum"), layer, torch.tensor(1.0))
+    _, right = expected(target, layer, reduction="sum")
+    right = [gradient / make_upstream(torch.zeros(())) for gradient in right]
+    torch.testing.assert_close(gradients[1].double(), right[1], rtol=2**-7, atol=0)
+    torch.testing.assert_close(gradients[2].double(), right[2], rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3))[1:], ids=str)
+def test_only_gradients_that_are_asked_for(wanted, reduction, device):
+    layer, target = make_layer(device=device), make_target(torch.int64, device)
+    _, gradients = solve(ours(target, reduction=reduction), layer, wanted=wanted)
+    _, right = expected(target, layer, reduction=reduction)
+    assert [gradient is not None for gradient in gradients] == list(wanted)
+    for gradient, each in zip(gradients, right, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(gradient, each, rtol=1e-11, atol=1e-13)
+
+
+def test_one_of_the_gradients(device):
+    """autograd.grad for one tensor, then for the others, through the same graph."""
+    layer = [tensor.requires_grad_() for tensor in make_layer(device=device)]
+    target = make_target(torch.int64, device)
+    loss = ours(target)(*layer)
+    found = [torch.autograd.grad(loss, tensor, retain_graph=True)[0] for tensor in layer]
+    together = torch.autograd.grad(ours(target)(*layer), layer)
+    torch.testing.assert_close(found, list(together), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, "probabilities"], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_single_row(reduction, kind, device):
+    layer = make_layer(device=device)
+    layer[0] = layer[0][3]
+    target = make_target(kind, device)[3]
+    loss, gradients = solve(ours(target, reduction=reduction), layer)
+    right_loss, right_gradients = expected(target, layer, reduction=reduction)
+    assert loss.shape == right_loss.shape
+    torch.testing.assert_close(loss, right_loss, rtol=1e-12, atol=1e-13)
+    assert_close(gradients, right_gradients, torch.float64)
+
+
+@pytest.mark.parametrize("targets", ["indices", "probabilities"])
+def test_losses_of_many_dimensions(targets, device):
+    """torch's weights (C, d1, ..., dK, H)."""
+    random = torch.Generator(device).manual_seed(0)
+
+    def make(*shape):
+        return torch.randn(shape, dtype=torch.float64, device=device, generator=random)
+
+    layer = [make(6, H), make(C, 2, 3, H), make(C, 2, 3)]
+    target = make(6, C, 2, 3).softmax(1)
+    if targets == "indices":
+        target = target.argmax(1)
+
+    def composed(scale):
+        def loss(input, weight, bias):
+            logits = torch.einsum("nh,c...h->nc...", input, weight) + bias
+            return F.cross_entropy(scale * logits, target) / scale
+
+        return loss
+
+    loss, gradients = solve(ours(target), layer)
+    torch.testing.assert_close(loss, composed(1.0)(*layer), rtol=1e-12, atol=1e-13)
+    right = solve(composed(ALPHA), layer, make_upstream(loss))[1]
+    assert_close(gradients, right, torch.float64)
+
+
+def torch_samples(dtype):
+    """What PyTorch tests its function with: as arguments of ours."""
+    pytest.importorskip("expecttest")
+    from torch.testing._internal import common_methods_invocations as invocations
+
+    for kind in ("", "_chunked", "_chunked_none"):
+        make = getattr(invocations, f"sample_inputs_linear_cross_entropy{kind}")
+        for sample in make(None, "cpu", dtype, False):
+            options = dict(sample.kwargs)
+            options.pop("options", None)
+            yield sample.input, *sample.args, options
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has it from 2.13")
+@pytest.mark.parametrize("chunk_rows", [None, 2, 3])
+def test_samples_of_torch(chunk_rows):
+    count = 0
+    for input, linear_weight, target, options in torch_samples(torch.float64):
+        count += 1
+        bias = options.pop("linear_bias", None)
+        layer = [input, linear_weight, bias if bias is not None else input.new_zeros(())]
+
+        def torchs(input, weight, bias, target=target, options=options):
+            bias = bias if bias.dim() else None
+            return F.linear_cross_entropy(input, weight, target, linear_bias=bias, **options)
+
+        def mine(input, weight, bias, target=target, options=options):
+            return pg.linear_cross_entropy(
+                input,
+                weight,
+                target,
+                linear_bias=bias if bias.dim() else None,
+                alpha=1.0,
+                chunk_rows=chunk_rows,
+                **options,
+            )
+
+        result, right = solve(mine, layer), solve(torchs, layer)
+        torch.testing.assert_close(result, right, rtol=1e-10, atol=1e-12, equal_nan=True)
+    assert count > 50
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_ignored_rows(reduction, device):
+    """Their index is never followed, their gradient is 0, also where no row counts or none is."""
+    layer = make_layer(torch.float32, device)
+    for rows, ignore_index in itertools.product((0, N), (-100, 3, 2**40)):
+        target = torch.full((rows,), ignore_index, device=device)
+        some = [layer[0][:rows], *layer[1:]]
+        options = {"reduction": reduction, "ignore_index": ignore_index}
+        result = solve(ours(target, **options), some)
+        right = solve(lambda *t, o=options, y=target: F.cross_entropy(F.linear(*t), y, **o), some)
+        torch.testing.assert_close(result, right, equal_nan=True)
+
+
+@pytest.mark.parametrize("upstream", [math.inf, math.nan])
+def test_upstream_that_is_not_finite(upstream):
+    """Rows that do not count keep their zeros."""
+    layer, target = make_layer(torch.float32), make_target(torch.int64)
+    _, gradients = solve(ours(target), layer, torch.tensor(upstream))
+    ignored = target == -100
+    assert (gradients[0][ignored] == 0).all()
+    assert not gradients[0][~ignored].isfinite().any()
+
+
+def test_strides(device):
+    layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    _, right = solve(ours(target), layer)
+    strided = [layer[0].T.contiguous().T, layer[1][:, None].expand(-1, 2, -1)[:, 1], layer[2]]
+    strided[2] = torch.stack([layer[2]] * 2, 1)[:, 0]
+    assert not strided[0].is_contiguous()
+    assert not strided[2].is_contiguous()
+    tensors = [tensor.requires_grad_() for tensor in strided]
+    found = torch.autograd.grad(ours(target)(*tensors), tensors, torch.tensor(-1.5, device=device))
+    torch.testing.assert_close(list(found), right)
+
+
+def test_logits_with_infinities(device):
+    """A class that is masked by its bias."""
+    layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    layer[2][5] = -math.inf
+    target[target == 5] = 6
+    loss, gradients = solve(ours(target), layer)
+    right_loss, right = expected(target, layer)
+    torch.testing.assert_close(loss.double(), right_loss, rtol=1e-5, atol=0)
+    assert_close(gradients, right, torch.float32)
+
+
+def test_alpha_tensor(device):
+    layer, target = make_layer(device=device), make_target(torch.int64, device)
+    for where in {torch.device("cpu"), device}:
+        alpha = torch.tensor(ALPHA, device=where, dtype=torch.float64)
+        found = solve(ours(target, alpha=alpha), layer)
+        torch.testing.assert_close(found, solve(ours(target), layer))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_second_backward(reduction, device):
+    """The same bits for the same upstream gradient, and right ones for another."""
+    layer = [tensor.requires_grad_() for tensor in make_layer(torch.float32, device)]
+    loss = ours(make_target(torch.int64, device), reduction=reduction)(*layer)
+    upstream = make_upstream(loss)
+
+    def backward(upstream):
+        return torch.autograd.grad(loss, layer, upstream, retain_graph=True)
+
+    first = backward(upstream)
+    kept = [gradient.clone() for gradient in first]
+    third = backward(4 * upstream)
+    torch.testing.assert_close(backward(upstream), first, rtol=0, atol=0)
+    torch.testing.assert_close(list(first), kept, rtol=0, atol=0)
+    torch.testing.assert_close(third, tuple(4 * gradient for gradient in first))
+
+
+def test_arguments_changed_after_forward(device):
+    """Forward has computed the gradients: an optimizer may step. A second backward says so."""
+    layer = [tensor.requires_grad_() for tensor in make_layer(device=device)]
+    target = make_target(torch.int64, device)
+    right = torch.autograd.grad(ours(target)(*layer), layer)
+    loss = ours(target)(*layer)
+    with torch.no_grad():
+        layer[1].zero_()
+    found = torch.autograd.grad(loss, layer, retain_graph=True)
+    torch.testing.assert_close(found, right)
+    with pytest.raises(RuntimeError, match="changed in place since"):
+        torch.autograd.grad(loss, layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, device):
+    """The layer's arguments as F.linear has them; gradients come back in their own type."""
+    layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    with torch.autocast(device.type, dtype=dtype):
+        loss, gradients = solve(ours(target), layer)
+        right_loss, right = solve(
+            lambda *t: pg.cross_entropy(F.linear(*t), target, alpha=ALPHA), layer
+        )
+    assert loss.dtype == torch.float32
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    torch.testing.assert_close(loss, right_loss)
+    for gradient, each in zip(gradients, right, strict=True):
+        assert (gradient - each).abs().max() <= TOLERANCE[dtype] * each.abs().max()
+
+
+def test_gradient_of_probabilities(device):
+    layer = make_layer(device=device)
+    target = make_target("probabilities", device).requires_grad_()
+    (found,) = torch.autograd.grad(ours(target)(*layer), target)
+    (right,) = torch.autograd.grad(F.cross_entropy(F.linear(*layer), target), target)
+    torch.testing.assert_close(found, right)
+
+
+def test_nothing_is_kept_without_a_gradient(device):
+    layer, target = make_layer(device=device), make_target(torch.int64, device)
+    with torch.no_grad():
+        loss = ours(target)(*[tensor.requires_grad_() for tensor in layer])
+    assert not loss.requires_grad
+    assert not ours(target)(*[tensor.detach() for tensor in layer]).requires_grad
+
+
+LAYER = (torch.zeros(4, 3), torch.zeros(5, 3))
+TARGET = torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((torch.zeros(2, 4, 3), LAYER[1], TARGET), {}, RuntimeError, r"dimensionality 1 or 2"),
+        ((LAYER[0], torch.zeros(3), TARGET), {}, RuntimeError, r"linear_weight.*shape \[3\]"),
+        (
+            (LAYER[0], torch.zeros(5, 7), TARGET),
+            {},
+            RuntimeError,
+            r"in_features\), got 3 and 7.*\[4, 3\] and \[5, 7\]",
+        ),
+        (
+            (LAYER[0], torch.zeros(5, 2, 7), TARGET),
+            {},
+            RuntimeError,
+            r"in_features\), got 3 and 7.*\(4, 3\) and \(5, 2, 7\)",
+        ),
+        ((torch.zeros(3), torch.zeros(5, 2, 3), TARGET), {}, RuntimeError, "batched input"),
+        ((*LAYER, TARGET), {"linear_bias": torch.zeros(6)}, RuntimeError, r"\(5,\), got \[6\]"),
+        ((LAYER[0], LAYER[1].double(), TARGET), {}, RuntimeError, "linear_weight.*type.*Double"),
+        ((*LAYER, TARGET[:3]), {}, ValueError, r"batch_size \(4\) to match target.*\(3\)"),
+        ((*LAYER, TARGET + 5), {}, IndexError, "Target 5 is out of bounds.*C = 5"),
+        ((*LAYER, TARGET), {"weight": torch.ones(4)}, RuntimeError, "all 5 classes.*4"),
+        ((*LAYER, TARGET), {"label_smoothing": 2.0}, RuntimeError, "label_smoothing.*2"),
+        ((*LAYER, TARGET), {"reduction": "avg"}, ValueError, "avg"),
+        ((*LAYER, TARGET), {"alpha": 0.0}, ValueError, "alpha.*got 0"),
+        ((*LAYER, TARGET), {"chunk_rows": 0}, ValueError, "chunk_rows.*greater than 0, got 0"),
+        ((*LAYER, TARGET), {"chunk_rows": 1.5}, TypeError, "chunk_rows.*int or None"),
+        ((*LAYER, [0] * 4), {}, TypeError, "target.*Tensor, not list"),
+        ((LAYER[0].long(), LAYER[1], TARGET), {}, TypeError, "input.*float32.*Long"),
+    ],
+)
+def test_errors(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        pg.linear_cross_entropy(*arguments, **options)
+
+
+def test_a_target_out_of_bounds_is_found_before_anything_is_computed():
+    """The last row's, in chunks of one: in the first chunks' time nothing has been written."""
+    layer = make_layer()
+    target = make_target(torch.int64)
+    target[-1] = C
+    with pytest.raises(IndexError, match=f"Target {C} is out of bounds"):
+        ours(target, chunk_rows=1)(*layer)
