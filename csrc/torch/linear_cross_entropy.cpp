@@ -3,6 +3,7 @@
 //
 // One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
 // where they lie, and two matrix products make of that the chunk's share of the gradients.
+#include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
@@ -25,11 +26,21 @@ int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows) {
   return std::min(rows, std::clamp(rows / 9 / kMultiple * kMultiple, kLeast, kMost));
 }
 
-// total += gradient^T input, where the total is wider than the factors in half precision. CPUs have
-// no such product: theirs is rounded, by blocks of classes, so that it needs no room of total's
-// size.
+// total += part, both contiguous. ATen would first copy a part of another type.
+template <class Part>
+void add_part(at::Tensor& total, const at::Tensor& part) {
+  constexpr int64_t kGrain = 32768;
+  float* sums = total.mutable_data_ptr<float>();
+  const Part* terms = part.const_data_ptr<Part>();
+  at::parallel_for(0, total.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sums[i] += static_cast<float>(terms[i]);
+  });
+}
+
+// total += gradient^T input, where total is float32 though they may be of half precision. CPUs have
+// no such product: theirs is rounded, and made by blocks of classes that stay in the cache.
 void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input) {
-  constexpr int64_t kBlock = 1024;
+  constexpr int64_t kBlock = 512;
   if (total.scalar_type() == input.scalar_type()) {
     total.addmm_(gradient.t(), input);
   } else if (total.is_cuda()) {
@@ -37,7 +48,10 @@ void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor
   } else {
     for (int64_t first = 0; first < total.size(0); first += kBlock) {
       const int64_t count = std::min(kBlock, total.size(0) - first);
-      total.narrow(0, first, count).add_(at::mm(gradient.narrow(1, first, count).t(), input));
+      at::Tensor block = total.narrow(0, first, count);
+      const at::Tensor part = at::mm(gradient.narrow(1, first, count).t(), input).contiguous();
+      part.scalar_type() == at::kHalf ? add_part<c10::Half>(block, part)
+                                      : add_part<c10::BFloat16>(block, part);
     }
   }
 }
