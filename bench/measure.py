@@ -111,7 +111,12 @@ def calls_per_sample(seconds: float) -> int:
     return max(1, round(SHORT_SECONDS / seconds), min(3, round(MEDIUM_SECONDS / seconds)))
 
 
-def play(candidates: Sequence[Candidate], clock: Clock, budget: float) -> dict[str, Samples]:
+def play(
+    candidates: Sequence[Candidate],
+    clock: Clock,
+    budget: float,
+    least_rounds: int = LEAST_ROUNDS,
+) -> dict[str, Samples]:
     """Take one sample of everyone per round, in an order drawn anew, for about `budget` seconds."""
     if not candidates:
         return {}
@@ -122,7 +127,7 @@ def play(candidates: Sequence[Candidate], clock: Clock, budget: float) -> dict[s
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)):
+        for _ in range(min(max(rounds, least_rounds), MOST_ROUNDS)):
             shuffle(order)
             for candidate in order:
                 samples[candidate.name].append(sample(candidate, clock))
