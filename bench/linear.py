@@ -116,7 +116,7 @@ class Problem:
 
 
 def products(problem: Problem) -> Step:
-    """The floor: the matrix products of forward and backward, the logits taken for their gradient."""
+    """The floor: the products of forward and backward, the logits taken for their gradient."""
     x, weight = problem.input.detach(), problem.linear_weight.detach()
 
     def run() -> tuple[Tensor, Tensor]:

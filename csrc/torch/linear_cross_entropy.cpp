@@ -16,14 +16,14 @@
 namespace powergrad {
 namespace {
 
-// How many rows of logits exist at a time, unless the caller says. A ninth of them, so that all
-// that is allocated on the way stays below an eighth of the logits. At least so many that matrix
-// products are efficient, and no more than what makes up for going over the weight's gradient once
-// a chunk.
+// How many rows of logits exist at a time, unless the caller says. A twelfth of them, so that all
+// that is allocated on the way, room for the matrix products among it, stays below an eighth of the
+// logits. At least so many that the products are efficient, and no more than what makes up for
+// going over the weight's gradient once a chunk.
 int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows) {
   constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
   if (chunk_rows > 0) return std::min(chunk_rows, rows);
-  return std::min(rows, std::clamp(rows / 9 / kMultiple * kMultiple, kLeast, kMost));
+  return std::min(rows, std::clamp(rows / 12 / kMultiple * kMultiple, kLeast, kMost));
 }
 
 // total += part, both contiguous. ATen would first copy a part of another type.
@@ -37,21 +37,29 @@ void add_part(at::Tensor& total, const at::Tensor& part) {
   });
 }
 
-// total += gradient^T input, where total is float32 though they may be of half precision. CPUs have
-// no such product: theirs is rounded, and made by blocks of classes that stay in the cache.
-void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input) {
+// total += gradient^T input, or = for the first chunk, where total is float32 though they may be of
+// half precision. CPUs have no such product: theirs is rounded, and made by blocks of classes that
+// stay in the cache.
+void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input,
+                 bool is_first) {
   constexpr int64_t kBlock = 512;
+  const double beta = is_first ? 0.0 : 1.0;
   if (total.scalar_type() == input.scalar_type()) {
-    total.addmm_(gradient.t(), input);
+    total.addmm_(gradient.t(), input, beta);
   } else if (total.is_cuda()) {
-    at::addmm_out(total, total, gradient.t(), input, total.scalar_type());
+    at::addmm_out(total, total, gradient.t(), input, total.scalar_type(), beta);
   } else {
     for (int64_t first = 0; first < total.size(0); first += kBlock) {
       const int64_t count = std::min(kBlock, total.size(0) - first);
       at::Tensor block = total.narrow(0, first, count);
       const at::Tensor part = at::mm(gradient.narrow(1, first, count).t(), input).contiguous();
-      part.scalar_type() == at::kHalf ? add_part<c10::Half>(block, part)
-                                      : add_part<c10::BFloat16>(block, part);
+      if (is_first) {
+        block.copy_(part);
+      } else if (part.scalar_type() == at::kHalf) {
+        add_part<c10::Half>(block, part);
+      } else {
+        add_part<c10::BFloat16>(block, part);
+      }
     }
   }
 }
@@ -77,13 +85,14 @@ class LinearCrossEntropyCall {
     const auto wide = input_.options().dtype(accumulate_type(input_));
     const auto none = [&wide] { return new_empty({0}, wide); };
     gradients_ = {wanted[0] ? new_empty(input_.sizes(), input_.options()) : none(),
-                  wanted[1] ? new_empty(linear_weight_.sizes(), wide).zero_() : none(),
+                  wanted[1] ? new_empty(linear_weight_.sizes(), wide) : none(),
                   wanted[2] ? new_empty({linear_weight_.size(0)}, wide).zero_() : none()};
   }
 
   // `upstream` for each row.
   void run(at::Tensor losses, const at::Tensor& upstream) {
     const at::Tensor buffer = new_empty({chunk_rows_, linear_weight_.size(0)}, input_.options());
+    if (input_.size(0) == 0) std::get<1>(gradients_).zero_();
     const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
     for (int64_t first = 0; first < input_.size(0); first += chunk_rows_) {
       const int64_t count = std::min(chunk_rows_, input_.size(0) - first);
@@ -122,7 +131,9 @@ class LinearCrossEntropyCall {
       at::Tensor rows = grad_input.narrow(0, first, count);
       at::mm_out(rows, gradient, linear_weight_);
     }
-    if (wanted_[1]) add_product(grad_linear_weight, gradient, input_.narrow(0, first, count));
+    if (wanted_[1]) {
+      add_product(grad_linear_weight, gradient, input_.narrow(0, first, count), first == 0);
+    }
     if (wanted_[2]) {
       grad_linear_bias.add_(gradient.sum(0, /*keepdim=*/false, grad_linear_bias.scalar_type()));
     }
