@@ -78,6 +78,8 @@ bench-results: $(VENV)/.bench ## measure all figures anew and write them into be
 	$(RUN) python bench/run.py $(COMPILERS) --full --dtype bfloat16 --output $(RESULTS)/bfloat16.jsonl
 	$(RUN) python bench/run.py $(KEPT) --dtype float32 --output $(RESULTS)/float32-kept.jsonl
 	$(RUN) python bench/run.py $(KEPT) --dtype bfloat16 --output $(RESULTS)/bfloat16-kept.jsonl
+	$(RUN) python bench/linear.py --case gpt2 --dtype float32 --output $(RESULTS)/linear-float32.jsonl
+	$(RUN) python bench/linear.py $(IN_HALF) --output $(RESULTS)/linear-bfloat16.jsonl
 	$(RUN) python bench/run.py --case llama2 --dtype float32 --mode $(ALL_MODES) --output $(RESULTS)/modes.jsonl
 	$(RUN) python bench/run.py --memory $(MEMORY) --output $(RESULTS)/memory.jsonl
 	$(RUN) python bench/overhead.py --output $(RESULTS)/overhead.jsonl
@@ -86,6 +88,7 @@ bench-results: $(VENV)/.bench ## measure all figures anew and write them into be
 
 COMPILERS = --peer eager compile jax
 KEPT = $(COMPILERS) --allocator glibc-kept --full --mode forward+backward
+IN_HALF = --case gpt2 --dtype bfloat16 --peer eager compile chunked
 ALL_MODES = forward backward forward+backward in-place none probabilities log-softmax
 MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from . import overhead
+from . import linear, overhead
 from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, Group
 from .memory import Peak
 from .peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
@@ -102,6 +102,25 @@ def copies_table(results: Sequence[Result]) -> str:
         rows.append(row)
     headings = [f"{words[mode]}, {heading_of(peer)}" for mode, peer in shown]
     return table(["logits", "type", *headings], rows)
+
+
+def linear_table(measurements: Sequence[linear.Measurement]) -> str:
+    cells = linear.cells(measurements)
+    return table(cells.headings, cells.rows)
+
+
+def linear_table_in_short(measurements: Sequence[linear.Measurement]) -> str:
+    """A row per case, time and memory together."""
+    peaks = {m.case: m for m in measurements if m.bytes}
+    shown = ("eager", "compile", "chunked", DEFAULT)
+    rows = []
+    for timed in (m for m in measurements if m.seconds):
+        of_each = [
+            (timed.ratio(peer, linear.FLOOR).median, peaks[timed.case].beyond(peer))
+            for peer in shown
+        ]
+        rows.append([timed.case.size, *(f"{time:.2f}, {memory:.2f}" for time, memory in of_each)])
+    return table(["rows x features x classes", *map(linear.heading, shown)], rows)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:

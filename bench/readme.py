@@ -15,7 +15,7 @@ from bench import packages
 if __name__ == "__main__":
     packages.require("matplotlib")
 
-from bench import markdown, overhead, plots, sweep
+from bench import linear, markdown, overhead, plots, sweep
 from bench.cases import FRESH
 from bench.memory import peaks_of
 from bench.requirements import DEFAULT, judge
@@ -24,11 +24,12 @@ from bench.result import Record, Result, machine_of, read, results_of
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "bench" / "results"
-SHOWN = RESULTS / "cpu-zen5"
+SHOWN = RESULTS / "cpu-xeon"
 """The machine whose figures the README shows."""
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
 KEPT = ("float32-kept.jsonl", "bfloat16-kept.jsonl")
-FILES = (*SPEED, *KEPT, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
+LINEAR = ("linear-float32.jsonl", "linear-bfloat16.jsonl")
+FILES = (*SPEED, *KEPT, *LINEAR, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 GPU = RESULTS / "gpu-h100"
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
 END = "<!-- Up to here written by `python bench/readme.py`. -->\n"
@@ -65,7 +66,10 @@ def text(folder: Path) -> str:
     sections = (
         markdown.table_in_short(results_of(fresh), results_of(kept)),
         f"Medians on {facts['cpu']}, {facts['threads']} threads; "
-        f"torch {facts['versions']['torch']}, ours at α = 0.3.",
+        f"torch {facts['versions']['torch']}, ours at α = 0.3. [The last layer and the "
+        "loss](#without-the-logits): time in units of the three matrix products alone, and the "
+        "peak of memory besides inputs and gradients in units of the logits:",
+        markdown.linear_table_in_short(linear.measurements_of(records_of(folder, LINEAR))),
     )
     return "\n" + "\n\n".join(sections) + "\n\n"
 
@@ -106,6 +110,15 @@ def page(folder: Path) -> str:
     ]
     if kept:
         sections += ["With kept memory:", markdown.verdict_table(judge(kept_results, "cpu", True))]
+    if layers := records_of(folder, LINEAR):
+        sections += [
+            "## The last layer and the loss",
+            "Forward and backward of rows of features through a layer to so many classes: time in "
+            "units of the matrix products alone (which keep the logits), and the peak of memory "
+            "besides inputs and gradients in units of the logits. In half precision the sum of the "
+            "weight's gradient, which is in float32, is most of what ours takes.",
+            markdown.linear_table(linear.measurements_of(layers)),
+        ]
     if steps := records_of(folder, SOURCES["overhead"]):
         sections += [
             "## Does PGT cost anything?",
