@@ -7,6 +7,7 @@ from numbers import Integral, Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
@@ -91,7 +92,7 @@ def linear_cross_entropy(
                 f"got {chunk_rows}"
             )
     exponent = as_alpha(alpha)
-    if linear_weight.dim() > 2:
+    if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
         return cross_entropy(
             logits, target, weight, ignore_index, reduction, label_smoothing, alpha=exponent
@@ -156,7 +157,7 @@ def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
     return F.linear(input, linear_weight.flatten(0, -2), bias).unflatten(1, outputs)
 
 
-class PowerGradLinearCrossEntropyLoss(nn.Module):
+class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
     """:func:`powergrad_ext.linear_cross_entropy` as a module that holds the layer, as ``.linear``.
 
     In place of torch.nn.LinearCrossEntropyLoss (torch 2.13), whose state dicts it loads, or of a
@@ -176,8 +177,6 @@ class PowerGradLinearCrossEntropyLoss(nn.Module):
         ValueError: alpha is not finite and > 0.
         RuntimeError: weight has not shape (C); label_smoothing is outside [0, 1].
     """
-
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -202,17 +201,29 @@ class PowerGradLinearCrossEntropyLoss(nn.Module):
             raise RuntimeError(
                 f"expected label_smoothing to be in range [0, 1], got {label_smoothing}"
             )
-        super().__init__()
-        self.register_buffer("weight", weight)
+        super().__init__(weight=weight, reduction=reduction)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        self.reduction = reduction
-        self.ignore_index = ignore_index
+        self.ignore_index = -100 if ignore_index is None else ignore_index
         self.label_smoothing = label_smoothing
         self.alpha = checked_alpha(alpha)
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
+        # TorchScript knows operators, not the function around them.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.ops.powergrad.linear_cross_entropy(
+                input,
+                self.linear.weight,
+                target,
+                self.linear.bias,
+                self.weight,
+                self.reduction,
+                self.ignore_index,
+                self.label_smoothing,
+                alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
+                chunk_rows=0 if self.chunk_rows is None else self.chunk_rows,
+            )
         return linear_cross_entropy(
             input,
             self.linear.weight,

@@ -41,6 +41,34 @@ def _cross_entropy_value(
     return loss, input.new_empty(0), input.new_empty(())
 
 
+def _linear_cross_entropy_value(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    alpha: Tensor,
+    chunk_rows: int,
+    gradients: list[bool],
+) -> Any:
+    value = _cross_entropy_value(
+        F.linear(input, linear_weight, linear_bias),
+        target,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        alpha,
+        any(gradients),
+    )
+    if value is NotImplemented:
+        return value
+    return value[0], input.new_empty(()), *(input.new_empty(0) for _ in gradients)
+
+
 # torch.onnx.export(dynamo=True) meets our operators as the raw ones of forward, and traces them
 # again; what only backward reads is left empty. Not in torch's table of decompositions: it is there
 # for everybody, and Inductor refuses an operator that it finds in it where the environment has CI.
@@ -61,6 +89,7 @@ def _register(operator: str, value: Callable[..., Any]) -> None:
 
 
 _register("powergrad::cross_entropy_forward", _cross_entropy_value)
+_register("powergrad::linear_cross_entropy_forward", _linear_cross_entropy_value)
 _register("powergrad::log_softmax_forward", _log_softmax_value)
 
 

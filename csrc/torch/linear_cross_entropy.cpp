@@ -4,9 +4,11 @@
 // One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
 // where they lie, and two matrix products make of that the chunk's share of the gradients.
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <array>
@@ -171,8 +173,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cr
   LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
                               label_smoothing, alpha, chunk_rows, gradients);
   const at::Tensor losses = whole.losses().reshape({-1});
-  call.run(losses, at::ones({}, losses.options()).expand(losses.sizes()));
-  return std::tuple_cat(std::tuple(whole.loss(), whole.total_weight()), call.gradients());
+  const at::Tensor& total = whole.total_weight();
+  at::Tensor upstream = at::ones_like(total);
+  if (reduction == "mean") upstream = at::where(total == 0, upstream, losses.numel() / total);
+  const at::Tensor scale = reduction == "mean" ? 1 / (total * upstream) : at::ones_like(total);
+  call.run(losses, upstream.to(losses.scalar_type()).expand(losses.sizes()));
+  return std::tuple_cat(std::tuple(whole.loss(), scale), call.gradients());
 }
 
 LinearGradients linear_cross_entropy_backward(

@@ -46,11 +46,10 @@ struct Options {
   }
 };
 
-// The gradients are computed in forward, where a chunk's logits are at hand, and for an upstream
-// gradient of 1 to each row: backward multiplies them by the one number that mean and sum have. So
-// nothing that a mean divides by N is rounded in half precision, and nobody waits for a GPU.
-// Reduction "none" has a number for each row, and computes them in backward; so does everything
-// under hooks that pack saved tensors, which expect to decide what is kept until then.
+// The gradients are computed in forward, where a chunk's logits are at hand: backward multiplies
+// them by the one number that mean and sum have, and nobody waits for a GPU. Reduction "none" has a
+// number for each row, and computes them in backward; so does everything under hooks that pack
+// saved tensors, which expect to decide what is kept until then.
 class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
@@ -62,7 +61,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const GradientMask wanted{input.requires_grad(), linear_weight.requires_grad(),
                               linear_bias.has_value() && linear_bias->requires_grad()};
     const bool with_gradient = reduction != "none" && !are_saved_tensors_hooked();
-    const auto [loss, total_weight, grad_input, grad_linear_weight, grad_linear_bias] =
+    const auto [loss, scale, grad_input, grad_linear_weight, grad_linear_bias] =
         POWERGRAD_DISPATCHED(linear_cross_entropy_forward)
             .call(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
                   label_smoothing, alpha, chunk_rows, with_gradient ? wanted : GradientMask{});
@@ -72,7 +71,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     }
     context->save_for_backward({input, linear_weight, target, linear_bias.value_or(at::Tensor()),
                                 weight.value_or(at::Tensor()), alpha});
-    context->saved_data["total_weight"] = total_weight;
+    context->saved_data["scale"] = scale;
     context->saved_data["types"] = c10::ivalue::Tuple::create(
         {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
     Options{std::string(reduction), ignore_index, label_smoothing, chunk_rows}.save(context);
@@ -95,17 +94,16 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
                                    const GradientMask& wanted) {
     const Options options = Options::load(context);
     if (options.reduction == "none") return gradients_by_rows(context, grad_output, wanted);
-    at::Tensor scale = grad_output;
-    if (options.reduction == "mean") scale = scale / context->saved_data["total_weight"].toTensor();
-    const bool plain = is_plain(scale);
+    at::Tensor scale = context->saved_data["scale"].toTensor();
+    const bool plain = is_plain(grad_output);
     if (plain && scale.is_cpu()) {
+      scale = scale * grad_output;
       if (!is_finite_scalar(scale)) {
         return gradients_by_rows(context, scale.expand(rows_of(context)), wanted);
       }
-    } else if (options.reduction == "mean") {
+    } else {
       // Nobody waits to see whether no row counts: all gradients are 0 then, and stay it.
-      const at::Tensor total_weight = context->saved_data["total_weight"].toTensor();
-      scale = at::where(total_weight == 0, at::zeros_like(scale), scale);
+      scale = at::where(scale.isfinite(), scale, at::zeros_like(scale)) * grad_output;
     }
     LinearGradients computed = take_gradients(context, wanted, plain);
     const auto multiplied = [&](const at::Tensor& gradient) {
@@ -132,7 +130,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const variable_list saved = saved_tensors(context);
     const Options options = Options::load(context);
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [loss, total_weight, grad_input, grad_linear_weight, grad_linear_bias] =
+    const auto [loss, scale, grad_input, grad_linear_weight, grad_linear_bias] =
         POWERGRAD_DISPATCHED(linear_cross_entropy_forward)
             .call(saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]),
                   options.reduction, options.ignore_index, options.label_smoothing, saved[5],
@@ -229,6 +227,8 @@ at::Tensor linear_cross_entropy_autograd(const at::Tensor& input, const at::Tens
                                          const at::Tensor& alpha, int64_t chunk_rows) {
   const at::Tensor bias = linear_bias.value_or(at::Tensor());
   refuse_nested(input, target, weight, "linear_cross_entropy");
+  check_not_nested(linear_weight, "linear_cross_entropy", "linear_weight");
+  if (bias.defined()) check_not_nested(bias, "linear_cross_entropy", "linear_bias");
   refuse_tangents({input, linear_weight, target, bias, weight.value_or(at::Tensor()), alpha},
                   "linear_cross_entropy");
   if (in_transform() || (at::GradMode::is_enabled() && target.requires_grad())) {

@@ -39,7 +39,7 @@ TORCH_LIBRARY(powergrad, m) {
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, "
       "Tensor? linear_bias, Tensor? weight, str reduction, int ignore_index, "
       "float label_smoothing, Tensor alpha, int chunk_rows, bool[3] gradients) "
-      "-> (Tensor loss, Tensor total_weight, Tensor grad_input, Tensor grad_linear_weight, "
+      "-> (Tensor loss, Tensor scale, Tensor grad_input, Tensor grad_linear_weight, "
       "Tensor grad_linear_bias)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, "

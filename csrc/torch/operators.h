@@ -84,8 +84,9 @@ at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& linea
 using GradientMask = std::array<bool, 3>;
 using LinearGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// loss; total_weight; the gradients for an upstream gradient of 1 to each row's loss, which for
-// reduction="mean" are yet to be divided by total_weight.
+// loss; scale, a float64 scalar; the gradients, which are yet to be multiplied by it (and by the
+// upstream gradient). A mean's are computed for rows of weight 1 on average, since divided by their
+// number they would not be numbers of half precision any more.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
     const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
     const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view reduction,

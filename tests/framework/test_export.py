@@ -93,6 +93,29 @@ def test_graphs_of_training_keep_the_operators():
     assert "powergrad.log_softmax_forward" in str(program.run_decompositions().graph)
 
 
+def test_onnx_of_the_last_layer_and_the_loss():
+    model = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True)
+    onnx = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    x, target = torch.randn(3, 4), torch.tensor([0, 4, -100])
+    exported = torch.onnx.export(model, (x, target), dynamo=True, verbose=False).model_proto
+    names = [given.name for given in exported.graph.input]
+    inputs = dict(zip(names, [x.numpy(), target.numpy()], strict=True))
+    (found,) = onnx.ReferenceEvaluator(exported).run(None, inputs)
+    torch.testing.assert_close(torch.as_tensor(found), model(x, target).detach())
+
+
+@pytest.mark.parametrize("alpha", [0.25, torch.tensor(0.25)], ids=["float", "tensor"])
+def test_torchscript_of_the_last_layer_and_the_loss(alpha):
+    model = pg.PowerGradLinearCrossEntropyLoss(4, 5, weight=torch.ones(5), alpha=alpha)
+    x, target = torch.randn(3, 4), torch.tensor([0, 4, -100])
+    found, right = (
+        torch.autograd.grad(each(x, target), model.linear.weight)
+        for each in (torch.jit.script(model), model)
+    )
+    torch.testing.assert_close(found, right)
+
+
 class Holder(torch.nn.Module):
     """Has our modules beside what it computes."""
 

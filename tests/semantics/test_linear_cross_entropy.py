@@ -262,6 +262,17 @@ def test_upstream_that_is_not_finite(upstream):
     assert not gradients[0][~ignored].isfinite().any()
 
 
+@pytest.mark.parametrize("largest", [1.0, 3e4, 1e30])
+def test_class_weights_that_float16_cannot_hold(largest, device):
+    """A mean does not depend on their unit."""
+    layer, target = make_layer(torch.float16, device), make_target(torch.int64, device)
+    weight = torch.linspace(0.1, 1.0, C, device=device)
+    loss, gradients = solve(ours(target, weight=largest * weight), layer)
+    right_loss, right = expected(target, layer, weight=weight)
+    torch.testing.assert_close(loss.double(), right_loss, rtol=1e-3, atol=0)
+    assert_close(gradients, right, torch.float16)
+
+
 def test_strides(device):
     layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
     _, right = solve(ours(target), layer)
@@ -391,6 +402,12 @@ TARGET = torch.zeros(4, dtype=torch.int64)
         ((*LAYER, TARGET), {"chunk_rows": 1.5}, TypeError, "chunk_rows.*int or None"),
         ((*LAYER, [0] * 4), {}, TypeError, "target.*Tensor, not list"),
         ((LAYER[0].long(), LAYER[1], TARGET), {}, TypeError, "input.*float32.*Long"),
+        (
+            (LAYER[0], torch.nested.nested_tensor([torch.zeros(5, 3)]), TARGET),
+            {},
+            RuntimeError,
+            "linear_weight.*nested",
+        ),
     ],
 )
 def test_errors(arguments, options, error, words):
