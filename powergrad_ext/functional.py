@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import jagged
+from powergrad_ext import jagged, sharded
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, as_tensor
 
@@ -49,7 +49,8 @@ def cross_entropy(
 
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
-            (N, C, d1, ..., dK), any strides.
+            (N, C, d1, ..., dK), any strides. Or a DTensor, like target then: rows that are shared
+            out over dimension 0 stay where they are, any other sharding is undone first.
         target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
             [0, C) or ignore_index; or class probabilities of the shape of input, in any of its
             dtypes (another than input's or float32 is converted). They may require grad.
@@ -96,6 +97,9 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
+    if type(input) is not Tensor and sharded.is_sharded(input):
+        arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
+        return sharded.cross_entropy(*arguments, as_tensor(alpha, input))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,
@@ -168,6 +172,8 @@ def log_softmax(
         dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
+    if type(input) is not Tensor and sharded.is_sharded(input):
+        return sharded.log_softmax(input, dim, as_tensor(alpha, input))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     try:

@@ -1,0 +1,164 @@
+"""DTensor logits, in real processes: what one process computes, and what is communicated for it."""
+
+import itertools
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+import powergrad_ext as pg
+
+ROWS, CLASSES = 7, 5  # rows that two ranks cannot share evenly
+OPTIONS = {
+    "plain": {},
+    "weights, smoothing": {"weight": torch.linspace(0.5, 1.5, CLASSES), "label_smoothing": 0.1},
+    "ignored": {"ignore_index": 2},
+}
+
+
+def logits_and_target(kind="indices"):
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(ROWS, CLASSES, dtype=torch.float64, generator=random)
+    if kind == "probabilities":
+        return logits, logits.flip(0).softmax(1)
+    return logits, torch.randint(CLASSES, (ROWS,), generator=random)
+
+
+def solve(loss, logits, target, upstream=1.7):
+    value = loss(logits, target)
+    value.backward(torch.full_like(value, upstream))
+    return value, logits.grad
+
+
+def check_cross_entropy(mesh, placements, kind, reduction, options):
+    logits, target = logits_and_target(kind)
+    if kind == "probabilities":
+        options = {name: value for name, value in options.items() if name != "ignore_index"}
+
+    def loss(logits, target):
+        return pg.cross_entropy(logits, target, reduction=reduction, alpha=0.4, **options)
+
+    right = solve(loss, logits.clone().requires_grad_(), target)
+    given = distribute_tensor(logits, mesh, placements).requires_grad_()
+    its_target = distribute_tensor(target, mesh, placements)
+    with CommDebugMode() as communication:
+        found = solve(loss, given, its_target)
+    whole = [tensor.full_tensor().detach() for tensor in found]
+    torch.testing.assert_close(whole, [right[0].detach(), right[1]], rtol=1e-12, atol=1e-14)
+    assert given.grad.placements == given.placements
+    return communication
+
+
+def check_log_softmax(mesh, placements, dim):
+    logits, _ = logits_and_target()
+    upstream = logits.flip(1).abs()
+    given = distribute_tensor(logits, mesh, placements).requires_grad_()
+    alone = logits.clone().requires_grad_()
+    for each, g in ((given, distribute_tensor(upstream, mesh, placements)), (alone, upstream)):
+        (pg.log_softmax(each, dim, alpha=0.4) * g).sum().backward()
+    torch.testing.assert_close(given.grad.full_tensor(), alone.grad, rtol=1e-12, atol=1e-14)
+
+
+def every_combination(mesh):
+    for placements in ([Replicate()], [Shard(0)]):
+        for kind, reduction, options in itertools.product(
+            ("indices", "probabilities"), ("none", "sum", "mean"), OPTIONS.values()
+        ):
+            seen = check_cross_entropy(mesh, placements, kind, reduction, options)
+            # A mean of rows that are shared out adds up what it divides by, one number.
+            is_shared_mean = reduction == "mean" and placements == [Shard(0)]
+            assert seen.get_total_counts() == is_shared_mean
+        for dim in (0, 1, -1):
+            check_log_softmax(mesh, placements, dim)
+
+
+def sharded_classes(mesh):
+    """Gathered first: right, if not cheap."""
+    logits, target = logits_and_target()
+    alone, given = (
+        pg.cross_entropy(logits, target),
+        pg.cross_entropy(
+            distribute_tensor(logits, mesh, [Shard(1)]), distribute_tensor(target, mesh)
+        ),
+    )
+    torch.testing.assert_close(given.full_tensor(), alone)
+    check_log_softmax(mesh, [Shard(1)], 1)
+
+
+def compiled(mesh):
+    """One graph, and the same numbers."""
+    logits, target = logits_and_target()
+    target = distribute_tensor(target, mesh, [Shard(0)])
+
+    def loss(logits, target):
+        return pg.cross_entropy(logits, target, alpha=0.4)
+
+    def gradient(loss):
+        given = distribute_tensor(logits, mesh, [Shard(0)]).requires_grad_()
+        loss(given, target).full_tensor().backward()
+        return given.grad.to_local()
+
+    found = gradient(torch.compile(loss, backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(found, gradient(loss))
+
+
+def tensor_parallel_model(mesh):
+    """Two layers shared out by torch.distributed.tensor.parallel; its loss by ours."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES)).double()
+    x, target = torch.randn(ROWS, 6, dtype=torch.float64), logits_and_target()[1]
+    criterion = pg.PowerGradCrossEntropyLoss(alpha=0.4)
+    right = torch.autograd.grad(criterion(model(x), target), list(model.parameters()))
+    plan = {
+        "0": ColwiseParallel(),
+        "2": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
+    }
+    parallelize_module(model, mesh, plan)
+    criterion(model(x), distribute_tensor(target, mesh, [Shard(0)])).backward()
+    found = [parameter.grad.full_tensor() for parameter in model.parameters()]
+    torch.testing.assert_close(found, list(right), rtol=1e-11, atol=1e-13)
+
+
+def two_dimensions(mesh):
+    """Data times tensor parallel, on four ranks."""
+    for placements in ([Shard(0), Replicate()], [Replicate(), Shard(0)], [Shard(0), Shard(0)]):
+        check_cross_entropy(mesh, placements, "indices", "mean", OPTIONS["weights, smoothing"])
+        check_log_softmax(mesh, placements, 1)
+
+
+def run(rank, rendezvous, shape, checks):
+    """In a process of its own; why it ends itself is told in test_distributed.py."""
+    torch.set_num_threads(1)
+    processes = torch.Size(shape).numel()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes
+    )
+    mesh = init_device_mesh("cpu", shape)
+    for check in checks:
+        check(mesh)
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "checks"),
+    [
+        ((2,), [every_combination, sharded_classes, compiled, tensor_parallel_model]),
+        ((2, 2), [two_dimensions]),
+    ],
+    ids=["two ranks", "two by two"],
+)
+def test_dtensor(shape, checks, tmp_path):
+    processes = torch.Size(shape).numel()
+    torch.multiprocessing.spawn(run, (tmp_path / "rendezvous", shape, checks), processes)
