@@ -38,10 +38,11 @@ VISION_TORCH = torch==2.14.1 torchvision==0.29.1
 VISION_TESTS = tests/integrations tests/examples/test_imagenet.py tests/semantics/test_like_torch.py \
     tests/semantics/test_shapes.py tests/accuracy/test_sizes.py
 
-# A copy, since a tree holds one compiled module. What is in it already is kept and compared.
+# A copy, since a tree holds one compiled module, which is kept; what is gone here is gone there.
 TREE = build/trees/$(subst ==,-,$(firstword $(TORCH)))
 test-torch: ## run the tests with another torch, in a copy with an environment of its own (TORCH=...)
 	@mkdir -p $(TREE)
+	@rm -rf $(addprefix $(TREE)/,bench csrc examples tests)
 	@git ls-files -z --cached --others --exclude-standard | \
 	    xargs -0 cp --parents --update --preserve=timestamps --target-directory=$(TREE)
 	$(if $(VISION),POWERGRAD_CUDA=OFF) $(MAKE) --no-print-directory -C $(TREE) \

@@ -40,7 +40,9 @@ def test_says_once_that_it_compiles_and_is_silent_from_the_cache(tiny_package: T
     assert first.returncode == 0, first.stderr
     assert first.stderr.startswith("powergrad_ext: compiling its C++ sources")
     assert str(tiny_package.cache) in first.stderr
-    assert len(first.stderr.splitlines()) == 1
+    # A torch for CUDA has a line of its own where there is no GPU.
+    lines = [line for line in first.stderr.splitlines() if "No CUDA runtime is found" not in line]
+    assert len(lines) == 1
 
     second = tiny_package.import_it()
     assert second.returncode == 0, second.stderr

@@ -11,6 +11,12 @@ from commands import REPOSITORY
 from powergrad_ext import _build
 
 
+@pytest.fixture(autouse=True)
+def no_choice_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of who runs the tests, which `make test-torch` is."""
+    monkeypatch.delenv("POWERGRAD_CUDA", raising=False)
+
+
 def test_every_listed_file_exists_and_every_file_is_listed() -> None:
     csrc = REPOSITORY / "csrc"
     listed = {path for group in _build.read_sources(csrc).values() for path in group}
