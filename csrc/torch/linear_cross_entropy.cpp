@@ -40,28 +40,30 @@ void add_part(at::Tensor& total, const at::Tensor& part) {
 }
 
 // total += gradient^T input, or = for the first chunk, where total is float32 though they may be of
-// half precision. CPUs have no such product: theirs is rounded, and made by blocks of classes that
-// stay in the cache.
+// half precision. Such a product is made by blocks of classes that stay in the cache. On a GPU it
+// is in float32 (with total as a summand only newer versions of torch make it); on a CPU rounded.
 void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input,
                  bool is_first) {
-  constexpr int64_t kBlock = 512;
-  const double beta = is_first ? 0.0 : 1.0;
+  constexpr int64_t kBlock = 512, kGpuBlock = 1024;
   if (total.scalar_type() == input.scalar_type()) {
-    total.addmm_(gradient.t(), input, beta);
-  } else if (total.is_cuda()) {
-    at::addmm_out(total, total, gradient.t(), input, total.scalar_type(), beta);
-  } else {
-    for (int64_t first = 0; first < total.size(0); first += kBlock) {
-      const int64_t count = std::min(kBlock, total.size(0) - first);
-      at::Tensor block = total.narrow(0, first, count);
-      const at::Tensor part = at::mm(gradient.narrow(1, first, count).t(), input).contiguous();
-      if (is_first) {
-        block.copy_(part);
-      } else if (part.scalar_type() == at::kHalf) {
-        add_part<c10::Half>(block, part);
-      } else {
-        add_part<c10::BFloat16>(block, part);
-      }
+    total.addmm_(gradient.t(), input, is_first ? 0.0 : 1.0);
+    return;
+  }
+  const int64_t classes = total.size(0), step = total.is_cuda() ? kGpuBlock : kBlock;
+  for (int64_t first = 0; first < classes; first += step) {
+    const int64_t count = std::min(step, classes - first);
+    at::Tensor block = total.narrow(0, first, count);
+    const at::Tensor factor = gradient.narrow(1, first, count).t();
+    const at::Tensor part =
+        total.is_cuda() ? at::mm(factor, input, at::kFloat) : at::mm(factor, input).contiguous();
+    if (is_first) {
+      block.copy_(part);
+    } else if (part.is_cuda()) {
+      block.add_(part);
+    } else if (part.scalar_type() == at::kHalf) {
+      add_part<c10::Half>(block, part);
+    } else {
+      add_part<c10::BFloat16>(block, part);
     }
   }
 }
