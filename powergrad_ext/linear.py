@@ -53,7 +53,8 @@ def linear_cross_entropy(
         label_smoothing: in [0, 1].
         alpha: as for cross_entropy.
         chunk_rows: how many rows of logits exist at a time; None chooses, so that the whole takes
-            less than an eighth of the logits' memory besides inputs and gradients.
+            less than an eighth of the logits' memory besides inputs and gradients, to which in half
+            precision the float32 sum of linear_weight's is added.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of

@@ -20,12 +20,14 @@ namespace {
 
 // How many rows of logits exist at a time, unless the caller says. A twelfth of them, so that all
 // that is allocated on the way, room for the matrix products among it, stays below an eighth of the
-// logits. At least so many that the products are efficient, and no more than what makes up for
-// going over the weight's gradient once a chunk.
-int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows) {
+// logits; an eighth in half precision, where it does not, since the weight's gradient is summed in
+// float32, and where going over that sum once a chunk costs more beside faster products. At least
+// so many rows that the products are efficient, and no more than what makes up for the sum.
+int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows, bool is_half) {
   constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
   if (chunk_rows > 0) return std::min(chunk_rows, rows);
-  return std::min(rows, std::clamp(rows / 12 / kMultiple * kMultiple, kLeast, kMost));
+  return std::min(rows,
+                  std::clamp(rows / (is_half ? 8 : 12) / kMultiple * kMultiple, kLeast, kMost));
 }
 
 // total += part, both contiguous. ATen would first copy a part of another type.
@@ -84,7 +86,8 @@ class LinearCrossEntropyCall {
         ignore_index_(ignore_index),
         label_smoothing_(label_smoothing),
         alpha_(alpha),
-        chunk_rows_(rows_of_chunk(input_.size(0), chunk_rows)),
+        chunk_rows_(rows_of_chunk(input_.size(0), chunk_rows,
+                                  input.scalar_type() != accumulate_type(input))),
         wanted_(wanted) {
     const auto wide = input_.options().dtype(accumulate_type(input_));
     const auto none = [&wide] { return new_empty({0}, wide); };
