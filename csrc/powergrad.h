@@ -95,6 +95,9 @@ inline constexpr int kLogSoftmaxStatistics = kTargetMass;  // log-softmax has no
 struct CrossEntropyParams {
   DataType dtype;
   Shape shape;
+  // Where rows are shared out over their classes: how many others hold before and after these.
+  int64_t classes_before;
+  int64_t classes_after;
   double alpha;
   const double* alpha_on_device;  // CUDA: read in place of alpha, unless null
 
@@ -102,21 +105,24 @@ struct CrossEntropyParams {
   Strides logits_strides;
 
   // Exactly one kind of target.
-  const void* target_index;  // (rows) int64 or int32, or null
+  const void* target_index;  // (rows) int64 or int32, of the classes of all; or null
   bool target_index_is_int32;
   int64_t ignore_index;
   const void* target_probabilities;  // (outer, classes, inner), or null
   Strides target_strides;
   bool target_is_accumulate_type;  // probabilities are `accumulate`, else storage
 
-  const void* weight;        // (classes) accumulate; null: all ones
-  const double* weight_sum;  // scalar, the sum of weight; null: all ones
-  double label_smoothing;    // q becomes (1 - s) q + s / classes
+  const void* weight;        // (classes of all) accumulate; null: all ones
+  const double* weight_sum;  // scalar, the sum over these classes; null: all ones
+  double label_smoothing;    // q becomes (1 - s) q + s / (classes of all)
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward
   void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
                      // null: no backward will follow and the alpha sum is skipped
+  void* rests;       // (rows) accumulate, r of "1 + r"; null: rows are whole. With it they are
+                // shards: losses are only sum_j mass_j (m - z_j), and a row of -infinity, where
+                // that m is 0, is not NaN yet (shards.h)
 
   // Backward, and forward with gradient.
   void* gradient;  // (outer, classes, inner) storage; may be the logits in backward; or null

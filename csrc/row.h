@@ -20,10 +20,33 @@ POWERGRAD_FUNCTION int64_t row_offset(const Shape& shape, const Strides& strides
   return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
 }
 
+// Of the whole rows, of which the logits may be a shard.
+POWERGRAD_FUNCTION int64_t all_classes(const CrossEntropyParams& p) {
+  return p.classes_before + p.shape.classes + p.classes_after;
+}
+
 // What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
 POWERGRAD_FUNCTION double smoothing_mass(const CrossEntropyParams& p) {
-  if (p.weight_sum == nullptr) return p.label_smoothing;
-  return p.label_smoothing * *p.weight_sum / static_cast<double>(p.shape.classes);
+  if (p.weight_sum != nullptr) {
+    return p.label_smoothing * *p.weight_sum / static_cast<double>(all_classes(p));
+  }
+  if (p.shape.classes == all_classes(p)) return p.label_smoothing;
+  return p.label_smoothing * static_cast<double>(p.shape.classes) /
+         static_cast<double>(all_classes(p));
+}
+
+// What distances are taken from: where every class is masked out, 0 instead of a difference of
+// infinities.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar reference_of(Scalar maximum) {
+  return maximum == -std::numeric_limits<Scalar>::infinity() ? Scalar(0) : maximum;
+}
+
+// NaN for a row whose maximum is infinite (every class masked out, or a logit of +infinity), else
+// 0: what torch gives. Shards of a row become NaN when they are put together.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar poison(Scalar maximum) {
+  return maximum - maximum;
 }
 
 // True when every class has mass: probabilities or label smoothing.
@@ -31,34 +54,58 @@ POWERGRAD_FUNCTION bool has_class_mass(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
 }
 
-// The index target of a row; -1 where targets are probabilities.
+// The index target of a row, among the classes of all; -1 where targets are probabilities.
 POWERGRAD_FUNCTION int64_t target_index(const CrossEntropyParams& p, int64_t row) {
   if (p.target_index == nullptr) return -1;
   return p.target_index_is_int32 ? static_cast<const int32_t*>(p.target_index)[row]
                                  : static_cast<const int64_t*>(p.target_index)[row];
 }
 
+// Of the classes of the logits; null where all are 1.
+template <class Scalar>
+POWERGRAD_FUNCTION const Scalar* weights_of(const CrossEntropyParams& p) {
+  const Scalar* weight = static_cast<const Scalar*>(p.weight);
+  return weight != nullptr ? weight + p.classes_before : nullptr;
+}
+
+// Where a class of the whole row is among the logits; -1 where it is not.
+POWERGRAD_FUNCTION int64_t own_class(const CrossEntropyParams& p, int64_t index) {
+  const int64_t own = index - p.classes_before;
+  return 0 <= own && own < p.shape.classes ? own : -1;
+}
+
 // The mass that a row has at its target index, besides what label smoothing gives to every class.
 template <class Scalar>
 struct IndexTarget {
-  int64_t index = -1;  // none: the target is given as probabilities
+  int64_t index = -1;  // among the logits; none: ignored, another shard's, or probabilities
   bool ignored = false;
   Scalar point_mass = 0;  // (1 - smoothing) w_index
   Scalar mass = 0;        // with the index's share of label smoothing
 
   IndexTarget() = default;
-  POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t its_index)
-      : index(its_index) {
+  POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t index_of_all) {
     if (p.target_index == nullptr) return;
-    ignored = index == p.ignore_index;
+    ignored = index_of_all == p.ignore_index;
     if (ignored) return;
-    const Scalar* weight = static_cast<const Scalar*>(p.weight);
+    index = own_class(p, index_of_all);
+    if (index >= 0) set_masses(p);
+  }
+  POWERGRAD_FUNCTION static IndexTarget of_class(const CrossEntropyParams& p, int64_t index) {
+    IndexTarget target;
+    target.index = index;
+    target.set_masses(p);
+    return target;
+  }
+
+ private:
+  POWERGRAD_FUNCTION void set_masses(const CrossEntropyParams& p) {
+    const Scalar* weight = weights_of<Scalar>(p);
     point_mass = mass = weight != nullptr ? weight[index] : Scalar(1);
     if (p.label_smoothing == 0.0) return;  // spares a GPU its slow arithmetic
     const double own = static_cast<double>(mass);
     point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
     mass = point_mass +
-           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(p.shape.classes));
+           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(all_classes(p)));
   }
 };
 

@@ -19,6 +19,8 @@ def check_cross_entropy(
     reduction: str,
     label_smoothing: float,
     alpha: Tensor,
+    classes_before: int = 0,
+    classes_after: int = 0,
 ) -> None: ...
 def check_linear_cross_entropy(
     input: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from powergrad_ext._native import _C
 #: Rows of the statistics tensors (csrc/powergrad.h): maximum, alpha sum, target mass.
 CROSS_ENTROPY_STATISTICS = 3
 LOG_SOFTMAX_STATISTICS = 2
+#: What a shard of the classes tells the others of a row (csrc/shards.h).
+SHARD_NUMBERS = 5
 
 ops = torch.ops.powergrad
 
 
-def _accumulate_dtype(input: Tensor) -> torch.dtype:
+def accumulate_dtype(input: Tensor) -> torch.dtype:
+    """Of losses and statistics."""
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
@@ -28,11 +32,13 @@ def _row_shape(input: Tensor, class_dim: int) -> list[int]:
     return [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
 
 
+def _row_count(input: Tensor, class_dim: int) -> int:
+    return math.prod(_row_shape(input, class_dim))
+
+
 def _new_statistics(input: Tensor, class_dim: int, count: int) -> Tensor:
-    rows = 1
-    for size in _row_shape(input, class_dim):
-        rows *= size
-    return input.new_empty((count, rows), dtype=_accumulate_dtype(input))
+    rows = _row_count(input, class_dim)
+    return input.new_empty((count, rows), dtype=accumulate_dtype(input))
 
 
 def _check_devices(input: Tensor, **others: Tensor) -> None:
@@ -60,7 +66,7 @@ def cross_entropy_forward(
     class_dim = _class_dim(input)
     shape = _row_shape(input, class_dim) if reduction == "none" else []
     return (
-        input.new_empty(shape, dtype=_accumulate_dtype(input)),
+        input.new_empty(shape, dtype=accumulate_dtype(input)),
         _new_statistics(input, class_dim, CROSS_ENTROPY_STATISTICS if needs_backward else 0),
         input.new_empty((), dtype=torch.float64),
     )
@@ -105,10 +111,80 @@ def _(input: Tensor, grad_output: Tensor, *arguments: Any) -> None:
     ops.cross_entropy_backward(grad_output, input, *arguments)  # for its checks
 
 
+@torch.library.register_fake("powergrad::cross_entropy_shard_forward")
+def _(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: Tensor,
+    classes_before: int,
+    classes_after: int,
+    fingerprint: int,
+) -> tuple[Tensor, Tensor]:
+    _C.check_cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        alpha,
+        classes_before,
+        classes_after,
+    )
+    rows = _row_count(input, _class_dim(input))
+    return (
+        input.new_empty((SHARD_NUMBERS * rows + 1,), dtype=accumulate_dtype(input)),
+        input.new_empty((), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("powergrad::cross_entropy_merge_shards")
+def _(
+    messages: Tensor, reduction: str, alpha: Tensor, total_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows = messages.shape[1] // SHARD_NUMBERS
+    loss = messages.new_empty((rows,) if reduction == "none" else ())
+    return loss, messages.new_empty((SHARD_NUMBERS, rows))
+
+
+@torch.library.register_fake("powergrad::cross_entropy_shard_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: Tensor,
+    statistics: Tensor,
+    total_weight: Tensor,
+    classes_before: int,
+    classes_after: int,
+) -> Tensor:
+    _C.check_cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        alpha,
+        classes_before,
+        classes_after,
+    )
+    _check_devices(input, grad_output=grad_output, statistics=statistics, total_weight=total_weight)
+    return torch.empty_like(input)
+
+
 def _linear_gradients(
     input: Tensor, linear_weight: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _accumulate_dtype(input)
+    wide = accumulate_dtype(input)
     shapes = [input.shape, linear_weight.shape, linear_weight.shape[:1]]
     dtypes = [input.dtype, wide, wide]
     grad_input, grad_linear_weight, grad_linear_bias = (
@@ -146,7 +222,7 @@ def _(
     )
     shape = input.shape[:-1] if reduction == "none" else ()
     return (
-        input.new_empty(shape, dtype=_accumulate_dtype(input)),
+        input.new_empty(shape, dtype=accumulate_dtype(input)),
         input.new_empty((), dtype=torch.float64),
         *_linear_gradients(input, linear_weight, gradients),
     )

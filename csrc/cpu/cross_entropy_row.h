@@ -79,9 +79,9 @@ struct ClassMass {
   ClassMass(const CrossEntropyParams& p, int64_t target_offset)
       : probabilities(nullptr),
         wide_probabilities(nullptr),
-        weight(static_cast<const Scalar*>(p.weight)),
+        weight(weights_of<Scalar>(p)),
         slope(static_cast<Scalar>(1.0 - p.label_smoothing)),
-        intercept(static_cast<Scalar>(p.label_smoothing / static_cast<double>(p.shape.classes))) {
+        intercept(static_cast<Scalar>(p.label_smoothing / static_cast<double>(all_classes(p)))) {
     if (p.target_probabilities == nullptr) return;
     if (p.target_is_accumulate_type) {
       wide_probabilities = static_cast<const Scalar*>(p.target_probabilities) + target_offset;
@@ -158,8 +158,7 @@ struct CrossEntropyRow {
                           int64_t count, ChunkState& state) {
     const V zero = V::broadcast(0);
     // A chunk that is masked out as a whole has an infinite distance from any reference.
-    const bool masked_out = state.maximum == -kInfinity;
-    const V reference = V::broadcast(static_cast<Scalar>(masked_out ? 0.0 : state.maximum));
+    const V reference = V::broadcast(static_cast<Scalar>(reference_of(state.maximum)));
     auto masses = LongSum<V>::start();
     auto distances = LongSum<V>::start();
     for_each_vector<V>(count, [&](int64_t column, int lanes) {
@@ -185,6 +184,7 @@ struct CrossEntropyRow {
     if (target.ignored) {
       loss = 0;
       write_statistics(p, row, 0, 0, 0);
+      write_rest(p, row, 0);
       return;
     }
     const int64_t count = chunk_count(p.shape);
@@ -194,7 +194,7 @@ struct CrossEntropyRow {
       state.mass = state.distance = 0.0;
       for (int64_t k = 0; k < count; ++k) {
         const ChunkState& chunk = workspace.chunks[k];
-        const double below = state.maximum - chunk.maximum;
+        const double below = reference_of(state.maximum) - reference_of(chunk.maximum);
         state.mass += chunk.mass;
         state.distance += chunk.distance + (below == 0.0 ? 0.0 : chunk.mass * below);
       }
@@ -203,12 +203,23 @@ struct CrossEntropyRow {
     if (target.index >= 0) {
       const double z = load_scalar(logits(p, row) + target.index);
       state.mass += target.point_mass;
-      state.distance += target.point_mass * (state.maximum - z);
+      state.distance += target.point_mass * (reference_of(state.maximum) - z);
     }
+    if (p.rests != nullptr) {
+      write_rest(p, row, state.rest);
+      loss = static_cast<Scalar>(state.distance);
+      write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
+      return;
+    }
+    const double poisoned = poison(state.maximum);
     // Both terms are >= 0, so nothing cancels.
-    loss =
-        static_cast<Scalar>(state.distance + state.mass * log1p(static_cast<Scalar>(state.rest)));
-    write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
+    loss = static_cast<Scalar>(state.distance +
+                               state.mass * log1p(static_cast<Scalar>(state.rest + poisoned)));
+    write_statistics(p, row, state.maximum, state.alpha_rest + poisoned, state.mass);
+  }
+
+  static void write_rest(const Params& p, int64_t row, double rest) {
+    if (p.rests != nullptr) static_cast<Scalar*>(p.rests)[row] = static_cast<Scalar>(rest);
   }
 
   static void write_statistics(const Params& p, int64_t row, double maximum, double alpha_rest,

@@ -45,13 +45,15 @@ struct CrossEntropyInner {
       counts.clear_past(tile);
       // Without weights all rows that count have the same masses, which spares every row its
       // branches.
-      const IndexTarget<Scalar> common(p, p.weight == nullptr ? ~p.ignore_index : p.ignore_index);
+      const auto common =
+          p.weight == nullptr ? IndexTarget<Scalar>::of_class(p, 0) : IndexTarget<Scalar>();
       for (int64_t i = 0; i < tile.rows; ++i) {
         const int64_t target = target_index(p, tile.row + i);
         const bool ignored = p.target_index != nullptr && target == p.ignore_index;
-        index.lane[i] = static_cast<Scalar>(ignored ? -1 : target);
-        point_mass.lane[i] = ignored ? 0 : common.point_mass;
-        mass.lane[i] = ignored ? 0 : common.mass;
+        const int64_t own = ignored ? -1 : own_class(p, target);
+        index.lane[i] = static_cast<Scalar>(own);
+        point_mass.lane[i] = own < 0 ? 0 : common.point_mass;
+        mass.lane[i] = own < 0 ? 0 : common.mass;
         counts.lane[i] = ignored ? 0 : 1;
       }
       if (p.weight != nullptr && p.target_index != nullptr) set_weighted_masses(p, tile);
@@ -140,20 +142,21 @@ struct CrossEntropyInner {
     }
   }
 
-  static void write_losses(const Params& p, const InnerTile& tile, const TileVector& vector,
-                           const Distance& target, V rest, V counts) {
+  // Zero for rows that do not count.
+  static void write_numbers(void* numbers, const InnerTile& tile, const TileVector& vector, V value,
+                            V counts) {
     const V zero = V::broadcast(0);
-    const V loss = multiply_add(target.mass, log1p(rest), target.distance);
-    store_lanes(select(equal(counts, zero), zero, loss),
-                static_cast<Scalar*>(p.losses) + tile.row + vector.first, vector.lanes);
+    store_lanes(select(equal(counts, zero), zero, value),
+                static_cast<Scalar*>(numbers) + tile.row + vector.first, vector.lanes);
   }
   static void write_statistics(const Params& p, const InnerTile& tile, const TileVector& vector,
-                               V maximum, V alpha_rest, V mass) {
+                               V maximum, V alpha_rest, V mass, V counts) {
     if (p.statistics == nullptr) return;
-    const StatisticLanes<V> statistics(p, tile, vector);
-    statistics.store(kMaximum, maximum);
-    statistics.store(kAlphaRest, alpha_rest);
-    statistics.store(kTargetMass, mass);
+    Scalar* statistics = static_cast<Scalar*>(p.statistics);
+    const int64_t rows = p.shape.rows();
+    write_numbers(statistics + kMaximum * rows, tile, vector, maximum, counts);
+    write_numbers(statistics + kAlphaRest * rows, tile, vector, alpha_rest, counts);
+    write_numbers(statistics + kTargetMass * rows, tile, vector, mass, counts);
   }
 
   template <class Kind>
@@ -170,21 +173,30 @@ struct CrossEntropyInner {
       Distance target{zero, zero};
       const V maximum = z.with_column(vector, [&](const auto& column) {
         const V largest = find_inner_maximum(column, classes);
-        if (has_class_mass(p)) target = sum_other_mass(p, tile, vector, column, largest);
+        if (has_class_mass(p)) {
+          target = sum_other_mass(p, tile, vector, column, lane_references(largest));
+        }
         return largest;
       });
       if (p.target_index != nullptr) {
         const V point = targets.point_mass.at(vector);
+        const V distance = lane_references(maximum) - target_logit.at(vector);
         target.mass = target.mass + point;
-        target.distance = multiply_add(point, maximum - target_logit.at(vector), target.distance);
+        target.distance = multiply_add(point, distance, target.distance);
       }
-      const InnerSums<V> sums =
+      InnerSums<V> sums =
           reduce_inner<Kind>(p.alpha, z, vector, classes, maximum, [&](int64_t c, V powered) {
             if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
           });
       const V counts = targets.counts.at(vector);
-      write_losses(p, tile, vector, target, sums.rest, counts);
-      write_statistics(p, tile, vector, maximum, sums.alpha_rest, target.mass);
+      if (p.rests != nullptr) {
+        write_numbers(p.rests, tile, vector, sums.rest, counts);
+      } else {
+        sums = sums.poisoned(maximum);
+        target.distance = multiply_add(target.mass, log1p(sums.rest), target.distance);
+      }
+      write_numbers(p.losses, tile, vector, target.distance, counts);
+      write_statistics(p, tile, vector, maximum, sums.alpha_rest, target.mass, counts);
       if (p.gradient == nullptr) return;
       softmax.set(vector, maximum, sums.alpha_rest, target.mass, scale(p, tile, vector), counts);
     });
@@ -251,8 +263,8 @@ struct LogSoftmaxInner {
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
       const V maximum = z.with_column(
           vector, [&](const auto& column) { return find_inner_maximum(column, classes); });
-      const InnerSums<V> sums =
-          reduce_inner<Kind>(p.alpha, z, vector, classes, maximum, [](int64_t, V) {});
+      const auto sums = reduce_inner<Kind>(p.alpha, z, vector, classes, maximum, [](int64_t, V) {
+                        }).poisoned(maximum);
       maxima.set(vector, maximum);
       log_sums.set(vector, log1p(sums.rest));
       if (p.statistics == nullptr) return;

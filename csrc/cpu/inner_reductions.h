@@ -27,6 +27,10 @@ template <class V>
 struct InnerSums {
   V rest;
   V alpha_rest;
+
+  InnerSums poisoned(V maximum) const {
+    return {rest + poison(maximum), alpha_rest + poison(maximum)};
+  }
 };
 
 // The sums of every lane's row. keep(c, powered) gets the powered exponentials; prefetch(c) asks
@@ -52,9 +56,7 @@ InnerSums<V> sum_inner(const Evaluate& evaluate, const Column<V, Storage>& z, in
     plain.close_run();
     powered.close_run();
   });
-  // NaN where the largest is infinite or NaN
-  const V tied = ties + (largest - largest);
-  return {plain.total + tied, powered.total + tied};
+  return {plain.total + ties, powered.total + ties};
 }
 
 // The sums of a tile's rows, read class by class.
@@ -81,6 +83,12 @@ TileLanes<V> sum_tile(const InnerTile& tile, const Storage* data, int64_t classe
   each_vector(
       [&](const TileVector& vector, const LongSum<V>& sum) { totals.set(vector, sum.total); });
   return totals;
+}
+
+// reference_of, lane by lane.
+template <class V>
+V lane_references(V maximum) {
+  return select(equal(maximum, V::broadcast(-kInfinity)), V::broadcast(0), maximum);
 }
 
 // 1 in the lanes whose sum is remote (see exponentials.h), else 0.

@@ -33,10 +33,13 @@ struct LogSoftmaxRow {
   }
 
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
-    merge_exponentials(p.alpha, chunk_count(p.shape), workspace.chunks, workspace.row);
+    ChunkState& state = workspace.row;
+    merge_exponentials(p.alpha, chunk_count(p.shape), workspace.chunks, state);
+    state.rest += poison(state.maximum);
+    state.alpha_rest += poison(state.maximum);
     if (p.statistics == nullptr) return;
-    *statistic(p, kMaximum, row) = static_cast<Scalar>(workspace.row.maximum);
-    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(workspace.row.alpha_rest);
+    *statistic(p, kMaximum, row) = static_cast<Scalar>(state.maximum);
+    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(state.alpha_rest);
   }
 
   static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,

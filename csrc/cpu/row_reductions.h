@@ -159,16 +159,14 @@ void sum_exponentials(double alpha, const Storage* z, int64_t count,
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   const Evaluate evaluate(alpha);
-  const bool masked_out = largest.value == -static_cast<Scalar>(kInfinity);
   // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
-  const Scalar reference = masked_out ? Scalar(0) : largest.value;
+  const Scalar reference = reference_of(largest.value);
+  const bool masked_out = reference != largest.value;
   ExponentialSums<Evaluate, Storage> sums{evaluate, V::broadcast(reference), kept,
                                           LongSum<V>::start(), LongSum<V>::start()};
   sums.add_all_but(masked_out ? count : largest.column, z, count);
-  // 0 for a finite maximum; for an infinite one or NaN the row is NaN, as it is in torch.
-  const Scalar poison = reference - reference;
-  state.rest = sum_of_lanes(sums.plain.total) + poison;
-  state.alpha_rest = sum_of_lanes(sums.powered.total) + poison;
+  state.rest = sum_of_lanes(sums.plain.total) + poison(reference);
+  state.alpha_rest = sum_of_lanes(sums.powered.total) + poison(reference);
 }
 
 // The state of one chunk, apart from its target mass.
@@ -194,11 +192,10 @@ inline void merge_exponentials(double alpha, int64_t count, ChunkState* chunks, 
   }
   row = chunks[highest];
   chunks[highest].alpha_factor = 1.0;
-  row.rest += row.maximum - row.maximum;  // every class masked out: NaN
-  row.alpha_rest += row.maximum - row.maximum;
   for (int64_t k = 0; k < count; ++k) {
     if (k == highest) continue;
-    const double below = chunks[k].maximum - row.maximum;
+    const bool as_high = chunks[k].maximum == row.maximum;  // also where both are -infinity
+    const double below = as_high ? 0.0 : chunks[k].maximum - row.maximum;
     chunks[k].alpha_factor = std::exp(alpha * below);
     row.rest += (1.0 + chunks[k].rest) * std::exp(below);
     row.alpha_rest += (1.0 + chunks[k].alpha_rest) * chunks[k].alpha_factor;

@@ -44,9 +44,9 @@ class ClassMass {
             p.target_strides)),
         wide_(rows.output(static_cast<const Scalar*>(is_wide_ ? p.target_probabilities : nullptr),
                           p.target_strides)),
-        weight_(static_cast<const Scalar*>(p.weight)),
+        weight_(weights_of<Scalar>(p)),
         slope_(static_cast<Scalar>(1.0 - p.label_smoothing)),
-        intercept_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(p.shape.classes))) {}
+        intercept_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(all_classes(p)))) {}
 
   __device__ void copy_in(int round) const {
     if (is_narrow_) rows_.copy_in(narrow_, round, Storage{});

@@ -13,8 +13,9 @@ namespace {
 
 template <class Scalar>
 __device__ void write_row(const CrossEntropyParams& p, int64_t row, Scalar loss, Scalar maximum,
-                          Scalar alpha_rest, Scalar mass) {
+                          Scalar rest, Scalar alpha_rest, Scalar mass) {
   static_cast<Scalar*>(p.losses)[row] = loss;
+  if (p.rests != nullptr) static_cast<Scalar*>(p.rests)[row] = rest;
   if (p.statistics == nullptr) return;
   Scalar* statistics = static_cast<Scalar*>(p.statistics) + row;
   const int64_t rows = p.shape.rows();
@@ -52,17 +53,23 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
                                                 : static_cast<Scalar>(smoothing_mass(p));
       distance = state[r].distance;
     }
-    const Scalar poisoned = poison(state[r].maximum);
-    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_rest + poisoned, mass);
+    if (p.rests == nullptr) {
+      state[r].rest += poison(state[r].maximum);
+      state[r].alpha_rest += poison(state[r].maximum);
+    }
+    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_rest, mass);
     if (!rows.leads()) continue;
     if (!targets.counts(r)) {
-      write_row<Scalar>(p, rows.row + r, 0, 0, 0, 0);
+      write_row<Scalar>(p, rows.row + r, 0, 0, 0, 0, 0);
       continue;
     }
-    if (targets.is_class(r)) distance += point_mass * (state[r].maximum - targets.logit[r]);
+    if (targets.is_class(r)) {
+      distance += point_mass * (reference_of(state[r].maximum) - targets.logit[r]);
+    }
     // Both terms are >= 0, so nothing cancels.
-    const Scalar loss = distance + mass * std::log1p(state[r].rest + poisoned);
-    write_row(p, rows.row + r, loss, state[r].maximum, state[r].alpha_rest + poisoned, mass);
+    if (p.rests == nullptr) distance += mass * std::log1p(state[r].rest);
+    write_row(p, rows.row + r, distance, state[r].maximum, state[r].rest, state[r].alpha_rest,
+              mass);
   }
 
   if constexpr (kGradient) {

@@ -15,7 +15,7 @@ inline bool has_narrow_probabilities(const CrossEntropyParams& p) {
 // The index target of a row, after asserting that it can be one.
 __device__ inline int64_t checked_target_index(const CrossEntropyParams& p, int64_t row) {
   const int64_t target = target_index(p, row);
-  const bool is_valid = target == p.ignore_index || (0 <= target && target < p.shape.classes);
+  const bool is_valid = target == p.ignore_index || (0 <= target && target < all_classes(p));
   POWERGRAD_DEVICE_ASSERT(is_valid && "cross_entropy: a target is not in [0, classes)");
   return target;
 }
@@ -26,7 +26,7 @@ template <class Rows>
 struct RowTargets {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
-  static constexpr int kNone = -1;     // no class: probabilities
+  static constexpr int kNone = -1;     // no class: probabilities, or another shard's
   static constexpr int kIgnored = -2;  // nor a row that counts
   int index[Rows::kRows];
   Scalar logit[Rows::kRows];
@@ -53,7 +53,7 @@ struct RowTargets {
   }
   // Read when it is wanted: a register is dearer in the loops before.
   __device__ IndexTarget<Scalar> mass(const CrossEntropyParams& p, int r) const {
-    return is_class(r) ? IndexTarget<Scalar>(p, index[r]) : IndexTarget<Scalar>();
+    return is_class(r) ? IndexTarget<Scalar>::of_class(p, index[r]) : IndexTarget<Scalar>();
   }
 
  private:
@@ -62,7 +62,7 @@ struct RowTargets {
   __device__ static int checked_index(const CrossEntropyParams& p, int64_t row) {
     if (p.target_index == nullptr) return kNone;
     const int64_t target = checked_target_index(p, row);
-    return target == p.ignore_index ? kIgnored : static_cast<int>(target);
+    return target == p.ignore_index ? kIgnored : static_cast<int>(own_class(p, target));
   }
 };
 
@@ -94,8 +94,11 @@ class GradientMap {
       row_scale_[r] = scale_[r] * softmax[r].mass * softmax[r].inverse;
       if (!owns_target(r)) continue;
       const Scalar z = targets.logit[r];
+      const IndexTarget<Scalar> target = targets.mass(p, r);
+      // Where classes have no masses of their own the compiler need not know of smoothing.
+      const Scalar mass_at_target = kClassMass ? target.mass : target.point_mass;
       at_target_[r] = from_number<Storage>(
-          scale_[r] * softmax[r].minus_mass_from(powered(z, r), z, targets.mass(p, r).mass));
+          scale_[r] * softmax[r].minus_mass_from(powered(z, r), z, mass_at_target));
     }
   }
 

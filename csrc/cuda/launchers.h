@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include "powergrad.h"
+#include "shards.h"
 
 namespace powergrad {
 
@@ -29,5 +30,8 @@ cudaError_t launch_total_weight(const CrossEntropyParams& params, double* total_
 // The sum of params.losses, divided by *divisor unless that is null, to `loss` (one accumulate).
 cudaError_t launch_reduce_losses(const CrossEntropyParams& params, const double* divisor,
                                  void* loss, double* partials, cudaStream_t stream);
+
+// Asserts that all shards were given the same arguments.
+cudaError_t launch_merge_shards(const MergeParams& params, cudaStream_t stream);
 
 }  // namespace powergrad

@@ -81,20 +81,6 @@ struct SoftmaxState {
   Scalar distance = 0;
 };
 
-// NaN for a row whose maximum is infinite (every class masked out, or a logit of +infinity), else
-// 0: what torch gives.
-template <class Scalar>
-__device__ __forceinline__ Scalar poison(Scalar maximum) {
-  return maximum - maximum;
-}
-
-// What distances are taken from: where every class so far is masked out, 0 instead of a difference
-// of infinities.
-template <class Scalar>
-__device__ __forceinline__ Scalar reference_of(Scalar maximum) {
-  return maximum == kLowest<Scalar> ? Scalar(0) : maximum;
-}
-
 // Puts together what the blocks of a cluster have found.
 template <class Kind, class Scalar, bool kClassMass>
 struct MergeStates {

@@ -32,17 +32,6 @@ void check_same_device(const at::Tensor& input, const at::Tensor& other, const c
               name, "')");
 }
 
-void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op) {
-  TORCH_CHECK_VALUE(alpha.dim() == 0 && at::isFloatingType(alpha.scalar_type()), op,
-                    "(): argument 'alpha' must be a float or a 0-d floating point tensor, got a ",
-                    alpha.dim(), "-d tensor of type ", alpha.scalar_type());
-  TORCH_CHECK(alpha.device().is_cpu() || alpha.device() == input.device(), op,
-              "(): argument 'alpha' must be on the CPU or on the device of 'input' (",
-              input.device(), "), got ", alpha.device());
-  TORCH_CHECK(!alpha.requires_grad(), op,
-              "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
-}
-
 // Sizes that only the data decides (logits[mask] under torch.export) are taken to be equal, and
 // compared when the graph runs.
 bool expected_equal(const c10::SymInt& a, const c10::SymInt& b) {
@@ -85,6 +74,17 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
 
 }  // namespace
 
+void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op) {
+  TORCH_CHECK_VALUE(alpha.dim() == 0 && at::isFloatingType(alpha.scalar_type()), op,
+                    "(): argument 'alpha' must be a float or a 0-d floating point tensor, got a ",
+                    alpha.dim(), "-d tensor of type ", alpha.scalar_type());
+  TORCH_CHECK(alpha.device().is_cpu() || alpha.device() == input.device(), op,
+              "(): argument 'alpha' must be on the CPU or on the device of 'input' (",
+              input.device(), "), got ", alpha.device());
+  TORCH_CHECK(!alpha.requires_grad(), op,
+              "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
+}
+
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name) {
   TORCH_CHECK(!tensor.is_nested(), op, "(): argument '", name,
               "' must be a dense (strided) tensor,",
@@ -115,7 +115,7 @@ at::ScalarType accumulate_type(const at::Tensor& input) {
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t ignore_index,
                          std::string_view reduction, double label_smoothing,
-                         const at::Tensor& alpha) {
+                         const at::Tensor& alpha, const OtherClasses& others) {
   static constexpr const char* op = "cross_entropy";
   parse_reduction(reduction);
   check_dense(input, op, "input");
@@ -140,7 +140,9 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
   } else {
     check_index_target(input, target);
   }
-  const c10::SymInt classes = input.sym_size(class_dim_of(input));
+  TORCH_CHECK(others.before >= 0 && others.after >= 0, op, "(): arguments 'classes_before' and",
+              " 'classes_after' must not be negative, got ", others.before, " and ", others.after);
+  const c10::SymInt classes = input.sym_size(class_dim_of(input)) + (others.before + others.after);
   TORCH_CHECK(TORCH_GUARD_OR_TRUE(classes.sym_gt(0)) ||
                   (input.dim() > 1 && TORCH_GUARD_OR_TRUE(input.sym_size(0).sym_eq(0))),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",

@@ -23,17 +23,26 @@ bool is_probabilities(const at::Tensor& input, const at::Tensor& target);
 // float for half precision and float32, double for float64.
 at::ScalarType accumulate_type(const at::Tensor& input);
 
+// How many classes other processes hold before and after those of the logits. Between them an
+// input may have none.
+struct OtherClasses {
+  int64_t before = 0;
+  int64_t after = 0;
+};
+
 // What can be known without reading a tensor's values.
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const std::optional<at::Tensor>& weight, int64_t ignore_index,
                          std::string_view reduction, double label_smoothing,
-                         const at::Tensor& alpha);
+                         const at::Tensor& alpha, const OtherClasses& others = {});
 void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
                                 const at::Tensor& target,
                                 const std::optional<at::Tensor>& linear_bias,
                                 const std::optional<at::Tensor>& weight, std::string_view reduction,
                                 int64_t ignore_index, double label_smoothing,
                                 const at::Tensor& alpha, int64_t chunk_rows);
+// `input` has the device of the call.
+void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
 
 // A tensor like linear(input, linear_weight), with the memory of a single row.

@@ -355,8 +355,11 @@ TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
   m.impl("cross_entropy_forward", cross_entropy_forward_autograd);
   m.impl("cross_entropy_backward", cross_entropy_backward_autograd);
   // Not differentiable, and not silently so.
-  m.impl("cross_entropy_forward_gradient", torch::autograd::autogradNotImplementedFallback());
-  m.impl("cross_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
+  for (const char* name :
+       {"cross_entropy_forward_gradient", "cross_entropy_backward_", "cross_entropy_shard_forward",
+        "cross_entropy_merge_shards", "cross_entropy_shard_backward"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
 }
 
 TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {

@@ -3,6 +3,8 @@
 
 #include <ATen/ops/sum.h>
 
+#include <limits>
+
 #include "torch/allocation.h"
 #include "torch/operators.h"
 #include "torch/params.h"
@@ -17,10 +19,10 @@ class CrossEntropyCall {
 
   CrossEntropyCall(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
                    int64_t ignore_index, std::string_view reduction, double label_smoothing,
-                   const at::Tensor& alpha)
+                   const at::Tensor& alpha, const OtherClasses& others = {})
       : functions_(functions_of(input.device())),
         input_((check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
-                                    alpha),
+                                    alpha, others),
                 input)),
         reduction_(parse_reduction(reduction)),
         logits_(input, class_dim_of(input)),
@@ -28,6 +30,8 @@ class CrossEntropyCall {
     exponent_.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits_.layout.shape;
+    params.classes_before = others.before;
+    params.classes_after = others.after;
     params.logits = logits_.tensor.const_data_ptr();
     params.logits_strides = logits_.strides();
     params.ignore_index = ignore_index;
@@ -36,7 +40,7 @@ class CrossEntropyCall {
     if (weight.has_value() && weight->defined()) {
       weight_ = weight->to(accumulate_type(input)).contiguous();
       params.weight = weight_.const_data_ptr();
-      weight_sum_ = weight_.sum(at::kDouble);
+      weight_sum_ = weight_.narrow(0, others.before, params.shape.classes).sum(at::kDouble);
       params.weight_sum = weight_sum_.const_data_ptr<double>();
     }
   }
@@ -44,13 +48,30 @@ class CrossEntropyCall {
   // Room for what forward writes. The total weight comes first: nothing is computed for a target
   // out of range.
   void expect_forward(bool needs_backward) {
-    total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
-    functions_.total_weight(params, total_weight_.mutable_data_ptr<double>(), input_.device());
+    add_total_weight();
     losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
     params.losses = losses_.mutable_data_ptr();
     statistics_ = new_empty({needs_backward ? kStatistics : 0, params.shape.rows()},
                             logits_.accumulate_options());
     params.statistics = needs_backward ? statistics_.mutable_data_ptr() : nullptr;
+  }
+
+  // Room for what forward tells other shards of the rows.
+  at::Tensor expect_message(int64_t fingerprint) {
+    add_total_weight();
+    const int64_t rows = params.shape.rows();
+    const at::Tensor message = at::empty({message_size(rows)}, logits_.accumulate_options());
+    // With the number of rows, and exact in float.
+    message.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
+    const auto numbers = [&](int which) { return message.narrow(0, 1 + which * rows, rows); };
+    params.statistics = numbers(0).mutable_data_ptr();
+    params.rests = numbers(kRest).mutable_data_ptr();
+    params.losses = numbers(kDistance).mutable_data_ptr();
+    if (params.shape.classes > 0) return message;
+    numbers(kMaximum).fill_(-std::numeric_limits<double>::infinity());
+    for (const int sum : {int{kAlphaRest}, int{kRest}}) numbers(sum).fill_(-1);
+    for (const int sum : {int{kTargetMass}, int{kDistance}}) numbers(sum).zero_();
+    return message;
   }
 
   void expect_gradient(void* gradient, const Strides& strides) {
@@ -75,11 +96,7 @@ class CrossEntropyCall {
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
     functions_.check_targets(params, input_.device());
-    TORCH_CHECK(total_weight.dim() == 0 && at::isFloatingType(total_weight.scalar_type()) &&
-                    total_weight.device() == input_.device(),
-                "total_weight must be what the forward operator returned (a 0-d float64 tensor on ",
-                input_.device(), "), got ", total_weight.scalar_type(), " of shape ",
-                total_weight.sizes(), " on ", total_weight.device());
+    check_total_weight(total_weight, input_.device());
     total_weight_ = total_weight.to(at::kDouble);
     statistics_ = readable_statistics(statistics, input_, kStatistics, params.shape);
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
@@ -111,6 +128,11 @@ class CrossEntropyCall {
   const at::Tensor& total_weight() const { return total_weight_; }
 
  private:
+  void add_total_weight() {
+    total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
+    functions_.total_weight(params, total_weight_.mutable_data_ptr<double>(), input_.device());
+  }
+
   // What losses and gradients are divided by, if by anything.
   const double* divisor() const {
     return reduction_ == Reduction::mean ? total_weight_.const_data_ptr<double>() : nullptr;

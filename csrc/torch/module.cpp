@@ -89,7 +89,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("cross_entropy", &call_cross_entropy);
   m.def("log_softmax", &call_log_softmax);
-  m.def("check_cross_entropy", &check_cross_entropy);
+  m.def(
+      "check_cross_entropy",
+      [](const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+         int64_t ignore_index, std::string_view reduction, double label_smoothing,
+         const at::Tensor& alpha, int64_t classes_before, int64_t classes_after) {
+        check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
+                            {classes_before, classes_after});
+      },
+      py::arg("input"), py::arg("target"), py::arg("weight"), py::arg("ignore_index"),
+      py::arg("reduction"), py::arg("label_smoothing"), py::arg("alpha"),
+      py::arg("classes_before") = 0, py::arg("classes_after") = 0);
   m.def("check_linear_cross_entropy", &check_linear_cross_entropy);
   m.def("check_log_softmax", &check_log_softmax);
 

@@ -36,6 +36,17 @@ TORCH_LIBRARY(powergrad, m) {
       "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, "
       "Tensor statistics, Tensor total_weight) -> ()");
   m.def(
+      "cross_entropy_shard_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, "
+      "str reduction, float label_smoothing, Tensor alpha, int classes_before, int classes_after, "
+      "int fingerprint) -> (Tensor message, Tensor total_weight)");
+  m.def(
+      "cross_entropy_merge_shards(Tensor messages, str reduction, Tensor alpha, "
+      "Tensor total_weight) -> (Tensor loss, Tensor numbers)");
+  m.def(
+      "cross_entropy_shard_backward(Tensor grad_output, Tensor input, Tensor target, "
+      "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, "
+      "Tensor statistics, Tensor total_weight, int classes_before, int classes_after) -> Tensor");
+  m.def(
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, "
       "Tensor? linear_bias, Tensor? weight, str reduction, int ignore_index, "
       "float label_smoothing, Tensor alpha, int chunk_rows, bool[3] gradients) "
@@ -80,6 +91,9 @@ void register_device_operators(torch::Library& m) {
   m.impl("cross_entropy_forward_gradient", cross_entropy_forward_gradient);
   m.impl("cross_entropy_backward", cross_entropy_backward);
   m.impl("cross_entropy_backward_", cross_entropy_backward_);
+  m.impl("cross_entropy_shard_forward", cross_entropy_shard_forward);
+  m.impl("cross_entropy_merge_shards", cross_entropy_merge_shards);
+  m.impl("cross_entropy_shard_backward", cross_entropy_shard_backward);
   m.impl("linear_cross_entropy_forward", linear_cross_entropy_forward);
   m.impl("linear_cross_entropy_backward", linear_cross_entropy_backward);
   m.impl("log_softmax_forward", log_softmax_forward);

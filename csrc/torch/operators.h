@@ -67,6 +67,28 @@ void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
                              double label_smoothing, const at::Tensor& alpha,
                              const at::Tensor& statistics, const at::Tensor& total_weight);
 
+// Of logits that hold some of the classes, other processes those before and after them; index
+// targets are among the classes of all, probabilities those of the logits' classes.
+//
+// What the shard tells the others (shards.h), with the fingerprint of its arguments; total_weight.
+std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward(
+    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing,
+    const at::Tensor& alpha, int64_t classes_before, int64_t classes_after, int64_t fingerprint);
+// loss; the numbers of the whole rows (kShardNumbers, rows), statistics first. From the messages of
+// all shards, (shards, message_size(rows)).
+std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& messages,
+                                                              std::string_view reduction,
+                                                              const at::Tensor& alpha,
+                                                              const at::Tensor& total_weight);
+at::Tensor cross_entropy_shard_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                        const at::Tensor& target, const OptionalTensor& weight,
+                                        int64_t ignore_index, std::string_view reduction,
+                                        double label_smoothing, const at::Tensor& alpha,
+                                        const at::Tensor& statistics,
+                                        const at::Tensor& total_weight, int64_t classes_before,
+                                        int64_t classes_after);
+
 // Whether cross_entropy_backward_ can write over this tensor.
 bool is_writable_in_place(const at::Tensor& input);
 

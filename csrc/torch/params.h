@@ -69,6 +69,14 @@ class Exponent {
   at::Tensor on_device_;
 };
 
+inline void check_total_weight(const at::Tensor& total_weight, c10::Device device) {
+  TORCH_CHECK(total_weight.dim() == 0 && at::isFloatingType(total_weight.scalar_type()) &&
+                  total_weight.device() == device,
+              "total_weight must be what the forward operator returned (a 0-d float64 tensor on ",
+              device, "), got ", total_weight.scalar_type(), " of shape ", total_weight.sizes(),
+              " on ", total_weight.device());
+}
+
 // Statistics as the kernels read them; hooks on saved tensors may have given them back otherwise.
 inline at::Tensor readable_statistics(const at::Tensor& statistics, const at::Tensor& input,
                                       int64_t count, const Shape& shape) {

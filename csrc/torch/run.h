@@ -5,6 +5,7 @@
 #include <c10/core/Device.h>
 
 #include "powergrad.h"
+#include "shards.h"
 
 namespace powergrad {
 
@@ -26,6 +27,8 @@ struct DeviceFunctions {
   void (*check_targets)(const CrossEntropyParams&, c10::Device);
   // The sum of params.losses, divided by *divisor unless that is null, to `loss`.
   void (*reduce_losses)(const CrossEntropyParams&, const double* divisor, void* loss, c10::Device);
+  // Stops at a shard whose arguments differ, by RuntimeError or a device-side assertion.
+  void (*merge_shards)(const MergeParams&, c10::Device);
 };
 
 // NotImplementedError where this build has no kernels for the device.

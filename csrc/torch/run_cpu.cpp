@@ -119,7 +119,7 @@ template <class Index, class Scalar>
 double total_weight_of(const CrossEntropyParams& p) {
   const auto* target = static_cast<const Index*>(p.target_index);
   const auto* weight = static_cast<const Scalar*>(p.weight);
-  const int64_t classes = p.shape.classes;
+  const int64_t classes = all_classes(p);
   return parallel_sum(p.shape.rows(), [&](int64_t begin, int64_t end) {
     double sum = 0.0;
     for (int64_t row = begin; row < end; ++row) {
@@ -168,6 +168,23 @@ void reduce_losses(const CrossEntropyParams& p, const double* divisor, void* los
   reduce(p, divisor, loss);
 }
 
+template <class Scalar>
+void merge_shards_of(const MergeParams& p) {
+  const int64_t stranger = find_stranger<Scalar>(p);
+  TORCH_CHECK(
+      stranger < 0, "vocab_parallel_cross_entropy(): ranks 0 and ", stranger,
+      " of the group were called with arguments that differ (the type of 'input', the number",
+      " of rows or classes, 'ignore_index', 'reduction', 'label_smoothing', a float 'alpha',",
+      " whether there is a 'weight'), or one of them raised an error of its own");
+  at::parallel_for(0, p.rows, kGrain / p.shards + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) merge_row(p, row, static_cast<Scalar>(p.alpha));
+  });
+}
+
+void merge_shards(const MergeParams& p, c10::Device) {
+  (is_double(p.dtype) ? merge_shards_of<double> : merge_shards_of<float>)(p);
+}
+
 }  // namespace
 
 const DeviceFunctions& cpu_functions() {
@@ -180,6 +197,7 @@ const DeviceFunctions& cpu_functions() {
       total_weight,
       check_targets,
       reduce_losses,
+      merge_shards,
   };
   return functions;
 }

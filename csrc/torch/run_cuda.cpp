@@ -46,6 +46,11 @@ void reduce_losses(const CrossEntropyParams& params, const double* divisor, void
                                       c10::cuda::getCurrentCUDAStream()));
 }
 
+void merge_shards(const MergeParams& params, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch_merge_shards(params, c10::cuda::getCurrentCUDAStream()));
+}
+
 }  // namespace
 
 const DeviceFunctions& cuda_functions() {
@@ -58,6 +63,7 @@ const DeviceFunctions& cuda_functions() {
       total_weight,
       check_targets,
       reduce_losses,
+      merge_shards,
   };
   return functions;
 }

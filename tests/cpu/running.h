@@ -8,6 +8,7 @@
 
 #include "buffers.h"
 #include "cpu/kernels.h"
+#include "shards.h"
 
 namespace powergrad::test {
 
@@ -120,6 +121,14 @@ POWERGRAD_RUN(cross_entropy_backward, CrossEntropyParams)
 POWERGRAD_RUN(log_softmax_forward, LogSoftmaxParams)
 POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
 #undef POWERGRAD_RUN
+
+inline std::string run_merge_shards(const Machine&, const MergeParams& p, const Execution&, bool) {
+  const bool is_double = p.dtype == DataType::float64;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    is_double ? merge_row(p, row, p.alpha) : merge_row(p, row, static_cast<float>(p.alpha));
+  }
+  return "";
+}
 
 inline Execution whole() { return {"whole", false, {}}; }
 

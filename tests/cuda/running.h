@@ -85,6 +85,7 @@ POWERGRAD_RUN(cross_entropy_forward, CrossEntropyParams)
 POWERGRAD_RUN(cross_entropy_backward, CrossEntropyParams)
 POWERGRAD_RUN(log_softmax_forward, LogSoftmaxParams)
 POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
+POWERGRAD_RUN(merge_shards, MergeParams)
 #undef POWERGRAD_RUN
 
 }  // namespace powergrad::test

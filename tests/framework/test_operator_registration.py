@@ -117,6 +117,54 @@ LINEAR_OPERATORS = {
         wanted,
     ),
 }
+# Of the classes 2 to 11 of 14, whose logits are those of the whole.
+SHARD = (2, 2)
+
+
+def shard_arguments(device, dtype=torch.float32, reduction="none"):
+    logits = make_logits((6, 10), dtype, device)
+    target = torch.tensor([0, 2, 5, 11, 13, -100], device=device)
+    weight = torch.linspace(0.5, 1.5, 14, device=device)
+    return logits, (target, weight, -100), reduction
+
+
+def message(logits, rest):
+    return OPS.cross_entropy_shard_forward(logits, *rest, "none", 0.1, ALPHA, *SHARD, 7)
+
+
+def merged(logits, rest, reduction):
+    messages, total = message(logits, rest)
+    return OPS.cross_entropy_merge_shards(messages.unsqueeze(0), reduction, ALPHA, total)
+
+
+SHARD_OPERATORS = {
+    "cross_entropy_shard_forward": lambda z, rest, reduction: (
+        z,
+        *rest,
+        reduction,
+        0.1,
+        ALPHA,
+        *SHARD,
+        7,
+    ),
+    "cross_entropy_merge_shards": lambda z, rest, reduction: (
+        torch.stack([message(z, rest)[0]] * 2),
+        reduction,
+        ALPHA,
+        message(z, rest)[1],
+    ),
+    "cross_entropy_shard_backward": lambda z, rest, reduction: (
+        torch.ones_like(merged(z, rest, reduction)[0]),
+        z,
+        *rest,
+        reduction,
+        0.1,
+        ALPHA,
+        merged(z, rest, reduction)[1][:3],
+        message(z, rest)[1],
+        *SHARD,
+    ),
+}
 PUBLIC_OPERATORS = {"cross_entropy", "linear_cross_entropy", "log_softmax"}
 
 
@@ -131,7 +179,8 @@ def test_no_operator_is_left_out():
         if name.startswith("powergrad::")
     }
     checked = CROSS_ENTROPY_OPERATORS.keys() | LOG_SOFTMAX_OPERATORS.keys()
-    assert registered == checked | LINEAR_OPERATORS.keys() | PUBLIC_OPERATORS
+    checked |= LINEAR_OPERATORS.keys() | SHARD_OPERATORS.keys()
+    assert registered == checked | PUBLIC_OPERATORS
 
 
 @cases
@@ -146,6 +195,14 @@ def test_cross_entropy_operators(name, make_arguments, device):
 def test_log_softmax_operators(name, dim, device):
     logits = make_logits((2, 5, 7), torch.float32, device)
     torch.library.opcheck(operator(name), LOG_SOFTMAX_OPERATORS[name](logits, dim))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SHARD_OPERATORS)
+def test_shard_operators(name, dtype, reduction, device):
+    arguments = SHARD_OPERATORS[name](*shard_arguments(device, dtype, reduction))
+    torch.library.opcheck(operator(name), arguments)
 
 
 @cases

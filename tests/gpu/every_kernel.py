@@ -42,6 +42,25 @@ def solve(shape, dtype, alpha, targets):
     saved = (target, *options, alpha, statistics, total)
     OPS.cross_entropy_backward(upstream, logits, *saved)
     OPS.cross_entropy_backward_(logits, upstream, *saved)
+    if targets != "probabilities":
+        solve_shards(logits, target, options, alpha)
+
+
+def solve_shards(logits, target, options, alpha):
+    """Two shards of the classes, as two processes would have them."""
+    weight, ignore_index, reduction, smoothing = options
+    first, second = logits.tensor_split(2, 1)
+    places = [(first, 0, second.shape[1]), (second, first.shape[1], 0)]
+    messages = []
+    for shard, *place in places:
+        message, total = OPS.cross_entropy_shard_forward(
+            shard, target, weight, ignore_index, reduction, smoothing, alpha, *place, 1
+        )
+        messages.append(message)
+    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), reduction, alpha, total)
+    rest = (target, weight, ignore_index, reduction, smoothing, alpha, numbers[:3], total)
+    for shard, *place in places:
+        OPS.cross_entropy_shard_backward(loss, shard, *rest, *place)
 
 
 def solve_log_softmax(shape, dtype, alpha):

@@ -14,6 +14,7 @@ struct CrossEntropyReference {
     bool is_nan = false;
     long double maximum = 0;
     Expected loss{0, 0};
+    Expected rest{0, 0};
     Expected alpha_rest{0, 0};
     Expected mass{0, 0};
     std::vector<Expected> gradient;
@@ -43,6 +44,7 @@ struct CrossEntropyReference {
       row.is_nan = softmax.is_nan;
       row.maximum = softmax.maximum;
       row.loss = B::sum(loss);
+      row.rest = B::sum(softmax.rest);
       row.alpha_rest = B::sum(softmax.alpha_rest);
       row.mass = B::sum(total);
       Row gradient = softmax.gradient(mass);

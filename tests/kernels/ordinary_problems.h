@@ -3,6 +3,7 @@
 
 #include "check_cross_entropy.h"
 #include "check_log_softmax.h"
+#include "check_shards.h"
 
 namespace powergrad::test {
 
@@ -30,6 +31,8 @@ void check_on_all(const Problem<Storage>& problem, Reports& reports) {
     if (turn % turns_of(report.machine()) != 0) continue;
     CrossEntropyCheck<Storage>(problem, cross_entropy, report).check();
     LogSoftmaxCheck<Storage>(problem, log_softmax, report).check();
+    if (turn % 3 != 0 || !problem.options.by_index()) continue;
+    ShardsCheck<Storage>(problem, cross_entropy, cuts_of(problem.classes(), turn), report).check();
   }
 }
 

@@ -1,0 +1,95 @@
+// Rows whose classes are shared out over processes: each reduces its own, and what they found is
+// put together as powergrad.h says. The scalar algorithm, for the CPU and for CUDA devices.
+#pragma once
+
+#include <cmath>
+
+#include "row.h"
+
+namespace powergrad {
+
+// What a shard tells the others, `accumulate` type: the fingerprint of its arguments and, behind
+// it, (kShardNumbers, rows). The numbers of a row are the statistics, then r, the sum of exp(z - m)
+// without its maximum, and the distance, sum_j mass_j (m - z_j). Where it has no classes they are
+// -infinity, sums of -1, and 0.
+enum ShardNumber { kRest = kStatistics, kDistance, kShardNumbers };
+POWERGRAD_FUNCTION int64_t message_size(int64_t rows) { return 1 + kShardNumbers * rows; }
+
+struct MergeParams {
+  DataType dtype;
+  int64_t shards;
+  int64_t rows;
+  double alpha;
+  const double* alpha_on_device;  // CUDA: read in place of alpha, unless null
+  const void* messages;           // (shards, message_size(rows)) accumulate
+  void* merged;                   // (kShardNumbers, rows) accumulate: of the whole rows
+  void* losses;                   // (rows) accumulate, unreduced
+};
+
+namespace {
+
+template <class Scalar>
+POWERGRAD_FUNCTION const Scalar* message_of(const MergeParams& p, int64_t shard) {
+  return static_cast<const Scalar*>(p.messages) + shard * message_size(p.rows);
+}
+
+// The first shard whose arguments are not those of shard 0; -1 where all agree.
+template <class Scalar>
+POWERGRAD_FUNCTION int64_t find_stranger(const MergeParams& p) {
+  for (int64_t i = 1; i < p.shards; ++i) {
+    if (*message_of<Scalar>(p, i) != *message_of<Scalar>(p, 0)) return i;
+  }
+  return -1;
+}
+
+// exp(factor (a - b)), with what rounding takes from the exponent.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar exp_of_difference(Scalar factor, Scalar a, Scalar b) {
+  const Scalar difference = a - b;
+  const Scalar exponent = factor * difference;
+  const Scalar back = difference - a;
+  const Scalar lost = (a - (difference - back)) - (b + back);
+  const Scalar correction = std::fma(factor, difference, -exponent) + factor * lost;
+  // Of -infinity it is NaN.
+  return std::exp(exponent) * (1 + (exponent - exponent == 0 ? correction : Scalar(0)));
+}
+
+// In the order of the shards, so that every process gets the same bits.
+template <class Scalar>
+POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alpha) {
+  const auto number = [&](int which, int64_t shard) -> Scalar {
+    return message_of<Scalar>(p, shard)[1 + which * p.rows + row];
+  };
+  int64_t highest = 0;
+  Scalar maximum = number(kMaximum, 0);
+  for (int64_t i = 1; i < p.shards; ++i) {
+    if (number(kMaximum, i) <= maximum) continue;
+    highest = i;
+    maximum = number(kMaximum, i);
+  }
+  // The maximum of alpha z is where that of z is, and its exponential is a 1 as well.
+  Scalar rest = number(kRest, highest) + poison(maximum);
+  Scalar alpha_rest = number(kAlphaRest, highest) + poison(maximum);
+  Scalar mass = 0;
+  Scalar distance = 0;
+  for (int64_t i = 0; i < p.shards; ++i) {
+    const Scalar of_shard = number(kMaximum, i);
+    const Scalar its_mass = number(kTargetMass, i);
+    mass += its_mass;
+    distance += number(kDistance, i) + its_mass * (reference_of(maximum) - reference_of(of_shard));
+    if (i == highest) continue;
+    rest += (1 + number(kRest, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
+    alpha_rest += (1 + number(kAlphaRest, i)) * exp_of_difference(alpha, of_shard, maximum);
+  }
+  Scalar* merged = static_cast<Scalar*>(p.merged) + row;
+  merged[kMaximum * p.rows] = maximum;
+  merged[kAlphaRest * p.rows] = alpha_rest;
+  merged[kTargetMass * p.rows] = mass;
+  merged[kRest * p.rows] = rest;
+  merged[kDistance * p.rows] = distance;
+  // Both terms are >= 0, so nothing cancels.
+  static_cast<Scalar*>(p.losses)[row] = distance + mass * std::log1p(rest);
+}
+
+}  // namespace
+}  // namespace powergrad

@@ -1,0 +1,107 @@
+"""The raw operators of shards, in one process and on every device: what ranks would compute."""
+
+import pytest
+import torch
+from cases import make_problem
+from oracle import assert_gradient, assert_loss, definition
+
+OPS = torch.ops.powergrad
+ALPHA = torch.tensor(0.3, dtype=torch.float64)
+STATISTICS = 3  # of the numbers of a row
+CLASSES = 50
+CUTS = {"uneven": (7, 20, 23), "one class": (1, 49), "nothing": (0, 50, 0), "alone": (50,)}
+OPTIONS = {
+    "mean": {},
+    "sum, weights": {"reduction": "sum", "weighted": True},
+    "none, smoothing": {"reduction": "none", "label_smoothing": 0.1},
+    "all": {"weighted": True, "label_smoothing": 0.2, "ignore_index": 70},
+}
+
+
+def raw_options(problem):
+    options = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0} | problem.options
+    return options["ignore_index"], options["reduction"], options["label_smoothing"]
+
+
+@pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("shape", [(9, CLASSES), (3, CLASSES, 37)], ids=str)
+def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
+    problem = make_problem(shape, dtype, device, **options)
+    target, weight = problem.target, problem.weight
+    ignore_index, reduction, smoothing = raw_options(problem)
+    shards = problem.logits.split(sizes, 1)
+    first = [sum(sizes[:i]) for i in range(len(sizes))]
+    places = [(before, CLASSES - before - size) for before, size in zip(first, sizes, strict=True)]
+    messages = []
+    for shard, place in zip(shards, places, strict=True):
+        message, total = OPS.cross_entropy_shard_forward(
+            shard, target, weight, ignore_index, reduction, smoothing, ALPHA, *place, 5
+        )
+        messages.append(message)
+    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), reduction, ALPHA, total)
+    upstream = problem.upstream(loss.view(target.shape) if reduction == "none" else loss)
+    options = (target, weight, ignore_index, reduction, smoothing, ALPHA)
+    gradients = [
+        OPS.cross_entropy_shard_backward(
+            upstream, shard, *options, numbers[:STATISTICS], total, *place
+        )
+        for shard, place in zip(shards, places, strict=True)
+    ]
+    expected = problem.expected(definition, upstream)
+    assert_loss(loss.view(upstream.shape), expected.loss)
+    gradient = torch.cat(gradients, 1)
+    assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
+    alone = OPS.cross_entropy_forward(problem.logits, *options, False)[2]
+    assert torch.equal(total, alone)
+
+
+def test_refusals():
+    logits, target = torch.randn(4, 5), torch.tensor([0, 3, 9, 11])
+    forward = OPS.cross_entropy_shard_forward
+    with pytest.raises(IndexError, match=r"Target 11 is out of bounds.* for C = 11 classes"):
+        forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 3, 0)
+    with pytest.raises(RuntimeError, match="must not be negative, got -1 and 9"):
+        forward(logits, target, None, -100, "mean", 0.0, ALPHA, -1, 9, 0)
+    with pytest.raises(RuntimeError, match="for all 12 classes"):
+        forward(logits, target, torch.ones(5), -100, "mean", 0.0, ALPHA, 3, 4, 0)
+    with pytest.raises(RuntimeError, match="must have at least one class"):
+        forward(torch.empty(4, 0), target, None, -100, "mean", 0.0, ALPHA, 0, 0, 0)
+    with pytest.raises(ValueError, match="average is not a valid value for reduction"):
+        forward(logits, target, None, -100, "average", 0.0, ALPHA, 3, 4, 0)
+    one, total = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 1)
+    other, _ = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 2)
+    merge = OPS.cross_entropy_merge_shards
+    with pytest.raises(RuntimeError, match=r"ranks 0 and 2 of the group .* that differ"):
+        merge(torch.stack([one, one, other]), "mean", ALPHA, total)
+    for wrong in (one, one[None, :-1], one[None].half(), one[:0].view(0, 1)):
+        with pytest.raises(RuntimeError, match="argument 'messages' must hold what"):
+            merge(wrong, "mean", ALPHA, total)
+    with pytest.raises(RuntimeError, match="total_weight must be what the forward operator"):
+        merge(one[None], "mean", ALPHA, torch.ones(2))
+    with pytest.raises(ValueError, match="alpha must be finite and greater than 0, got -1"):
+        merge(one[None], "mean", torch.tensor(-1.0), total)
+    with pytest.raises(ValueError, match="'alpha' must be a float or a 0-d floating point tensor"):
+        merge(one[None], "mean", torch.ones(2), total)
+    with pytest.raises(ValueError, match="is not a valid value for reduction"):
+        merge(one[None], "average", ALPHA, total)
+
+
+def test_rows_are_told_apart():
+    """Ranks with the same options and other numbers of rows have other fingerprints."""
+    few, _ = OPS.cross_entropy_shard_forward(
+        torch.randn(4, 5), torch.zeros(4).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+    )
+    more, _ = OPS.cross_entropy_shard_forward(
+        torch.randn(6, 5), torch.zeros(6).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+    )
+    assert few[0] != more[0]
+
+
+def test_an_operator_is_not_differentiable_in_silence():
+    logits = torch.randn(4, 5, requires_grad=True)
+    message, _ = OPS.cross_entropy_shard_forward(
+        logits, torch.zeros(4).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+    )
+    with pytest.raises(RuntimeError, match="not implemented"):
+        message.sum().backward()
