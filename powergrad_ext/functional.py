@@ -49,8 +49,9 @@ def cross_entropy(
 
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
-            (N, C, d1, ..., dK), any strides. Or a DTensor, like target then: rows that are shared
-            out over dimension 0 stay where they are, any other sharding is undone first.
+            (N, C, d1, ..., dK), any strides. Or a DTensor: what is shared out over a dimension of
+            rows stays where it is, classes over one mesh dimension take an all-gather of five
+            numbers a row (:mod:`powergrad_ext.distributed`), any other placement is undone first.
         target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
             [0, C) or ignore_index; or class probabilities of the shape of input, in any of its
             dtypes (another than input's or float32 is converted). They may require grad.
@@ -145,7 +146,8 @@ def log_softmax(
 
     Args:
         input: float32, float64, bfloat16 or float16, any shape and strides; or jagged, where dim is
-            neither the batch nor the ragged dimension.
+            neither the batch nor the ragged dimension; or a DTensor, as for :func:`cross_entropy`,
+            whose backward then adds up a number a row where dim is shared out.
         dim: the dimension of the classes.
         alpha: as for :func:`cross_entropy`.
         dtype: input is converted to it first. Under CUDA's autocast half-precision input is

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from powergrad_ext import sharded
 from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
 from powergrad_ext.functional import cross_entropy, require_tensor, require_type
 
@@ -45,6 +46,10 @@ def linear_cross_entropy(
     Args:
         input: (H) or (N, H), float32, float64, bfloat16 or float16.
         linear_weight: (C, H), or (C, d1, ..., dK, H) for a loss of K dimensions; of input's type.
+            Or a DTensor (C, H), whose classes may be shared out (Shard(0), as by ColwiseParallel):
+            each process makes the logits of its own, and every chunk of rows takes an exchange of
+            five numbers a row. input is (N, H) then, a DTensor or the same on every rank, target
+            holds class indices, and create_graph=True is refused.
         target: as for cross_entropy of logits (C), (N, C) or (N, C, d1, ..., dK).
         linear_bias: (C) or (C, d1, ..., dK); of input's type.
         weight: (C), the classes' weights.
@@ -93,6 +98,19 @@ def linear_cross_entropy(
                 f"got {chunk_rows}"
             )
     exponent = as_alpha(alpha)
+    if type(linear_weight) is not Tensor and sharded.is_sharded(linear_weight):
+        return sharded.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias,
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            as_tensor(exponent, input),
+            chunk_rows,
+        )
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
         return cross_entropy(

@@ -1,8 +1,9 @@
 """What torch.ops.powergrad.* do on DTensors.
 
-Rows that are shared out over their first dimension stay where they are: nothing is communicated but
-the loss and the number that a mean divides by. Any other sharding, over the classes among them, is
-undone first.
+Where whole rows are shared out over their first dimension, rules tell DTensor so, and nothing is
+communicated but the loss and the number that a mean divides by. No rule can say what takes an
+exchange (classes that are shared out) or rows of several dimensions: there the work is done on the
+local tensors. What neither covers, such as pending sums, is undone first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from powergrad_ext import shards
+from powergrad_ext.linear_shards import LinearCrossEntropy
 
 ops = torch.ops.powergrad
 
@@ -37,33 +41,210 @@ def cross_entropy(
     The ranks' rows weigh differently in a mean, which no placement can say: so it is a sum, which
     is pending, divided by the sum of weights.
     """
-    _register()
     is_mean = reduction == "mean"
-    loss, _, total_weight = ops.cross_entropy_forward(
-        input,
-        target,
-        None if weight is None else _replicated(weight, input),
-        ignore_index,
-        "sum" if is_mean else reduction,
-        label_smoothing,
-        alpha,
-        torch.is_grad_enabled(),
-    )
+    options = (ignore_index, "sum" if is_mean else reduction, label_smoothing, alpha)
+    class_dim = min(input.ndim - 1, 1)
+    if _has_rules(input, class_dim):
+        _register()
+        if weight is not None:
+            weight = _replicated(weight, input)
+        loss, _, total_weight = ops.cross_entropy_forward(
+            input, target, weight, *options, torch.is_grad_enabled()
+        )
+    else:
+        loss, total_weight = _cross_entropy_of_shards(input, target, weight, *options, class_dim)
     if not is_mean:
         return loss
-    return (loss / total_weight.full_tensor()).to(loss.dtype)
+    divisor: Any = total_weight
+    return (loss / divisor.full_tensor()).to(loss.dtype)
 
 
 def log_softmax(input: Any, dim: int, alpha: Tensor) -> Tensor:
     """As :func:`powergrad_ext.log_softmax`, of a DTensor."""
-    _register()
-    return ops.log_softmax_forward(input, dim, alpha, torch.is_grad_enabled())[0]
+    class_dim = range(max(input.ndim, 1))[dim]
+    if _has_rules(input, class_dim):
+        _register()
+        return ops.log_softmax_forward(input, dim, alpha, torch.is_grad_enabled())[0]
+    input = _with_placements(input, _placements_of_shards(input, class_dim))
+    shard = _shard_of(input, class_dim)
+    local = input.to_local()
+    if shard is None:
+        output = ops.log_softmax_forward(local, class_dim, alpha, torch.is_grad_enabled())[0]
+    else:
+        output = shards.log_softmax(local, class_dim, alpha, shard)
+    return _from_local(output, input, input.placements, input.shape)
 
 
-def _replicated(tensor: Tensor, like: Any) -> Tensor:
+def _has_rules(input: Any, class_dim: int) -> bool:
+    """Whether whole rows lie on each rank, shared out over dimension 0 if over any."""
+    return all(
+        placement.is_replicate() or (class_dim > 0 and placement.is_shard(0))
+        for placement in input.placements
+    )
+
+
+def _placements_of_shards(input: Any, class_dim: int) -> list[Any]:
+    """The input's own, as far as its local tensors can be worked on: classes shared out once."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    placements: list[Any] = []
+    for placement in input.placements:
+        repeated = placement == Shard(class_dim) and placement in placements
+        is_plain = type(placement) is Shard and not repeated  # not strided, as under FSDP2
+        placements.append(placement if is_plain else Replicate())
+    return placements
+
+
+def _with_placements(tensor: Any, placements: list[Any]) -> Any:
+    if list(tensor.placements) == placements:
+        return tensor
+    return tensor.redistribute(placements=placements)
+
+
+def _shard_of(input: Any, class_dim: int) -> shards.Shard | None:
+    """Which classes this process has; None for all."""
+    mesh = input.device_mesh
+    for mesh_dim, placement in enumerate(input.placements):
+        if placement.is_shard(class_dim):
+            classes, processes = input.shape[class_dim], mesh.size(mesh_dim)
+            of_each = -(-classes // processes)  # as torch.chunk does, and so DTensor
+            sizes = tuple(
+                max(0, min(of_each, classes - rank * of_each)) for rank in range(processes)
+            )
+            return shards.Shard(mesh.get_group(mesh_dim), sizes, mesh.get_local_rank(mesh_dim))
+    return None
+
+
+def _cross_entropy_of_shards(
+    input: Any,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: Tensor,
+    class_dim: int,
+) -> tuple[Any, Any]:
+    """The loss, and what a mean divides by, from the local tensors."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    input = _with_placements(input, _placements_of_shards(input, class_dim))
+    of_rows: list[Any] = []  # the placements of a number for each row
+    for placement in input.placements:
+        if not placement.is_shard() or placement.dim == class_dim:
+            of_rows.append(Replicate())
+        else:
+            of_rows.append(Shard(placement.dim - (placement.dim > class_dim)))
+    if is_sharded(target):
+        of_target = list(input.placements) if target.ndim == input.ndim else of_rows
+        target = _with_placements(target, of_target).to_local()  # else it is local already
+    if weight is not None:
+        weight = _replicated(weight, input).to_local()
+    arguments = (input.to_local(), target, weight, ignore_index, reduction, label_smoothing, alpha)
+    shard = _shard_of(input, class_dim)
+    if shard is None:
+        loss, _, total_weight = ops.cross_entropy_forward(*arguments, torch.is_grad_enabled())
+    else:
+        loss, total_weight = shards.cross_entropy(*arguments, shard)
+    rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    return _loss_of(loss, total_weight, input, of_rows, rows if reduction == "none" else None)
+
+
+def linear_cross_entropy(
+    input: Any,
+    linear_weight: Any,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    alpha: Tensor,
+    chunk_rows: int | None,
+) -> Tensor:
+    """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
+
+    Each process makes the logits of its classes, and gradients that are pending where others have
+    parts of them: that of input over the classes, those of the layer over rows.
+    """
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    if not is_sharded(input):
+        input = _replicated(input, linear_weight)
+    if input.ndim != 2 or linear_weight.ndim != 2:
+        raise NotImplementedError(
+            "linear_cross_entropy(): where argument 'linear_weight' is a DTensor, it must have "
+            f"shape (C, H) and 'input' (N, H), got {list(linear_weight.shape)} and "
+            f"{list(input.shape)}"
+        )
+    of_layer = _placements_of_shards(linear_weight, 0)
+    of_layer = [p if p == Shard(0) else Replicate() for p in of_layer]
+    of_rows = [
+        Shard(0) if rows == Shard(0) and layer == Replicate() else Replicate()
+        for rows, layer in zip(input.placements, of_layer, strict=True)
+    ]
+    of_input_gradient = [
+        Partial() if layer == Shard(0) else rows
+        for rows, layer in zip(of_rows, of_layer, strict=True)
+    ]
+    of_layer_gradient = [
+        Partial() if rows == Shard(0) else layer
+        for rows, layer in zip(of_rows, of_layer, strict=True)
+    ]
+    shard = _shard_of(_with_placements(linear_weight, of_layer), 0)
+
+    def local(tensor: Any, placements: list[Any], of_gradient: list[Any]) -> Tensor:
+        return _with_placements(tensor, placements).to_local(grad_placements=of_gradient)
+
+    loss, total_weight = LinearCrossEntropy.apply(
+        "sum" if reduction == "mean" else reduction,
+        local(input, of_rows, of_input_gradient),
+        local(linear_weight, of_layer, of_layer_gradient),
+        None if linear_bias is None else local(linear_bias, of_layer, of_layer_gradient),
+        _with_placements(target, of_rows).to_local() if is_sharded(target) else target,
+        None if weight is None else _replicated(weight, linear_weight).to_local(),
+        ignore_index,
+        label_smoothing,
+        alpha,
+        chunk_rows,
+        shard or shards.Shard(None, (linear_weight.shape[0],), 0),
+    )
+    loss, divisor = _loss_of(
+        loss, total_weight, input, of_rows, input.shape[:1] if reduction == "none" else None
+    )
+    return (loss / divisor.full_tensor()).to(loss.dtype) if reduction == "mean" else loss
+
+
+def _loss_of(
+    loss: Tensor, total_weight: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | None
+) -> tuple[Any, Any]:
+    """As DTensors: each row's, or sums that are pending where rows are shared out."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    pending = [Partial() if placement.is_shard() else Replicate() for placement in of_rows]
+    if rows is not None:
+        whole = _from_local(loss, like, of_rows, rows)
+    else:
+        whole = _from_local(loss, like, pending, torch.Size())
+    return whole, _from_local(total_weight, like, pending, torch.Size())
+
+
+def _from_local(local: Tensor, like: Any, placements: Any, shape: torch.Size) -> Any:
+    """A DTensor of a contiguous whole, whose ranks may have unequal parts."""
     from torch.distributed.tensor import DTensor
 
-    return tensor if is_sharded(tensor) else DTensor.from_local(tensor, like.device_mesh)
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        local, like.device_mesh, placements, run_check=False, shape=shape, stride=strides
+    )
+
+
+def _replicated(tensor: Any, like: Any) -> Any:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if is_sharded(tensor):
+        return _with_placements(tensor, [Replicate()] * tensor.device_mesh.ndim)
+    return DTensor.from_local(tensor, like.device_mesh, run_check=False)
 
 
 @torch.compiler.assume_constant_result

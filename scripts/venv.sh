@@ -33,5 +33,6 @@ asks_python 'import torch, re; assert [int(n) for n in re.findall(r"\d+", torch.
     # Unquoted: the requirement may be followed by options for pip.
     # shellcheck disable=SC2086
     "$python" -m pip install $torch
-# What pyproject.toml needs to build, as torch is used from here and not from an isolated build.
-"$python" -m pip install --quiet 'setuptools>=77.0.3' ninja
+# What pyproject.toml needs to build, as torch is used from here and not from an isolated build; torch
+# is named since it may not go with the newest setuptools (2.11.0 does not).
+"$python" -m pip install --quiet torch 'setuptools>=77.0.3' ninja

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import spmd_types as spmd
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX, BaseLoss
 from torchtitan.config import CompileConfig
-from torchtitan.distributed.spmd_types import spmd_mesh_size
+from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from torchtitan.distributed.utils import get_spmd_backend
 
+from powergrad_ext.distributed import vocab_parallel_cross_entropy
 from powergrad_ext.functional import cross_entropy
 
 
 class PowerGradLoss(BaseLoss):
     """torchtitan's CrossEntropyLoss with PGT; half-precision logits are read as they are.
 
-    Logits whose vocabulary is spread over tensor-parallel ranks are refused.
+    A vocabulary that tensor-parallel ranks share out takes one exchange
+    (:func:`powergrad_ext.distributed.vocab_parallel_cross_entropy`) for torchtitan's three.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -36,16 +40,14 @@ class PowerGradLoss(BaseLoss):
 
 def _summed(pred: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     """The sum over logits (batch, sequence, vocabulary); torchtitan divides it by its count."""
-    spread = get_spmd_backend() == "spmd_types" and spmd_mesh_size("tp") > 1
-    if isinstance(pred, DTensor) or spread:
-        raise NotImplementedError(
-            "pred must be a plain tensor with the whole vocabulary, got one that is spread over "
-            "ranks: train without tensor parallelism, or without its parallel loss"
-        )
-    return cross_entropy(
-        pred.flatten(0, 1),
-        labels.flatten(0, 1),
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-        alpha=alpha,
-    )
+    options: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "alpha": alpha}
+    if isinstance(pred, DTensor):
+        # Not flattened: a sequence that is shared out has no placement then.
+        loss: Any = cross_entropy(pred.movedim(-1, 1), labels, **options)
+        return loss if isinstance(labels, DTensor) else loss.to_local()
+    rows, labels = pred.flatten(0, 1), labels.flatten(0, 1)
+    if get_spmd_backend() != "spmd_types" or spmd_mesh_size("tp") == 1:
+        return cross_entropy(rows, labels, **options)
+    with spmd.no_typecheck():  # it knows nothing of our operators; BaseLoss says what a loss is
+        group = current_spmd_mesh().get_group("tp")
+        return vocab_parallel_cross_entropy(rows, labels, group=group, **options)

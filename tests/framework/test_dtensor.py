@@ -50,7 +50,8 @@ def check_cross_entropy(mesh, placements, kind, reduction, options):
 
     right = solve(loss, logits.clone().requires_grad_(), target)
     given = distribute_tensor(logits, mesh, placements).requires_grad_()
-    its_target = distribute_tensor(target, mesh, placements)
+    of_rows = [Replicate() if placement == Shard(1) else placement for placement in placements]
+    its_target = distribute_tensor(target, mesh, placements if kind == "probabilities" else of_rows)
     with CommDebugMode() as communication:
         found = solve(loss, given, its_target)
     whole = [tensor.full_tensor().detach() for tensor in found]
@@ -83,33 +84,73 @@ def every_combination(mesh):
 
 
 def sharded_classes(mesh):
-    """Gathered first: right, if not cheap."""
+    """One exchange forward, none backward; and classes that the ranks cannot share evenly."""
+    for kind, reduction, options in itertools.product(
+        ("indices", "probabilities"), ("none", "sum", "mean"), OPTIONS.values()
+    ):
+        seen = check_cross_entropy(mesh, [Shard(1)], kind, reduction, options)
+        assert seen.get_total_counts() == 1
+    for dim in (0, 1, -1):
+        check_log_softmax(mesh, [Shard(1)], dim)
+    logits, target = logits_and_target("probabilities")
+    its_target = distribute_tensor(target, mesh, [Shard(1)]).requires_grad_()
+    with pytest.raises(NotImplementedError, match="the derivative for 'target' is not implemented"):
+        pg.cross_entropy(distribute_tensor(logits, mesh, [Shard(1)]), its_target)
     logits, target = logits_and_target()
-    alone, given = (
-        pg.cross_entropy(logits, target),
-        pg.cross_entropy(
-            distribute_tensor(logits, mesh, [Shard(1)]), distribute_tensor(target, mesh)
-        ),
+    given = distribute_tensor(logits, mesh, [Shard(1)])
+    with CommDebugMode() as communication:
+        pg.log_softmax(given, -1)
+    assert communication.get_total_counts() == 1
+    # A target that is no DTensor is that of this rank's rows, here all of them.
+    torch.testing.assert_close(
+        pg.cross_entropy(given, target).full_tensor(), pg.cross_entropy(logits, target)
     )
-    torch.testing.assert_close(given.full_tensor(), alone)
-    check_log_softmax(mesh, [Shard(1)], 1)
+
+
+def other_dimensions(mesh):
+    """Positions and single rows that are shared out; classes of many positions."""
+    random = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=random)
+    target = torch.randint(5, (3, 7), generator=random)
+    upstream = torch.randn(3, 7, dtype=torch.float64, generator=random)
+    alone = logits.clone().requires_grad_()
+    right = pg.cross_entropy(alone, target, reduction="none", alpha=0.4)
+    right.backward(upstream)
+    for placement, of_rows in ((Shard(1), Replicate()), (Shard(2), Shard(1))):
+        given = distribute_tensor(logits, mesh, [placement]).requires_grad_()
+        its_target = distribute_tensor(target, mesh, [of_rows])
+        its_upstream = distribute_tensor(upstream, mesh, [of_rows])
+        with CommDebugMode() as communication:
+            found = pg.cross_entropy(given, its_target, reduction="none", alpha=0.4)
+            found.backward(its_upstream)
+        assert found.placements == (of_rows,)
+        assert communication.get_total_counts() == (placement == Shard(1))
+        torch.testing.assert_close(found.full_tensor(), right)
+        torch.testing.assert_close(given.grad.full_tensor(), alone.grad)
+    single = distribute_tensor(logits[0, :, 0].contiguous(), mesh, [Shard(0)])
+    found = pg.cross_entropy(single, distribute_tensor(target[0, 0], mesh, [Replicate()]))
+    torch.testing.assert_close(found.full_tensor(), pg.cross_entropy(logits[0, :, 0], target[0, 0]))
 
 
 def compiled(mesh):
     """One graph, and the same numbers."""
     logits, target = logits_and_target()
-    target = distribute_tensor(target, mesh, [Shard(0)])
 
-    def loss(logits, target):
-        return pg.cross_entropy(logits, target, alpha=0.4)
+    def cross_entropy(logits, target):
+        return pg.cross_entropy(logits, target, alpha=0.4).full_tensor()
 
-    def gradient(loss):
-        given = distribute_tensor(logits, mesh, [Shard(0)]).requires_grad_()
-        loss(given, target).full_tensor().backward()
+    def log_softmax(logits, target):
+        return (pg.log_softmax(logits, -1, alpha=0.4) * logits).sum().full_tensor()
+
+    def gradient(loss, placement):
+        given = distribute_tensor(logits, mesh, [placement]).requires_grad_()
+        rows = Shard(0) if placement == Shard(0) else Replicate()
+        loss(given, distribute_tensor(target, mesh, [rows])).backward()
         return given.grad.to_local()
 
-    found = gradient(torch.compile(loss, backend="aot_eager", fullgraph=True))
-    torch.testing.assert_close(found, gradient(loss))
+    for loss, placement in itertools.product((cross_entropy, log_softmax), (Shard(0), Shard(1))):
+        found = gradient(torch.compile(loss, backend="aot_eager", fullgraph=True), placement)
+        torch.testing.assert_close(found, gradient(loss, placement))
 
 
 def tensor_parallel_model(mesh):
@@ -131,9 +172,11 @@ def tensor_parallel_model(mesh):
 
 def two_dimensions(mesh):
     """Data times tensor parallel, on four ranks."""
-    for placements in ([Shard(0), Replicate()], [Replicate(), Shard(0)], [Shard(0), Shard(0)]):
-        check_cross_entropy(mesh, placements, "indices", "mean", OPTIONS["weights, smoothing"])
-        check_log_softmax(mesh, placements, 1)
+    for first, second in itertools.product((Replicate(), Shard(0), Shard(1)), repeat=2):
+        for reduction in ("mean", "none"):
+            options = OPTIONS["weights, smoothing"]
+            check_cross_entropy(mesh, [first, second], "indices", reduction, options)
+        check_log_softmax(mesh, [first, second], 1)
 
 
 def run(rank, rendezvous, shape, checks):
@@ -154,7 +197,10 @@ def run(rank, rendezvous, shape, checks):
 @pytest.mark.parametrize(
     ("shape", "checks"),
     [
-        ((2,), [every_combination, sharded_classes, compiled, tensor_parallel_model]),
+        (
+            (2,),
+            [every_combination, sharded_classes, other_dimensions, compiled, tensor_parallel_model],
+        ),
         ((2, 2), [two_dimensions]),
     ],
     ids=["two ranks", "two by two"],

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from frameworks import framework
 
 framework("torchtitan")
 
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor  # noqa: E402
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: E402
 from torchtitan.config import CompileConfig  # noqa: E402
+from torchtitan.distributed import spmd_types, utils  # noqa: E402
 
 from powergrad_ext.integrations.torchtitan import PowerGradLoss  # noqa: E402
 
@@ -57,3 +63,56 @@ def test_in_chunks():
     logits = head(hidden)
     expected = torch.autograd.grad(logits, hidden, identity(logits, labels, 13).float())[0]
     torch.testing.assert_close(hidden.grad, expected)
+
+
+def shared_out_by_dtensor(compiling):
+    """As torchtitan's parallelize functions leave the logits; labels plain, or DTensors as well."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    logits, labels = batch()
+    right = identity(logits, labels, 13)
+    value, _ = CrossEntropyLoss.Config().build()(logits, labels, torch.tensor(13.0))
+    utils.set_spmd_backend("partial_dtensor")
+    for placement, of_labels in ((Shard(2), None), (Shard(2), Replicate()), (Shard(1), Shard(1))):
+        given = distribute_tensor(logits.detach(), mesh, [placement]).requires_grad_()
+        torch._dynamo.reset()  # which would take other local sizes for dynamic; torch then fails
+        its_labels = labels if of_labels is None else distribute_tensor(labels, mesh, [of_labels])
+        loss = PowerGradLoss.Config(alpha=0.3).build(compile_config=compiling)
+        found, _ = loss(given, its_labels, torch.tensor(13.0))
+        found.backward()
+        whole = found if of_labels is None else found.full_tensor()
+        torch.testing.assert_close(whole, value)
+        torch.testing.assert_close(given.grad.full_tensor(), right.float())
+
+
+def shared_out_as_plain_tensors(compiling):
+    """The backend "spmd_types": local tensors, and the mesh beside them."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    logits, labels = batch()
+    right = identity(logits, labels, 13).float()
+    value, _ = CrossEntropyLoss.Config().build()(logits, labels, torch.tensor(13.0))
+    utils.set_spmd_backend("spmd_types")
+    own = logits.detach().chunk(2, -1)[dist.get_rank()].clone().requires_grad_()
+    with spmd_types.set_current_spmd_mesh(mesh):
+        loss = PowerGradLoss.Config(alpha=0.3).build(compile_config=compiling)
+        found, _ = loss(own, labels, torch.tensor(13.0))
+        found.backward()
+        theirs, _ = CrossEntropyLoss.Config(global_vocab_size=30).build()(
+            own, labels, torch.tensor(13.0)
+        )
+    torch.testing.assert_close(found, value)
+    torch.testing.assert_close(found, theirs)
+    torch.testing.assert_close(own.grad, right.chunk(2, -1)[dist.get_rank()])
+
+
+def run(rank, rendezvous, check, compiled):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    check(CompileConfig(enable=compiled, components=["loss"], backend="aot_eager"))
+    dist.barrier()
+    os._exit(0)  # as tests/framework/test_distributed.py tells
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("check", [shared_out_by_dtensor, shared_out_as_plain_tensors])
+def test_tensor_parallel(check, compiled, tmp_path):
+    torch.multiprocessing.spawn(run, (tmp_path / "rendezvous", check, compiled), 2)

@@ -1,0 +1,115 @@
+"""Losses of logits whose classes are shared out over processes (vocabulary parallel)."""
+
+from __future__ import annotations
+
+import operator
+from numbers import Integral, Real
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from powergrad_ext.alpha import as_alpha
+from powergrad_ext.functional import require_tensor, require_type
+from powergrad_ext.shards import Shard, cross_entropy
+
+
+def vocab_parallel_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    alpha: float | Tensor = 0.3,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""Cross-entropy with the PowerGrad Transform of logits sharded over their classes.
+
+    In value and gradient it is :func:`powergrad_ext.cross_entropy` of the shards of all ranks, one
+    beside the other in the order of ranks: every rank gets the loss, the same bits of it, and the
+    gradient of its own columns. All ranks of the group have to call it, with the same arguments but
+    for input. One all-gather of five numbers a row and rank, of the accumulate type (float64 for
+    float64 logits, else float32); none in backward. How many classes each rank has is exchanged
+    once and remembered for the group and the number that this rank has: layers whose shards are as
+    large on one rank and differ on another need groups of their own (torch.distributed.new_group).
+
+    Args:
+        input: this rank's columns of the logits, (N, C_r) or as cross_entropy's with C_r classes,
+            which may be 0 and differ between ranks; float32, float64, bfloat16 or float16.
+        target: class indices among the classes of all ranks, whole, as cross_entropy's.
+        weight: (C), of the classes of all ranks.
+        ignore_index: rows with this index count for nothing and get a zero gradient.
+        reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
+        label_smoothing: in [0, 1], over the classes of all ranks.
+        alpha: as for cross_entropy.
+        group: the process group that shares out the classes; None is the default group.
+
+    Returns:
+        The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
+        target's shape. It can be differentiated once: not with create_graph=True.
+
+    Raises:
+        RuntimeError: target holds probabilities; or a rank's arguments differ from those of rank 0
+            (types, number of rows or of classes, options, a float alpha) or raised an error there:
+            on a CPU on every rank, on a GPU a device-side assertion.
+        ValueError: this process is not in the group; and
+        all that cross_entropy raises, before anything is computed.
+    """
+    name = "vocab_parallel_cross_entropy"
+    require_tensor(name, "input", input)
+    require_tensor(name, "target", target)
+    require_type(name, "weight", weight, (Tensor, type(None)), "Tensor or None")
+    require_type(name, "ignore_index", ignore_index, Integral, "int (64 bits)")
+    require_type(name, "reduction", reduction, str, "str")
+    require_type(name, "label_smoothing", label_smoothing, Real, "float")
+    exponent = as_alpha(alpha)
+    if input.dim() == target.dim() and target.is_floating_point():
+        raise RuntimeError(
+            f"{name}(): argument 'target' must hold class indices, got {target.dtype} of shape "
+            f"{list(target.shape)}"
+        )
+    if group is None:
+        group = dist.group.WORLD
+        if group is None:
+            raise ValueError(f"{name}(): torch.distributed.init_process_group() was not called")
+    elif not isinstance(group, dist.ProcessGroup):  # torch's sign for the groups of others
+        raise ValueError(
+            f"{name}(): argument 'group' must be a process group that this process belongs to"
+        )
+    classes = input.shape[min(input.dim() - 1, 1)] if input.dim() > 0 else 0
+    # A compiler takes the index of a size for a constant.
+    shard = _shard_of(operator.index(classes), group.group_name)
+    return cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        exponent,
+        shard,
+    )[0]
+
+
+@torch.compiler.assume_constant_result
+def _shard_of(classes: int, group_name: Any) -> Shard:
+    """The shard of a process that holds so many classes.
+
+    Compilers call this while they trace, when the group itself is hidden from them.
+    """
+    group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined]
+    known = _sizes.setdefault(group, {})
+    if classes not in known:
+        sizes: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(sizes, classes, group=group)
+        known[classes] = tuple(sizes)
+    return Shard(group, known[classes], dist.get_rank(group))
+
+
+#: By group, and by what this process has of a layer: what all have.
+_sizes: WeakKeyDictionary[Any, dict[int, tuple[int, ...]]] = WeakKeyDictionary()
