@@ -242,7 +242,19 @@ def _(
     chunk_rows: int,
     gradients: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_devices(input, grad_output=grad_output, linear_weight=linear_weight, target=target)
+    _C.check_linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias,
+        weight,
+        "none",
+        ignore_index,
+        label_smoothing,
+        alpha,
+        chunk_rows,
+    )
+    _check_devices(input, grad_output=grad_output)
     return _linear_gradients(input, linear_weight, gradients)
 
 

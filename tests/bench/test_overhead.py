@@ -72,3 +72,11 @@ def test_residual_networks_are_those_of_the_paper() -> None:
         count = sum(parameter.numel() for parameter in network.parameters())
         assert count / 1e6 == pytest.approx(millions, rel=0.02)
     assert small_resnet(3, 10)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_network_of_the_other_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        overhead.parse(["--training", "ResNet-50"])
+    assert "'ResNet-50' does not run with --device cpu (choose from ResNet-8, transformer)" in (
+        capsys.readouterr().err
+    )
