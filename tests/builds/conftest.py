@@ -30,7 +30,9 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=copy)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        # Pythons before 3.11.4 know no filters.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 

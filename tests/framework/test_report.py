@@ -82,6 +82,7 @@ def test_public_names():
         "calibration",
         "cross_entropy",
         "ctc_loss",
+        "distributed",
         "linear_cross_entropy",
         "log_softmax",
         "reference",

@@ -31,7 +31,7 @@ void check_on_all(const Problem<Storage>& problem, Reports& reports) {
     if (turn % turns_of(report.machine()) != 0) continue;
     CrossEntropyCheck<Storage>(problem, cross_entropy, report).check();
     LogSoftmaxCheck<Storage>(problem, log_softmax, report).check();
-    if (turn % 3 != 0 || !problem.options.by_index()) continue;
+    if (turn % 7 != 0 || !problem.options.by_index()) continue;
     ShardsCheck<Storage>(problem, cross_entropy, cuts_of(problem.classes(), turn), report).check();
   }
 }
