@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
+from powergrad_ext import sharded
 from powergrad_ext.alpha import as_alpha
 from powergrad_ext.functional import require_tensor, require_type
 from powergrad_ext.shards import Shard, cross_entropy
@@ -54,9 +54,11 @@ def vocab_parallel_cross_entropy(
         target's shape. It can be differentiated once: not with create_graph=True.
 
     Raises:
-        RuntimeError: target holds probabilities; or a rank's arguments differ from those of rank 0
-            (types, number of rows or of classes, options, a float alpha) or raised an error there:
-            on a CPU on every rank, on a GPU a device-side assertion.
+        RuntimeError: target holds probabilities; or options, a float alpha, the number of classes,
+            whether there is a weight, or half precision against float32 differ from those of rank
+            0, or a rank raised an error when it was about to exchange: on a CPU on every rank (but
+            for errors in compiled code), on a GPU a device-side assertion. What target, weight and
+            a tensor alpha hold is not compared.
         ValueError: this process is not in the group; and
         all that cross_entropy raises, before anything is computed.
     """
@@ -68,6 +70,8 @@ def vocab_parallel_cross_entropy(
     require_type(name, "reduction", reduction, str, "str")
     require_type(name, "label_smoothing", label_smoothing, Real, "float")
     exponent = as_alpha(alpha)
+    if sharded.is_sharded(input):
+        raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")
     if input.dim() == target.dim() and target.is_floating_point():
         raise RuntimeError(
             f"{name}(): argument 'target' must hold class indices, got {target.dtype} of shape "
@@ -88,9 +92,9 @@ def vocab_parallel_cross_entropy(
         input,
         target,
         weight,
-        ignore_index,
+        operator.index(ignore_index),
         reduction,
-        label_smoothing,
+        float(label_smoothing),
         exponent,
         shard,
     )[0]
@@ -102,6 +106,8 @@ def _shard_of(classes: int, group_name: Any) -> Shard:
 
     Compilers call this while they trace, when the group itself is hidden from them.
     """
+    from torch.distributed import distributed_c10d
+
     group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined]
     known = _sizes.setdefault(group, {})
     if classes not in known:

@@ -100,7 +100,7 @@ def cross_entropy(
         alpha = as_alpha(alpha)
     if type(input) is not Tensor and sharded.is_sharded(input):
         arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
-        return sharded.cross_entropy(*arguments, as_tensor(alpha, input))
+        return sharded.cross_entropy(*arguments, alpha)
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,

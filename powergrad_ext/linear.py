@@ -108,7 +108,7 @@ def linear_cross_entropy(
             ignore_index,
             reduction,
             label_smoothing,
-            as_tensor(exponent, input),
+            exponent,
             chunk_rows,
         )
     if linear_weight.dim() > 2 and not linear_weight.is_nested:

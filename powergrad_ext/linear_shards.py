@@ -31,6 +31,7 @@ class Layer(NamedTuple):
     label_smoothing: float
     alpha: Tensor
     chunk_rows: int | None
+    agreed: tuple[Any, ...]  # what ranks have to agree about besides
     shard: Shard
 
     def chunks(self) -> Iterator[slice]:
@@ -45,19 +46,28 @@ class Layer(NamedTuple):
         return F.linear(self.input[rows], self.linear_weight, self.linear_bias)
 
     def total_weight(self, reduction: str) -> Tensor:
-        """What a mean divides by; no logits are needed to check arguments and every target."""
+        """What a mean divides by; no logits are needed to check arguments and every target.
+
+        A rank that cannot go on says so to the others before it raises.
+        """
         nothing = self.input.new_empty(self.input.shape[0], 0)
         options = (self.ignore_index, reduction, self.label_smoothing, self.alpha)
-        return ops.cross_entropy_shard_forward(
-            nothing, self.target, self.weight, *options, sum(self.shard.sizes), 0, 0
-        )[1]
+        try:
+            return ops.cross_entropy_shard_forward(
+                nothing, self.target, self.weight, *options, sum(self.shard.sizes), 0, 0
+            )[1]
+        except Exception:
+            for rows in self.chunks():
+                shards.refuse(nothing, rows.stop, self.shard)
+                break
+            raise
 
     def numbers(self, logits: Tensor, rows: slice) -> Tensor:
         """What a loss and its gradient need of whole rows: an exchange."""
         options = (self.ignore_index, "none", self.label_smoothing)
-        messages, total_weight = shards.exchange(
-            (logits, self.target[rows], self.weight, *options, self.alpha), self.shard, options
-        )
+        arguments = (logits, self.target[rows], self.weight, *options, self.alpha)
+        agreed = (*options, *self.agreed)
+        messages, total_weight = shards.exchange(arguments, self.shard, agreed)
         return ops.cross_entropy_merge_shards(messages, "none", self.alpha, total_weight)[1]
 
     def gradient(self, upstream: Tensor, logits: Tensor, rows: slice, numbers: Tensor) -> Tensor:
@@ -121,11 +131,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The losses of a layer's rows or their sum, and what a mean divides by."""
 
     @staticmethod
-    def forward(ctx: Any, reduction: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, reduction: str, with_gradient: bool, *arguments: Any
+    ) -> tuple[Tensor, Tensor]:
         layer = Layer(*arguments)
         total_weight = layer.total_weight(reduction)
         is_sum = reduction == "sum"
-        gradients = Gradients(layer, [is_sum and wanted for wanted in ctx.needs_input_grad[1:4]])
+        now = is_sum and with_gradient
+        gradients = Gradients(layer, [now and wanted for wanted in ctx.needs_input_grad[2:5]])
         one = total_weight.new_ones((), dtype=accumulate_dtype(layer.input))
         collected = [one.new_empty(SHARD_NUMBERS, 0)]
         for rows in layer.chunks():
@@ -140,7 +153,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         if is_sum:
             ctx.gradients = gradients
         else:  # torch is to see that they are unchanged
-            ctx.save_for_backward(layer.input, layer.linear_weight, layer.target, numbers)
+            ctx.save_for_backward(*layer[:5], layer.alpha, numbers)
             ctx.layer = layer
         ctx.mark_non_differentiable(total_weight)
         return loss, total_weight
@@ -149,11 +162,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         shards.refuse_second_order()
         if not ctx.saved_tensors:
-            return None, *ctx.gradients.of_arguments(grad_output), *[None] * 7
+            return None, None, *ctx.gradients.of_arguments(grad_output), *[None] * 8
         numbers = ctx.saved_tensors[-1]
-        gradients = Gradients(ctx.layer, ctx.needs_input_grad[1:4])
+        gradients = Gradients(ctx.layer, ctx.needs_input_grad[2:5])
         for rows in ctx.layer.chunks():
             logits = ctx.layer.logits(rows)
             gradient = ctx.layer.gradient(grad_output[rows], logits, rows, numbers[:, rows])
             gradients.add(gradient, rows)
-        return None, *gradients.of_arguments(1.0), *[None] * 7
+        return None, None, *gradients.of_arguments(1.0), *[None] * 8

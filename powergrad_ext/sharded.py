@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from powergrad_ext import shards
+from powergrad_ext.alpha import as_tensor
 from powergrad_ext.linear_shards import LinearCrossEntropy
 
 ops = torch.ops.powergrad
@@ -34,7 +35,7 @@ def cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-    alpha: Tensor,
+    alpha: float | Tensor,
 ) -> Tensor:
     """As :func:`powergrad_ext.cross_entropy`, of logits that are a DTensor.
 
@@ -42,17 +43,24 @@ def cross_entropy(
     is pending, divided by the sum of weights.
     """
     is_mean = reduction == "mean"
-    options = (ignore_index, "sum" if is_mean else reduction, label_smoothing, alpha)
+    options = (ignore_index, "sum" if is_mean else reduction, label_smoothing)
     class_dim = min(input.ndim - 1, 1)
     if _has_rules(input, class_dim):
         _register()
         if weight is not None:
             weight = _replicated(weight, input)
+        if not is_sharded(target):  # of the rows that this process has
+            is_whole = target.ndim == input.ndim
+            shape = (
+                input.shape if is_whole else input.shape[:class_dim] + input.shape[class_dim + 1 :]
+            )
+            target = _from_local(target, input, input.placements, shape)
         loss, _, total_weight = ops.cross_entropy_forward(
-            input, target, weight, *options, torch.is_grad_enabled()
+            input, target, weight, *options, as_tensor(alpha, input), torch.is_grad_enabled()
         )
     else:
-        loss, total_weight = _cross_entropy_of_shards(input, target, weight, *options, class_dim)
+        arguments = (input, target, weight, *options, alpha, class_dim, (is_mean,))
+        loss, total_weight = _cross_entropy_of_shards(*arguments)
     if not is_mean:
         return loss
     divisor: Any = total_weight
@@ -122,8 +130,9 @@ def _cross_entropy_of_shards(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-    alpha: Tensor,
+    alpha: float | Tensor,
     class_dim: int,
+    agreed: tuple[Any, ...],
 ) -> tuple[Any, Any]:
     """The loss, and what a mean divides by, from the local tensors."""
     from torch.distributed.tensor import Replicate, Shard
@@ -140,12 +149,14 @@ def _cross_entropy_of_shards(
         target = _with_placements(target, of_target).to_local()  # else it is local already
     if weight is not None:
         weight = _replicated(weight, input).to_local()
-    arguments = (input.to_local(), target, weight, ignore_index, reduction, label_smoothing, alpha)
+    arguments = (input.to_local(), target, weight, ignore_index, reduction, label_smoothing)
     shard = _shard_of(input, class_dim)
     if shard is None:
-        loss, _, total_weight = ops.cross_entropy_forward(*arguments, torch.is_grad_enabled())
+        loss, _, total_weight = ops.cross_entropy_forward(
+            *arguments, as_tensor(alpha, input), torch.is_grad_enabled()
+        )
     else:
-        loss, total_weight = shards.cross_entropy(*arguments, shard)
+        loss, total_weight = shards.cross_entropy(*arguments, alpha, shard, agreed)
     rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     return _loss_of(loss, total_weight, input, of_rows, rows if reduction == "none" else None)
 
@@ -159,7 +170,7 @@ def linear_cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-    alpha: Tensor,
+    alpha: float | Tensor,
     chunk_rows: int | None,
 ) -> Tensor:
     """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
@@ -169,8 +180,16 @@ def linear_cross_entropy(
     """
     from torch.distributed.tensor import Partial, Replicate, Shard
 
-    if not is_sharded(input):
-        input = _replicated(input, linear_weight)
+    layer = (input, linear_weight) if linear_bias is None else (input, linear_weight, linear_bias)
+    input, linear_weight, *bias = (
+        _as_autocast(tensor if is_sharded(tensor) else _replicated(tensor, linear_weight))
+        for tensor in layer
+    )
+    if target.is_floating_point():
+        raise NotImplementedError(
+            "linear_cross_entropy(): where argument 'linear_weight' is a DTensor, 'target' must "
+            f"hold class indices, got {target.dtype}"
+        )
     if input.ndim != 2 or linear_weight.ndim != 2:
         raise NotImplementedError(
             "linear_cross_entropy(): where argument 'linear_weight' is a DTensor, it must have "
@@ -198,21 +217,31 @@ def linear_cross_entropy(
 
     loss, total_weight = LinearCrossEntropy.apply(
         "sum" if reduction == "mean" else reduction,
+        torch.is_grad_enabled(),
         local(input, of_rows, of_input_gradient),
         local(linear_weight, of_layer, of_layer_gradient),
-        None if linear_bias is None else local(linear_bias, of_layer, of_layer_gradient),
+        local(bias[0], of_layer, of_layer_gradient) if bias else None,
         _with_placements(target, of_rows).to_local() if is_sharded(target) else target,
         None if weight is None else _replicated(weight, linear_weight).to_local(),
         ignore_index,
         label_smoothing,
-        alpha,
+        as_tensor(alpha, input),
         chunk_rows,
+        (reduction, None if isinstance(alpha, Tensor) else alpha, weight is not None),
         shard or shards.Shard(None, (linear_weight.shape[0],), 0),
     )
     loss, divisor = _loss_of(
         loss, total_weight, input, of_rows, input.shape[:1] if reduction == "none" else None
     )
     return (loss / divisor.full_tensor()).to(loss.dtype) if reduction == "mean" else loss
+
+
+def _as_autocast(tensor: Any) -> Any:
+    """As autocast gives it to F.linear."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
 
 
 def _loss_of(

@@ -6,6 +6,7 @@ one exchange of five numbers a row is all that is communicated.
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any, NamedTuple
 
@@ -46,14 +47,20 @@ def cross_entropy(
     label_smoothing: float,
     alpha: float | Tensor,
     shard: Shard,
+    agreed: tuple[Any, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a shard's rows, and what a mean divides by."""
+    """The loss of a shard's rows, and what a mean divides by.
+
+    `agreed` is what ranks have to agree about besides the other arguments.
+    """
     if target.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             "cross_entropy(): the derivative for 'target' is not implemented where classes are "
             "shared out over processes; pass target.detach()"
         )
-    options = (ignore_index, reduction, label_smoothing, alpha, weight is not None)
+    # A compiler may take a number for an input of its graph.
+    known = None if torch.compiler.is_compiling() else alpha
+    options = (ignore_index, reduction, label_smoothing, known, weight is not None, *agreed)
     return _CrossEntropy.apply(
         input,
         target,
@@ -184,16 +191,15 @@ def exchange(
         )
     except Exception:
         if not torch.compiler.is_compiling():
-            _all_gather(_refusal(arguments[0]), shard)
+            refuse(arguments[0], math.prod(_row_shape(arguments[0])), shard)
         raise
     return _all_gather(message, shard), total_weight
 
 
-def _refusal(input: Tensor) -> Tensor:
-    rows = 1
-    for size in _row_shape(input):
-        rows *= size
-    return input.new_full((1 + SHARD_NUMBERS * rows,), -1.0, dtype=accumulate_dtype(input))
+def refuse(input: Tensor, rows: int, shard: Shard) -> None:
+    """Tell the others, which wait for a message about so many rows, that there will be none."""
+    size = (1 + SHARD_NUMBERS * rows,)
+    _all_gather(input.new_full(size, -1.0, dtype=accumulate_dtype(input)), shard)
 
 
 def _all_gather(message: Tensor, shard: Shard) -> Tensor:
@@ -205,8 +211,10 @@ def _all_gather(message: Tensor, shard: Shard) -> Tensor:
     return gathered.view(processes, -1)
 
 
-#: The second is its name before torch 2.13.
-_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+def _gather_single(gathered: Tensor, message: Tensor, group: Any) -> None:
+    """By the name that it has had since torch 2.13, or before."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, message, group=group)
 
 
 @torch.compiler.assume_constant_result

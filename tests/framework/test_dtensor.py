@@ -101,10 +101,18 @@ def sharded_classes(mesh):
     with CommDebugMode() as communication:
         pg.log_softmax(given, -1)
     assert communication.get_total_counts() == 1
-    # A target that is no DTensor is that of this rank's rows, here all of them.
-    torch.testing.assert_close(
-        pg.cross_entropy(given, target).full_tensor(), pg.cross_entropy(logits, target)
-    )
+    # A target that is no DTensor is that of this rank's rows.
+    rank = mesh.get_rank()
+    for placement, own in (
+        (Shard(1), target),
+        (Replicate(), target),
+        (Shard(0), target.chunk(2)[rank]),
+    ):
+        found = pg.cross_entropy(distribute_tensor(logits, mesh, [placement]), own)
+        torch.testing.assert_close(found.full_tensor(), pg.cross_entropy(logits, target))
+    for options in ({"reduction": ("sum", "mean")[rank]}, {"alpha": 0.3 + rank}):
+        with pytest.raises(RuntimeError, match="arguments that differ"):
+            pg.cross_entropy(given, target, **options)
 
 
 def other_dimensions(mesh):

@@ -130,6 +130,40 @@ def refusals(mesh):
         pg.linear_cross_entropy(tensors[0][0], layer, target[0])
     with pytest.raises(IndexError, match="out of bounds"):
         pg.linear_cross_entropy(tensors[0], layer, target + CLASSES)
+    with pytest.raises(NotImplementedError, match="'target' must hold class indices"):
+        pg.linear_cross_entropy(tensors[0], layer, torch.rand(ROWS, CLASSES).double())
+    rank = mesh.get_rank()
+    # Of one rank alone: the other is told.
+    error, message = ((RuntimeError, "an error of its own"), (IndexError, "out of bounds"))[rank]
+    with pytest.raises(error, match=message):
+        pg.linear_cross_entropy(tensors[0], layer, target + CLASSES * rank)
+    for options in (
+        {"reduction": ("sum", "mean")[rank]},
+        {"alpha": 0.3 + rank},
+        {"weight": torch.ones(CLASSES) if rank == 0 else None},
+    ):
+        with pytest.raises(RuntimeError, match="arguments that differ"):
+            pg.linear_cross_entropy(tensors[0], layer, target, **options)
+
+
+def autocast(mesh):
+    """The layer in bfloat16, as F.linear would have it, in forward and backward."""
+    tensors, target = problem(torch.float32)
+    for reduction in ("mean", "none"):
+        placements = ([Replicate()], [Shard(0)], [Shard(0)])
+        given = [
+            distribute_tensor(tensor, mesh, of).requires_grad_()
+            for tensor, of in zip(tensors, placements, strict=True)
+        ]
+        alone = [tensor.bfloat16().float().requires_grad_() for tensor in tensors]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = solve(
+                given, target, torch.ones_like, reduction=reduction, chunk_rows=CHUNK_ROWS
+            )
+        right = solve(alone, target, torch.ones_like, reduction=reduction)
+        for one, other in zip(found, right, strict=True):
+            bound = 3e-2 * other.abs().max().item()
+            torch.testing.assert_close(one.full_tensor().float(), other, rtol=0, atol=bound)
 
 
 def run(rank, rendezvous, shape, checks):
@@ -148,7 +182,7 @@ def run(rank, rendezvous, shape, checks):
 
 @pytest.mark.parametrize(
     ("shape", "checks"),
-    [((2,), [shared_out, module, refusals]), ((2, 2), [two_dimensions])],
+    [((2,), [shared_out, module, refusals, autocast]), ((2, 2), [two_dimensions])],
     ids=["two ranks", "two by two"],
 )
 def test_linear(shape, checks, tmp_path):

@@ -1,4 +1,4 @@
-"""Classes shared out over GPUs by NCCL: as many as there are, of which one is enough."""
+"""Classes shared out over GPUs by NCCL; a single one runs all but the exchange."""
 
 import os
 
