@@ -114,7 +114,7 @@ def _shard_of(classes: int, group_name: Any) -> Shard:
         sizes: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(sizes, classes, group=group)
         known[classes] = tuple(sizes)
-    return Shard(group, known[classes], dist.get_rank(group))
+    return Shard(group_name, known[classes], dist.get_rank(group))
 
 
 #: By group, and by what this process has of a layer: what all have.

@@ -119,7 +119,8 @@ def _shard_of(input: Any, class_dim: int) -> shards.Shard | None:
             sizes = tuple(
                 max(0, min(of_each, classes - rank * of_each)) for rank in range(processes)
             )
-            return shards.Shard(mesh.get_group(mesh_dim), sizes, mesh.get_local_rank(mesh_dim))
+            group = mesh.get_group(mesh_dim).group_name
+            return shards.Shard(group, sizes, mesh.get_local_rank(mesh_dim))
     return None
 
 

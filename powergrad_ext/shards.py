@@ -11,19 +11,19 @@ import zlib
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from powergrad_ext.alpha import as_tensor
 from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
 
 ops = torch.ops.powergrad
+collectives = torch.ops._c10d_functional
 
 
 class Shard(NamedTuple):
     """Which of all classes this process has: ranks share them out in their order."""
 
-    group: Any
+    group: str | None  # its name, which all compilers take for a constant
     sizes: tuple[int, ...]  # how many classes each rank has
     rank: int
 
@@ -137,8 +137,11 @@ class _LogSoftmax(torch.autograd.Function):
         ctx.save_for_backward(input, alpha, maximum, alpha_rest)
         ctx.dim, ctx.shard = dim, shard
         # z - maximum first: it is exact or nearly so, however far from 0 the row lies.
-        distance = input - maximum.unsqueeze(dim)
-        return (distance - rest.log1p().unsqueeze(dim)).to(input.dtype).contiguous()
+        output = input - maximum.unsqueeze(dim) - rest.log1p().unsqueeze(dim)
+        if output.dtype != input.dtype or not output.is_contiguous():
+            # Only then: behind a conversion of nothing torch 2.11's compiler loses the gradient.
+            output = output.to(input.dtype, memory_format=torch.contiguous_format)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,7 +149,7 @@ class _LogSoftmax(torch.autograd.Function):
         refuse_second_order()
         input, alpha, maximum, alpha_rest = ctx.saved_tensors
         mass = grad_output.sum(ctx.dim, dtype=maximum.dtype)
-        dist.all_reduce(mass, group=ctx.shard.group)
+        mass = collectives.wait_tensor(collectives.all_reduce(mass, "sum", ctx.shard.group))
         to = min(input.dim() - 1, 1)
         grad_logits = ops.cross_entropy_shard_backward(
             mass.new_full((), -1.0),
@@ -206,15 +209,8 @@ def _all_gather(message: Tensor, shard: Shard) -> Tensor:
     processes = len(shard.sizes)
     if processes == 1:
         return message.unsqueeze(0)
-    gathered = message.new_empty(processes * message.numel())
-    _gather_single(gathered, message, group=shard.group)
-    return gathered.view(processes, -1)
-
-
-def _gather_single(gathered: Tensor, message: Tensor, group: Any) -> None:
-    """By the name that it has had since torch 2.13, or before."""
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(gathered, message, group=group)
+    gathered = collectives.all_gather_into_tensor(message, processes, shard.group)
+    return collectives.wait_tensor(gathered).view(processes, -1)
 
 
 @torch.compiler.assume_constant_result

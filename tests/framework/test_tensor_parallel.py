@@ -66,7 +66,7 @@ def with_dtensor(logits, target, mesh):
 
 
 def with_local_logits(logits, target, mesh):
-    group = mesh["tensor"].get_group()
+    group = mesh.get_group("tensor")
     return vocab_parallel_cross_entropy(
         logits.flatten(0, 1), target.flatten(), alpha=0.4, group=group
     )

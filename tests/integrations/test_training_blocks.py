@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -112,5 +114,7 @@ def test_block(name, tmp_path, monkeypatch):
     if name != "plain":
         framework(name)
     monkeypatch.chdir(tmp_path)
-    names = NAMES[name]()
-    exec(compile(BLOCKS[name], f"README.md, {name}", "exec"), {"__name__": "readme"} | names)
+    module = types.ModuleType("readme")  # compilers may import what a name is global to
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(NAMES[name]())
+    exec(compile(BLOCKS[name], f"README.md, {name}", "exec"), vars(module))
