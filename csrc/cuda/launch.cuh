@@ -115,9 +115,12 @@ cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Pa
   config.stream = stream;
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (config.dynamicSmemBytes > kWithoutAsking) {
+    // Never less than all there is, as other threads launch this kernel for longer rows.
+    int most = 0;
+    error = most_shared_bytes(&most);
+    if (error != cudaSuccess) return error;
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(config.dynamicSmemBytes));
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute cluster{};

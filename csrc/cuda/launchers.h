@@ -19,7 +19,7 @@ cudaError_t launch_log_softmax_forward(const LogSoftmaxParams& params, cudaStrea
 cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& params, cudaStream_t stream);
 
 // Sums over rows, in float64 and in a fixed order. `partials` is scratch of kSumPartials doubles.
-inline constexpr int kSumPartials = 256;
+inline constexpr int kSumPartials = 1024;
 
 // What the mean divides by: the summed weights of the targets that count, or the number of rows
 // where targets are probabilities. Asserts that every target is in range. *params.next_assumption,

@@ -82,6 +82,9 @@ struct Plan {
   }
 };
 
+// Of a block on the current device.
+cudaError_t most_shared_bytes(int* bytes);
+
 // For `kernel` on the current device, which may run code of the kernel for an older one.
 cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const void* kernel,
                       Plan* plan);

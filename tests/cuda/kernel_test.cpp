@@ -13,6 +13,7 @@ namespace {
 template <class Storage>
 void check_all(Reports& reports) {
   check_sizes<Storage>(reports);
+  check_many_rows<Storage>(reports);
   check_confident_rows<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);

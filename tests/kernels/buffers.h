@@ -29,36 +29,41 @@ inline constexpr unsigned char kCanary = 0xff;
 template <class T>
 class Block {
  public:
-  explicit Block(int64_t count = 0)
-      : count_(count), bytes_(new unsigned char[count * sizeof(T) + 2 * kBand]) {
-    std::memset(bytes_.get(), kCanary, count * sizeof(T) + 2 * kBand);
+  // It begins `lead` elements behind an address that every vector is aligned to.
+  explicit Block(int64_t count = 0, int64_t lead = 0)
+      : count_(count), lead_(lead), bytes_(new unsigned char[bytes()]) {
+    std::memset(bytes_.get(), kCanary, bytes());
   }
-  Block(const Block& other) : Block(other.count_) {
-    std::memcpy(bytes_.get(), other.bytes_.get(), count_ * sizeof(T) + 2 * kBand);
+  Block(const Block& other) : Block(other.count_, other.lead_) {
+    std::memcpy(bytes_.get(), other.bytes_.get(), bytes());
   }
   Block(Block&&) = default;
   Block& operator=(Block&&) = default;
 
   int64_t count() const { return count_; }
-  T* data() { return reinterpret_cast<T*>(bytes_.get() + kBand); }
-  const T* data() const { return reinterpret_cast<const T*>(bytes_.get() + kBand); }
+  T* data() { return reinterpret_cast<T*>(bytes_.get() + before()); }
+  const T* data() const { return reinterpret_cast<const T*>(bytes_.get() + before()); }
   T& operator[](int64_t i) { return data()[i]; }
   const T& operator[](int64_t i) const { return data()[i]; }
 
   bool untouched(int64_t begin, int64_t end) const {
-    const auto* first = bytes_.get() + kBand;
+    const auto* first = bytes_.get() + before();
     return std::all_of(first + begin * sizeof(T), first + end * sizeof(T),
                        [](unsigned char byte) { return byte == kCanary; });
   }
   bool band_untouched() const {
     const auto is_canary = [](unsigned char byte) { return byte == kCanary; };
-    const auto* last = bytes_.get() + kBand + count_ * sizeof(T);
-    return std::all_of(bytes_.get(), bytes_.get() + kBand, is_canary) &&
+    const auto* last = bytes_.get() + before() + count_ * sizeof(T);
+    return std::all_of(bytes_.get(), bytes_.get() + before(), is_canary) &&
            std::all_of(last, last + kBand, is_canary);
   }
 
  private:
+  std::size_t before() const { return kBand + lead_ * sizeof(T); }
+  std::size_t bytes() const { return before() + count_ * sizeof(T) + kBand; }
+
   int64_t count_;
+  int64_t lead_;
   std::unique_ptr<unsigned char[]> bytes_;
 };
 
@@ -86,10 +91,12 @@ inline const char* name_of(Arrangement a) {
   return kNames[static_cast<int>(a)];
 }
 
-// `padding` elements follow each contiguous run.
+// `padding` elements follow each contiguous run, or one more, which keeps pairs of neighbouring
+// rows together.
 inline Strides strides_of(const Shape& shape, Arrangement arrangement, int64_t padding) {
   if (arrangement == Arrangement::packed) padding = 0;
   if (arrangement == Arrangement::inner) {
+    if (shape.inner % 4 == 0) padding += padding % 2;
     const int64_t run = shape.inner + padding;
     return {shape.classes * run, run, 1};
   }
@@ -104,11 +111,12 @@ struct Tensor {
   Block<T> block;
 
   Tensor() = default;
-  Tensor(const Shape& its_shape, const Strides& its_strides)
+  Tensor(const Shape& its_shape, const Strides& its_strides, int64_t lead = 0)
       : shape(its_shape),
         strides(its_strides),
         block((shape.outer - 1) * strides.outer + (shape.classes - 1) * strides.classes +
-              (shape.inner - 1) * strides.inner + 1) {}
+                  (shape.inner - 1) * strides.inner + 1,
+              lead) {}
 
   int64_t offset(int64_t row, int64_t column) const {
     return row / shape.inner * strides.outer + row % shape.inner * strides.inner +

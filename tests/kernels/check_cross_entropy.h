@@ -65,8 +65,8 @@ struct CrossEntropyOutputs {
   Block<Accumulate> statistics;
   Tensor<Storage> gradient;
 
-  CrossEntropyOutputs(const Shape& shape, const Strides& strides)
-      : losses(shape.rows()), statistics(kStatistics * shape.rows()), gradient(shape, strides) {}
+  CrossEntropyOutputs(int64_t rows, Tensor<Storage> its_gradient)
+      : losses(rows), statistics(kStatistics * rows), gradient(std::move(its_gradient)) {}
   bool edges_untouched() const {
     return losses.band_untouched() && statistics.band_untouched() && gradient.padding_untouched();
   }
@@ -95,7 +95,7 @@ class CrossEntropyRunner {
 
   Outputs forward(bool with_gradient, const Execution& execution, bool has_scratch) const {
     CrossEntropyParams p = problem_.cross_entropy();
-    Outputs outputs(problem_.shape(), problem_.strides(2));
+    Outputs outputs(problem_.rows(), new_gradient());
     p.losses = outputs.losses.data();
     p.statistics = outputs.statistics.data();
     if (with_gradient) {
@@ -111,8 +111,7 @@ class CrossEntropyRunner {
                            bool in_place) const {
     CrossEntropyParams p = problem_.cross_entropy();
     Block<Accumulate> own_statistics = statistics;
-    Tensor<Storage> gradient =
-        in_place ? problem_.logits : Tensor<Storage>(problem_.shape(), problem_.strides(2));
+    Tensor<Storage> gradient = in_place ? problem_.logits : new_gradient();
     p.statistics = own_statistics.data();
     p.gradient = gradient.block.data();
     p.gradient_strides = gradient.strides;
@@ -124,6 +123,10 @@ class CrossEntropyRunner {
   }
 
  private:
+  Tensor<Storage> new_gradient() const {
+    return {problem_.shape(), problem_.strides(2), problem_.options.lead / 2};
+  }
+
   template <class Kernel>
   void run(const Kernel& kernel, const CrossEntropyParams& p, const Execution& execution,
            bool has_scratch) const {

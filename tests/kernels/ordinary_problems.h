@@ -47,7 +47,7 @@ inline std::vector<Arrangement> arrangements(int64_t classes, int64_t turn) {
 
 inline Shape shape_of(Arrangement arrangement, int64_t classes, int64_t turn) {
   // Less than a vector, exactly vectors, vectors and a rest.
-  constexpr int64_t kInners[] = {1, 3, 9, 2, 5, 7, 8, 15, 16, 17, 31, 33, 40};
+  constexpr int64_t kInners[] = {1, 3, 8, 2, 5, 7, 9, 15, 16, 17, 31, 33, 40};
   const int64_t inner = kInners[turn % (is_small(classes) ? 13 : 3)];
   const int64_t outer = is_small(classes) ? 2 : 1;
   if (arrangement == Arrangement::inner) return {outer, classes, inner};
@@ -64,6 +64,7 @@ inline Options random_options(Random& random) {
   if (random.one_in(2)) options.total_weight = 37.5;
   // An ignored index is no index: far behind the last class, too.
   if (random.one_in(2)) options.ignore_index = kFarIndex;
+  if (random.one_in(2)) options.lead = random.below(8);
   return options;
 }
 
@@ -85,6 +86,22 @@ void check_sizes(Reports& reports) {
         const double spread = random.one_in(4) ? 10.0 : 3.0;
         check_on_all(Problem<Storage>(options, random, 0.0, spread), reports);
       }
+    }
+  }
+}
+
+// Short rows in several of the chunks that blocks take, which begin anywhere in a vector.
+template <class Storage>
+void check_many_rows(Reports& reports) {
+  Random random = random_for<Storage>(7);
+  int64_t turn = 0;
+  for (const int64_t classes : {1, 2, 3, 10, 32, 65, 150, 511}) {
+    for (const int64_t rows : {int64_t{37}, int64_t{259}}) {
+      Options options = random_options(random);
+      options.alpha = kAlphas[turn % 7];
+      options.lead = turn++ % 8;
+      options.shape = {rows, classes, 1};
+      check_on_all(Problem<Storage>(options, random, 0.0, 3.0), reports);
     }
   }
 }

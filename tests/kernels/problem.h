@@ -16,6 +16,7 @@ enum class Upstream { none, scalar, per_row };
 struct Options {
   Shape shape;
   Arrangement arrangement = Arrangement::packed;
+  int64_t lead = 0;  // of the logits, see Block; their gradient has half of it
   double alpha = 1.0;
   TargetKind target = TargetKind::index64;
   bool weighted = false;
@@ -31,13 +32,14 @@ struct Options {
     static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
     static const char* const kUpstreams[] = {"no", "one", "row"};
     char text[256];
-    std::snprintf(
-        text, sizeof(text),
-        "(%lld, %lld, %lld) %s, alpha %g, %s, %s, smoothing %g, %s upstream, divided by %g",
-        static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
-        static_cast<long long>(shape.inner), name_of(arrangement), alpha,
-        kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted", smoothing,
-        kUpstreams[static_cast<int>(upstream)], total_weight.value_or(1.0));
+    std::snprintf(text, sizeof(text),
+                  "(%lld, %lld, %lld) %s behind %lld, alpha %g, %s, %s, smoothing %g, %s upstream, "
+                  "divided by %g",
+                  static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
+                  static_cast<long long>(shape.inner), name_of(arrangement),
+                  static_cast<long long>(lead), alpha, kTargets[static_cast<int>(target)],
+                  weighted ? "weighted" : "unweighted", smoothing,
+                  kUpstreams[static_cast<int>(upstream)], total_weight.value_or(1.0));
     return text;
   }
 };
@@ -62,7 +64,7 @@ struct Problem {
   // can hold; such a row is drawn again.
   Problem(const Options& its_options, Random& random, double origin, double spread)
       : options(its_options),
-        logits(shape(), strides(5)),
+        logits(shape(), strides(5), options.lead),
         index64(options.target == TargetKind::index64 ? rows() : 0),
         index32(options.target == TargetKind::index32 ? rows() : 0),
         weight(options.weighted ? classes() : 0),
