@@ -45,8 +45,8 @@ struct ExponentialSums {
 
 // Evaluator<Kind, Scalar>: kExponentials scales; add() takes the exponentials of one element into
 // the sums. kPowersApart: the powered sum is not the plain one.
-template <int kNumerator, int kDenominator, class Scalar>
-struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Scalar> {
+template <int kDenominator, class Scalar>
+struct Evaluator<RationalAlpha<1, kDenominator>, Scalar> {
   static constexpr int kExponentials = 1;
   static constexpr bool kPowersApart = kDenominator > 1;
   Scalar scale[1];
@@ -56,12 +56,7 @@ struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Scalar> {
     if constexpr (kPowersApart) {
       const auto [first, second] = factors_of_power<kDenominator>(u[0]);
       sums.plain = std::fma(first, second, sums.plain);
-      if constexpr (kNumerator > 1) {
-        const auto [third, fourth] = factors_of_power<kNumerator>(u[0]);
-        sums.powered = std::fma(third, fourth, sums.powered);
-      } else {
-        sums.powered += u[0];
-      }
+      sums.powered += u[0];
     } else {
       sums.plain += u[0];
     }
@@ -92,16 +87,21 @@ struct Evaluator<NoAlpha, Scalar> {
   }
 };
 
-// exp(t) and exp(alpha t) of a single t; of t = -infinity and NaN too.
+// Adds exp(t) and exp(alpha t), of t = -infinity and NaN too.
 template <class Kind, class Scalar>
-__device__ __forceinline__ ExponentialSums<Scalar> exponentials(
-    const Evaluator<Kind, Scalar>& evaluate, Scalar t) {
+__device__ __forceinline__ void add_exponentials(const Evaluator<Kind, Scalar>& evaluate, Scalar t,
+                                                 ExponentialSums<Scalar>& sums) {
   using E = Evaluator<Kind, Scalar>;
   Scalar e[E::kExponentials];
 #pragma unroll
   for (int k = 0; k < E::kExponentials; ++k) e[k] = exponential(t * evaluate.scale[k]);
+  E::add(e, sums);
+}
+template <class Kind, class Scalar>
+__device__ __forceinline__ ExponentialSums<Scalar> exponentials(
+    const Evaluator<Kind, Scalar>& evaluate, Scalar t) {
   ExponentialSums<Scalar> result;
-  E::add(e, result);
+  add_exponentials(evaluate, t, result);
   return result;
 }
 

@@ -1,11 +1,10 @@
 // The softmax of a thread's rows: maximum, meeting, sums, meeting.
 //
 // All exponentials are taken from the row's own maximum, which is looked for first. Its own one is
-// the 1 of "1 + r" (powergrad.h) and is not to be added: the elements that equal the maximum are
-// counted as integers beside the sums, and all but one of them join at the end. (Added to the sum
-// and taken off again they would drown the rest of a confident row.) Only warps that hold the
-// maximum have to look for it; all others take one multiplication and addition, one exponential and
-// one addition an element.
+// the 1 of "1 + r" (powergrad.h) and is not to be added: added to the sum and taken off again it
+// would drown the rest of a confident row. So every thread that has found the maximum takes one
+// such element out of its slots while it sums, and the threads that did are counted beside the
+// sums: all of these ones but the row's own join at the end.
 #pragma once
 
 #include "cuda/class_mass.cuh"
@@ -71,6 +70,26 @@ class HighestElement {
   std::conditional_t<Packed::kHalves, uint32_t, Scalar> best_[kChains];
 };
 
+// Whether any element of a pack is this number, two halves at a time.
+template <class Storage, int kElements>
+__device__ __forceinline__ bool contains(const Pack<Storage, kElements>& pack, Storage number) {
+  using Packed = Pack<Storage, kElements>;
+  if constexpr (Packed::kHalves) {
+    const auto wanted = pair_of<Storage>(Pack<Storage, 2>::filled(number).words[0]);
+    unsigned found = 0;
+#pragma unroll
+    for (const uint32_t word : pack.words) found |= __heq2_mask(pair_of<Storage>(word), wanted);
+    return found != 0;
+  } else {
+    bool found = false;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      found = found || to_number(pack.get(e)) == to_number(number);
+    }
+    return found;
+  }
+}
+
 template <class Scalar, bool kClassMass>
 struct SoftmaxState {
   Scalar maximum = kLowest<Scalar>;
@@ -118,7 +137,7 @@ struct MergeStates {
 // A thread's sums over one row, relative to the row's maximum.
 template <class Scalar>
 struct RowSums : ExponentialSums<Scalar> {
-  int ones = 0;  // elements that equal the maximum, which the sums leave out
+  int ones = 0;  // elements that equal the maximum and that the sums leave out
   Scalar mass = 0;
   Scalar distance = 0;
 };
@@ -136,8 +155,6 @@ class SoftmaxReduction {
   using Logits = typename Rows::template Resident<Storage>;
   using Mass = ClassMassIf<kClassMass, Rows>;
 
-  // A chunk's rows are each in one warp.
-  static constexpr bool kMaximumInEveryWarp = Rows::kLayout == Layout::chunks;
   static constexpr int kUnrollRun = 2 * kUnroll<Storage, kClassMass>;
   static constexpr int kSums = kClassMass ? 5 : 3;
   static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
@@ -172,12 +189,12 @@ class SoftmaxReduction {
     for (int round = 0; round < rows_.rounds(); ++round) {
       if (round > 0) copy_in(round);
       rows_.template wait<0>();
-      Scalar of_warp[kRows];
-      highest(round, wanted, of_warp);
-      meeting.template in_warp<Maximum>(of_warp);
+      Scalar own[kRows];
+      highest(round, wanted, own);
       Scalar of_row[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) of_row[r] = of_warp[r];
+      for (int r = 0; r < kRows; ++r) of_row[r] = own[r];
+      meeting.template in_warp<Maximum>(of_row);
       // Two places by turns: see Meeting.
       meeting.template of_warps<Maximum>(round % 2 * plan_.meeting_bytes(kMaximaBytes), of_row);
       if (!wanted) continue;
@@ -186,7 +203,8 @@ class SoftmaxReduction {
         if (round > 0 && maximum[r] < of_row[r]) raise(sums[r], maximum[r], of_row[r]);
         maximum[r] = std::fmax(maximum[r], of_row[r]);
       }
-      add(round, of_warp, maximum, sums);
+      add_without_ones(round, own, maximum, sums);
+      if constexpr (kClassMass) add_mass(round, maximum, sums);
     }
     meet(meeting, maximum, sums, state);
   }
@@ -215,35 +233,56 @@ class SoftmaxReduction {
     sums.distance += sums.mass * (reference_of(to) - reference_of(from));
   }
 
-  __device__ void add(int round, const Scalar (&of_warp)[kRows], const Scalar (&maximum)[kRows],
+  // Adds what is in the slots, but for one maximum of every thread that has any, which is counted.
+  __device__ void add_without_ones(int round, const Scalar (&own)[kRows],
+                                   const Scalar (&maximum)[kRows],
+                                   RowSums<Scalar> (&sums)[kRows]) const {
+    int place[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      place[r] = kNowhere;
+      if (own[r] != maximum[r]) continue;
+      ++sums[r].ones;
+      place[r] = place_of(round, r, from_number<Storage>(own[r]));
+      if (place[r] != kNowhere) *element(place[r]) = from_number<Storage>(kLowest<Scalar>);
+    }
+    add(round, maximum, sums);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (place[r] != kNowhere) *element(place[r]) = from_number<Storage>(own[r]);
+    }
+  }
+
+  // Where among the thread's elements a number of a row is. Few threads have the maximum; that they
+  // look for it while others wait is cheaper than to compare every element in the sums.
+  __device__ int place_of(int round, int r, Storage number) const {
+    int slot = kNowhere;
+    rows_.each_slot(round, [&](int i) {
+      const auto pack = logits_.slots.get(i);
+      const bool is_here =
+          kRows > 1 ? to_number(pack.get(r)) == to_number(number) : contains(pack, number);
+      if (is_here) slot = i;
+    });
+    if (slot == kNowhere) return kNowhere;  // of a row without a number, such as one of NaN
+    int place = r;
+    if constexpr (kRows == 1) {
+      const auto pack = logits_.slots.get(slot);
+#pragma unroll
+      for (int e = 1; e < kElements; ++e) {
+        if (to_number(pack.get(e)) == to_number(number)) place = e;
+      }
+    }
+    return slot * kElements + place;
+  }
+  __device__ Storage* element(int place) const {
+    return static_cast<Storage*>(logits_.slots.at(place / kElements)) + place % kElements;
+  }
+
+  __device__ void add(int round, const Scalar (&maximum)[kRows],
                       RowSums<Scalar> (&sums)[kRows]) const {
-    // Up to here the rounding error of maximum * scale is below 1/2, and its exponential harmless.
-    constexpr Scalar kNear = std::is_same_v<Scalar, double> ? 0x1p48 : 0x1p21;
-    bool holds_maximum = kMaximumInEveryWarp;
-    bool is_far = false;
+    Scalar reference[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      holds_maximum = holds_maximum || of_warp[r] == maximum[r];
-#pragma unroll
-      for (int k = 0; k < E::kExponentials; ++k) {
-        is_far = is_far || !(std::fabs(maximum[r] * evaluate_.scale[k]) < kNear);
-      }
-    }
-    if constexpr (kMaximumInEveryWarp) {
-      add_carefully(round, maximum, sums);
-    } else if (holds_maximum || is_far) {
-      add_carefully(round, maximum, sums);
-    } else {
-      add_others(round, maximum, sums);
-    }
-    if constexpr (kClassMass) add_mass(round, maximum, sums);
-  }
-
-  // Of a warp that holds the maximum, or far away from 0. Every element is compared: to look for
-  // the maximum's slot first and be careful there alone was slower, as the slots then wait for each
-  // other.
-  __device__ void add_carefully(int round, const Scalar (&maximum)[kRows],
-                                RowSums<Scalar> (&sums)[kRows]) const {
+    for (int r = 0; r < kRows; ++r) reference[r] = reference_of(maximum[r]);
     rows_.each_run(round, [&](int begin, int end) {
       ExponentialSums<Scalar> terms[kRows];
 #pragma unroll(kUnrollRun)
@@ -252,71 +291,16 @@ class SoftmaxReduction {
 #pragma unroll
         for (int e = 0; e < kElements; ++e) {
           const int r = kRows == 1 ? 0 : e;
-          const bool is_one = z.at[e] == maximum[r];
-          sums[r].ones += is_one ? 1 : 0;
-          const Scalar t = is_one ? kLowest<Scalar> : z.at[e] - maximum[r];  // whose terms are 0
-          Scalar u[E::kExponentials];
-#pragma unroll
-          for (int k = 0; k < E::kExponentials; ++k) u[k] = exponential(t * evaluate_.scale[k]);
-          E::add(u, terms[r]);
+          // The difference first: it is exact or nearly so, however far from 0 the row lies.
+          add_exponentials(evaluate_, z.at[e] - reference[r], terms[r]);
         }
       }
-      take_in(terms, sums);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        sums[r].plain += terms[r].plain;
+        if constexpr (E::kPowersApart) sums[r].powered += terms[r].powered;
+      }
     });
-  }
-
-  // No element here equals its maximum. With c = fl(maximum * scale), z * scale - c is one
-  // operation; what rounding took from c is one factor for all.
-  __device__ void add_others(int round, const Scalar (&maximum)[kRows],
-                             RowSums<Scalar> (&sums)[kRows]) const {
-    Scalar shift[kRows][E::kExponentials];
-    RowSums<Scalar> own[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int k = 0; k < E::kExponentials; ++k) {
-        shift[r][k] = rounded_product(maximum[r], evaluate_.scale[k]);
-      }
-    }
-    rows_.each_run(round, [&](int begin, int end) {
-      ExponentialSums<Scalar> terms[kRows];
-#pragma unroll(kUnrollRun)
-      for (int i = begin; i < end; ++i) {
-        const Numbers<Storage, kElements> z(logits_.slots.get(i));
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) {
-          const int r = kRows == 1 ? 0 : e;
-          Scalar u[E::kExponentials];
-#pragma unroll
-          for (int k = 0; k < E::kExponentials; ++k) {
-            u[k] = exponential(std::fma(z.at[e], evaluate_.scale[k], -shift[r][k]));
-          }
-          E::add(u, terms[r]);
-        }
-      }
-      take_in(terms, own);
-    });
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      Scalar u[E::kExponentials];
-#pragma unroll
-      for (int k = 0; k < E::kExponentials; ++k) {
-        u[k] = exponential(-std::fma(maximum[r], evaluate_.scale[k], -shift[r][k]));
-      }
-      ExponentialSums<Scalar> lost;
-      E::add(u, lost);
-      sums[r].plain += own[r].plain * lost.plain;
-      if constexpr (E::kPowersApart) sums[r].powered += own[r].powered * lost.powered;
-    }
-  }
-
-  __device__ __forceinline__ static void take_in(const ExponentialSums<Scalar> (&terms)[kRows],
-                                                 RowSums<Scalar> (&sums)[kRows]) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      sums[r].plain += terms[r].plain;
-      if constexpr (E::kPowersApart) sums[r].powered += terms[r].powered;
-    }
   }
 
   __device__ void add_mass(int round, const Scalar (&maximum)[kRows],
@@ -382,6 +366,8 @@ class SoftmaxReduction {
       meet_in_cluster(plan_, place, state[0], MergeStates<Kind, Scalar, kClassMass>{evaluate_});
     }
   }
+
+  static constexpr int kNowhere = -1;
 
   const Plan& plan_;
   const Rows& rows_;
