@@ -7,24 +7,6 @@
 namespace powergrad {
 namespace {
 
-// Neighbouring numbers in memory: a vector at a time where they lie so.
-template <class T, int kCount>
-__device__ __forceinline__ void read_numbers(const T* from, T (&to)[kCount]) {
-  constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
-  if constexpr (kBytes % kVectorBytes == 0) {
-    if (is_aligned(from, kVectorBytes)) {
-#pragma unroll
-      for (int v = 0; v < kBytes / kVectorBytes; ++v) {
-        const uint4 vector = reinterpret_cast<const uint4*>(from)[v];
-        memcpy(to + v * (kVectorBytes / sizeof(T)), &vector, sizeof(vector));
-      }
-      return;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) to[i] = from[i];
-}
-
 // Probabilities of the logits' type are copied into slots beside the logits. Wider ones and weights
 // are read where they lie whenever they are wanted: the second time, or for the next row, they are
 // still in a cache.

@@ -38,12 +38,16 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
   copy_in(0);  // before anything is waited for
   const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/false);
   const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
+  Scalar maximum[Rows::kRows];
+  Scalar alpha_rest[Rows::kRows];
+  Scalar target_mass[Rows::kRows];
+  read_numbers(statistics + kMaximum * plan.rows, maximum);
+  read_numbers(statistics + kAlphaRest * plan.rows, alpha_rest);
+  read_numbers(statistics + kTargetMass * plan.rows, target_mass);
   SoftmaxRow<Scalar> softmax[Rows::kRows];
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    softmax[r] = SoftmaxRow<Scalar>(statistics[kMaximum * plan.rows + r],
-                                    statistics[kAlphaRest * plan.rows + r],
-                                    statistics[kTargetMass * plan.rows + r]);
+    softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_rest[r], target_mass[r]);
   }
   const GradientMap<Rows, kClassMass> map(p, exponent_scale, rows, logits, mass_of, targets,
                                           softmax);
@@ -57,7 +61,7 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
 
 template <class Rows, bool kClassMass>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
-                                  kLeastBlocks<typename Rows::Element, kClassMass>)
+                                  kLeastBlocks<Rows, kClassMass>)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const Plan plan,
                                   const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   if (is_settled<AccumulateOf<typename Rows::Element>>(p)) return;

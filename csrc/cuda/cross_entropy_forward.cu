@@ -11,22 +11,30 @@
 namespace powergrad {
 namespace {
 
-template <class Scalar>
-__device__ void write_row(const CrossEntropyParams& p, int64_t row, Scalar loss, Scalar maximum,
-                          Scalar rest, Scalar alpha_rest, Scalar mass) {
-  static_cast<Scalar*>(p.losses)[row] = loss;
-  if (p.rests != nullptr) static_cast<Scalar*>(p.rests)[row] = rest;
-  if (p.statistics == nullptr) return;
-  Scalar* statistics = static_cast<Scalar*>(p.statistics) + row;
-  const int64_t rows = p.shape.rows();
-  statistics[kMaximum * rows] = maximum;
-  statistics[kAlphaRest * rows] = alpha_rest;
-  statistics[kTargetMass * rows] = mass;
-}
+// What forward leaves behind of a thread's rows; 0 of those that do not count.
+template <class Scalar, int kRows>
+struct RowResults {
+  Scalar loss[kRows] = {};
+  Scalar maximum[kRows] = {};
+  Scalar rest[kRows] = {};
+  Scalar alpha_rest[kRows] = {};
+  Scalar mass[kRows] = {};
+
+  __device__ void write(const CrossEntropyParams& p, int64_t row) const {
+    write_numbers(static_cast<Scalar*>(p.losses) + row, loss);
+    if (p.rests != nullptr) write_numbers(static_cast<Scalar*>(p.rests) + row, rest);
+    if (p.statistics == nullptr) return;
+    Scalar* statistics = static_cast<Scalar*>(p.statistics) + row;
+    const int64_t rows = p.shape.rows();
+    write_numbers(statistics + kMaximum * rows, maximum);
+    write_numbers(statistics + kAlphaRest * rows, alpha_rest);
+    write_numbers(statistics + kTargetMass * rows, mass);
+  }
+};
 
 template <class Rows, class Kind, bool kClassMass, bool kGradient>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
-                                  kLeastBlocks<typename Rows::Element, kClassMass>)
+                                  kLeastBlocks<Rows, kClassMass>)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const Plan plan,
                                  const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;
@@ -43,6 +51,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
   reduction.run(targets.any_counts(), state);
 
   SoftmaxRow<Scalar> softmax[Rows::kRows];
+  RowResults<Scalar, Rows::kRows> results;
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
     const Scalar point_mass = targets.mass(p, r).point_mass;
@@ -58,19 +67,19 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
       state[r].alpha_rest += poison(state[r].maximum);
     }
     softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_rest, mass);
-    if (!rows.leads()) continue;
-    if (!targets.counts(r)) {
-      write_row<Scalar>(p, rows.row + r, 0, 0, 0, 0, 0);
-      continue;
-    }
+    if (!rows.leads() || !targets.counts(r)) continue;
     if (targets.is_class(r)) {
       distance += point_mass * (reference_of(state[r].maximum) - targets.logit[r]);
     }
     // Both terms are >= 0, so nothing cancels.
     if (p.rests == nullptr) distance += mass * std::log1p(state[r].rest);
-    write_row(p, rows.row + r, distance, state[r].maximum, state[r].rest, state[r].alpha_rest,
-              mass);
+    results.loss[r] = distance;
+    results.maximum[r] = state[r].maximum;
+    results.rest[r] = state[r].rest;
+    results.alpha_rest[r] = state[r].alpha_rest;
+    results.mass[r] = mass;
   }
+  if (rows.leads()) results.write(p, rows.row);
 
   if constexpr (kGradient) {
     const GradientMap<Rows, kClassMass> map(p, exponent.scaled(), rows, logits, mass_of, targets,

@@ -12,12 +12,11 @@ inline bool has_narrow_probabilities(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr && !p.target_is_accumulate_type;
 }
 
-// The index target of a row, after asserting that it can be one.
-__device__ inline int64_t checked_target_index(const CrossEntropyParams& p, int64_t row) {
-  const int64_t target = target_index(p, row);
+// Nothing is read through a target before this, and an ignored one is never an index, whatever its
+// value.
+__device__ inline void check_target(const CrossEntropyParams& p, int64_t target) {
   const bool is_valid = target == p.ignore_index || (0 <= target && target < all_classes(p));
   POWERGRAD_DEVICE_ASSERT(is_valid && "cross_entropy: a target is not in [0, classes)");
-  return target;
 }
 
 // The targets of a thread's rows, and the logits there: read by whoever writes the loss or the
@@ -34,9 +33,11 @@ struct RowTargets {
   template <class Logits>
   __device__ RowTargets(const CrossEntropyParams& p, const Rows& rows, const Logits& logits,
                         bool writes_losses) {
+    int64_t target[Rows::kRows] = {};
+    if (p.target_index != nullptr && rows.active) read_targets(p, rows.row, target);
 #pragma unroll
     for (int r = 0; r < Rows::kRows; ++r) {
-      index[r] = rows.active ? checked_index(p, rows.row + r) : kIgnored;
+      index[r] = rows.active ? checked_index(p, target[r]) : kIgnored;
       logit[r] = 0;
       if (is_class(r) && (writes_losses || rows.owns(index[r]))) {
         logit[r] = to_number(*logits.at(r, index[r]));
@@ -57,11 +58,20 @@ struct RowTargets {
   }
 
  private:
-  // After asserting that it can be one: nothing is read through another, and an ignored one is
-  // never an index, whatever its value.
-  __device__ static int checked_index(const CrossEntropyParams& p, int64_t row) {
+  __device__ static void read_targets(const CrossEntropyParams& p, int64_t row,
+                                      int64_t (&target)[Rows::kRows]) {
+    if (p.target_index_is_int32) {
+      int32_t narrow[Rows::kRows];
+      read_numbers(static_cast<const int32_t*>(p.target_index) + row, narrow);
+#pragma unroll
+      for (int r = 0; r < Rows::kRows; ++r) target[r] = narrow[r];
+    } else {
+      read_numbers(static_cast<const int64_t*>(p.target_index) + row, target);
+    }
+  }
+  __device__ static int checked_index(const CrossEntropyParams& p, int64_t target) {
     if (p.target_index == nullptr) return kNone;
-    const int64_t target = checked_target_index(p, row);
+    check_target(p, target);
     return target == p.ignore_index ? kIgnored : static_cast<int>(own_class(p, target));
   }
 };

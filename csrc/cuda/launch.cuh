@@ -16,9 +16,11 @@ template <class Storage>
 inline constexpr int kMostThreadsOf = std::is_same_v<Storage, double> ? 256 : kMostThreads;
 
 // Blocks of so many on a multiprocessor that the compiler has to leave registers for: 1024
-// threads. float64, which is bound by its arithmetic, and masses of every class take more of them.
-template <class Storage, bool kClassMass>
-inline constexpr int kLeastBlocks = std::is_same_v<Storage, double> || kClassMass ? 1 : 2;
+// threads. float64, which is bound by its arithmetic, masses of every class and threads with
+// several rows, which are as many in flight, take more of them.
+template <class Rows, bool kClassMass>
+inline constexpr int kLeastBlocks =
+    std::is_same_v<typename Rows::Element, double> || kClassMass || Rows::kRows > 1 ? 1 : 2;
 
 template <class T>
 struct Tag {
@@ -34,8 +36,10 @@ cudaError_t with_arrangement(const Arrangement& arrangement, const Function& fun
     case Layout::chunks:
       return function(Tag<ResidentChunks<Storage>>{});
     case Layout::tiles:
-      if constexpr (sizeof(Storage) == 2) {
-        if (arrangement.in_pairs) return function(Tag<ResidentTiles<Storage, 2>>{});
+      if constexpr (sizeof(Storage) <= 4) {
+        if (arrangement.positions == kMostPositions) {
+          return function(Tag<ResidentTiles<Storage, kMostPositions>>{});
+        }
       }
       return function(Tag<ResidentTiles<Storage, 1>>{});
   }
@@ -99,45 +103,65 @@ Work work_of() {
   return work;
 }
 
-// One kernel over all rows of a call.
-template <class Rows, class Params, class Scalar>
-cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Params& params,
-                        const Work& work, cudaStream_t stream) {
-  Plan plan;
-  cudaError_t error =
-      make_plan(Rows::kLayout, params.shape, work, reinterpret_cast<const void*>(kernel), &plan);
-  if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes =
-      static_cast<size_t>(plan.scratch_bytes) + size_t(work.tensors) * plan.tensor_bytes;
-  config.stream = stream;
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (config.dynamicSmemBytes > kWithoutAsking) {
-    // Never less than all there is, as other threads launch this kernel for longer rows.
-    int most = 0;
-    error = most_shared_bytes(&most);
-    if (error != cudaSuccess) return error;
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-    if (error != cudaSuccess) return error;
-  }
+// How a kernel is launched by a plan, and what it has to be allowed for that.
+struct Configuration {
+  cudaLaunchConfig_t launch{};
   cudaLaunchAttribute cluster{};
-  if (plan.is_cluster) {
+
+  cudaError_t set(const void* kernel, const Plan& plan, const Work& work, cudaStream_t stream) {
+    launch.gridDim = dim3(static_cast<unsigned>(plan.blocks));
+    launch.blockDim = dim3(static_cast<unsigned>(plan.threads));
+    launch.dynamicSmemBytes =
+        static_cast<size_t>(plan.scratch_bytes) + size_t(work.tensors) * plan.tensor_bytes;
+    launch.stream = stream;
+    cudaError_t error = cudaSuccess;
+    constexpr size_t kWithoutAsking = 48 * 1024;
+    if (launch.dynamicSmemBytes > kWithoutAsking) {
+      // Never less than all there is, as other threads launch this kernel for longer rows.
+      int most = 0;
+      error = most_shared_bytes(&most);
+      if (error != cudaSuccess) return error;
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+      if (error != cudaSuccess) return error;
+    }
+    if (!plan.is_cluster) return cudaSuccess;
     if (plan.parts > kPortableCluster) {
-      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                   cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
       if (error != cudaSuccess) return error;
     }
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);
     cluster.val.clusterDim.y = 1;
     cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+    launch.attrs = &cluster;
+    launch.numAttrs = 1;
+    return cudaSuccess;
   }
-  return cudaLaunchKernelEx(&config, kernel, Params(params), Plan(plan), Exponent<Scalar>(params));
+};
+
+// One kernel over all rows of a call.
+template <class Rows, class Params, class Scalar>
+cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Params& params,
+                        const Work& work, cudaStream_t stream) {
+  const void* address = reinterpret_cast<const void*>(kernel);
+  for (int largest = kLargestCluster;; largest = kPortableCluster) {
+    Plan plan;
+    cudaError_t error = make_plan(Rows::kLayout, params.shape, work, address, largest, &plan);
+    if (error != cudaSuccess) return error;
+    Configuration configuration;
+    error = configuration.set(address, plan, work, stream);
+    if (error != cudaSuccess) return error;
+    if (plan.is_cluster && plan.parts > kPortableCluster) {
+      // Not every device whose architecture knows such clusters has room for one, and fewer have a
+      // part of a device.
+      int clusters = 0;
+      error = cudaOccupancyMaxActiveClusters(&clusters, address, &configuration.launch);
+      if (error != cudaSuccess) return error;
+      if (clusters == 0) continue;
+    }
+    return cudaLaunchKernelEx(&configuration.launch, kernel, Params(params), Plan(plan),
+                              Exponent<Scalar>(params));
+  }
 }
 
 }  // namespace

@@ -11,8 +11,7 @@ namespace powergrad {
 namespace {
 
 template <class Rows>
-__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
-                                  kLeastBlocks<typename Rows::Element, false>)
+__global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeastBlocks<Rows, false>)
     log_softmax_backward_kernel(const LogSoftmaxParams p, const Plan plan,
                                 const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;

@@ -150,6 +150,45 @@ __device__ __forceinline__ void store_streaming(T* to, Pack<T, kElements> pack) 
   __stcs(reinterpret_cast<WordOf<Pack<T, kElements>>*>(to), to_word(pack));
 }
 
+// Neighbouring numbers in memory: a vector at a time where they lie so.
+template <class T, int kCount>
+inline constexpr bool kFillVectors = kCount * static_cast<int>(sizeof(T)) % kVectorBytes == 0;
+template <class T>
+__device__ __forceinline__ bool begins_a_vector(const T* address) {
+  return reinterpret_cast<uintptr_t>(address) % kVectorBytes == 0;
+}
+template <class T, int kCount>
+__device__ __forceinline__ void read_numbers(const T* from, T (&to)[kCount]) {
+  if constexpr (kFillVectors<T, kCount>) {
+    if (begins_a_vector(from)) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += kVectorBytes / sizeof(T)) {
+        const uint4 vector = *reinterpret_cast<const uint4*>(from + i);
+        memcpy(to + i, &vector, sizeof(vector));
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+template <class T, int kCount>
+__device__ __forceinline__ void write_numbers(T* to, const T (&from)[kCount]) {
+  if constexpr (kFillVectors<T, kCount>) {
+    if (begins_a_vector(to)) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += kVectorBytes / sizeof(T)) {
+        uint4 vector;
+        memcpy(&vector, from + i, sizeof(vector));
+        *reinterpret_cast<uint4*>(to + i) = vector;
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+
 // Elements of a pack, as numbers.
 template <class T, int kElements>
 struct Numbers {

@@ -7,10 +7,10 @@
 namespace powergrad {
 namespace {
 
-constexpr int kThreads = 128;        // of a block whose warps are on different rows
-constexpr int kLargestCluster = 16;  // of an sm_90 or sm_100, when asked for
+constexpr int kThreads = 128;  // of a block whose warps are on different rows
 constexpr int kMostClassesOfChunks = 512;
 constexpr int kRoomOfChunk = 32 * 1024;  // bytes that leave several blocks on a multiprocessor
+constexpr int kRoomOfTile = 40 * 1024;
 constexpr int kRoomOfRound = 64 * 1024;
 
 // Tries on an H100 (bench/results/gpu-h100): rows of up to so many packs of 16 bytes, and threads.
@@ -80,10 +80,19 @@ class Planner {
     plan_.parts = plan_.tiles = 1;
   }
 
-  // `largest`: the most blocks of a cluster.
+  // Shares of about 32 KB are the fastest. Rows that fit into one block are its own, unless there
+  // are too few of them for all multiprocessors.
+  bool wants_clusters() const {
+    if (work_.is_map) return false;
+    const int64_t packs = this->packs();
+    if (packs * work_.tensors > kPacksOfBlock) return true;
+    return packs > kRowThreads[std::size(kRowThreads) - 1].packs &&
+           shape_.rows() * 2 <= device_.multiprocessors;
+  }
+
+  // `largest`: the most blocks of a cluster; 1 where none is wanted.
   Plan rows(int largest) {
-    const int64_t whole_packs = divide_up(shape_.classes, kVectorBytes / bytes_);
-    const int64_t packs = whole_packs + 1;  // a row may start in the middle of one
+    const int64_t packs = this->packs();
     int threads = kMostThreads;
     for (const RowThreads& choice : kRowThreads) {
       if (packs <= choice.packs) {
@@ -95,10 +104,11 @@ class Planner {
       constexpr int kSteps = 8;
       threads = std::min(threads, kWarp);  // small parts waste the least of a row's last one
       plan_.parts = static_cast<int>(divide_up(packs, threads * kSteps));
-    } else if (largest > 1 && is_for_cluster(packs)) {
+    } else if (largest > 1) {
       // 16 slots a thread, which are shares of 32 or 64 KB, and one more for the pack on top: twice
       // as many blocks for its sake took 1.58 copies at 262144 bfloat16 classes instead of 1.23.
       constexpr int kSlots = 16;
+      const int64_t whole_packs = packs - 1;
       threads = whole_packs <= kPortableCluster * 128 * kSlots ? 128 : 256;
       const int64_t parts =
           std::max<int64_t>(divide_up(whole_packs, threads * kSlots), kPortableCluster);
@@ -128,24 +138,21 @@ class Planner {
   Plan tiles() {
     // As many threads on a position's classes as keep a tile small; more than four are in several
     // warps, so that neighbouring positions still fill a sector of memory.
-    const int64_t classes = shape_.classes;
-    const int lanes = classes <= 48 ? 1 : classes <= 96 ? 2 : 4;
-    const int warps = classes <= 384 ? 1 : 4;
-    share_out(kThreads, lanes, warps);
-    set_slots(divide_up(classes, lanes * warps), work_.positions * bytes_);
-    const int64_t positions = int64_t{kThreads} / (lanes * warps) * work_.positions;  // of a block
+    const int slot_bytes = work_.positions * bytes_ * work_.tensors;
+    const auto steps = [&](int threads) { return divide_up(shape_.classes, threads); };
+    int threads = 1;
+    while (threads < 16 && steps(threads) * kThreads * slot_bytes > kRoomOfTile) threads *= 2;
+    const int lanes = std::min(threads, 4);
+    share_out(kThreads, lanes, threads / lanes);
+    set_slots(steps(threads), work_.positions * bytes_);
+    const int64_t positions = int64_t{kThreads} / threads * work_.positions;  // of a block
     plan_.tiles = static_cast<int>(divide_up(shape_.inner, positions));
     return finished(shape_.outer * plan_.tiles);
   }
 
  private:
-  // Shares of about 32 KB are the fastest. Rows that fit into one block are its own, unless there
-  // are too few of them for all multiprocessors.
-  bool is_for_cluster(int64_t packs) const {
-    if (packs * work_.tensors > kPacksOfBlock) return true;
-    return packs > kRowThreads[std::size(kRowThreads) - 1].packs &&
-           shape_.rows() * 2 <= device_.multiprocessors;
-  }
+  // Of a row, which may start in the middle of one.
+  int64_t packs() const { return divide_up(shape_.classes, kVectorBytes / bytes_) + 1; }
 
   void share_out(int threads, int lanes, int64_t warps) {
     plan_.threads = threads;
@@ -176,7 +183,9 @@ class Planner {
   }
 
   // How long a row's threads take, in about an instruction's time: in every step each has a class,
-  // and those of a warp that lie in one bank of shared memory have to wait for each other.
+  // and those of a warp that lie in one bank of shared memory have to wait for each other: chunks
+  // lie there as they do in device memory, and rows of 32 words, or a multiple, all begin in one
+  // bank.
   int64_t cost_of(int lanes) const {
     constexpr int kBanks = 32;
     constexpr int kOfStep = 24;
@@ -237,15 +246,20 @@ Arrangement arrangement_of(const Shape& shape, DataType dtype,
     const bool in_chunks = shape.classes <= kMostClassesOfChunks && all([&](const Extent& tensor) {
                              return follow_each_other(shape, tensor.strides);
                            });
-    return {in_chunks ? Layout::chunks : Layout::rows, false};
+    return {in_chunks ? Layout::chunks : Layout::rows, 1};
   }
-  const bool in_pairs = shape.inner % 2 == 0 && all([&](const Extent& tensor) {
+  // Of many classes in four bytes a tile of fours would be too large; halves have no asynchronous
+  // copy of a single one.
+  constexpr int64_t kMostClassesOfFours = 512;
+  const int bytes = element_bytes(dtype);
+  const bool in_fours = (bytes == 2 || (bytes == 4 && shape.classes <= kMostClassesOfFours)) &&
+                        shape.inner % kMostPositions == 0 && all([&](const Extent& tensor) {
                           const auto address = reinterpret_cast<uintptr_t>(tensor.data);
-                          return address % (2 * element_bytes(dtype)) == 0 &&
-                                 tensor.strides.classes % 2 == 0 &&
-                                 (shape.outer == 1 || tensor.strides.outer % 2 == 0);
+                          return address % (kMostPositions * bytes) == 0 &&
+                                 tensor.strides.classes % kMostPositions == 0 &&
+                                 (shape.outer == 1 || tensor.strides.outer % kMostPositions == 0);
                         });
-  return {Layout::tiles, in_pairs};
+  return {Layout::tiles, in_fours ? kMostPositions : 1};
 }
 
 cudaError_t most_shared_bytes(int* bytes) {
@@ -256,7 +270,7 @@ cudaError_t most_shared_bytes(int* bytes) {
 }
 
 cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const void* kernel,
-                      Plan* plan) {
+                      int largest_cluster, Plan* plan) {
   Device device;
   cudaError_t error = device.read();
   if (error != cudaSuccess) return error;
@@ -266,9 +280,9 @@ cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const
   switch (layout) {
     case Layout::rows: {
       int largest = 1;
-      error = device.largest_cluster(kernel, &largest);
+      if (planner.wants_clusters()) error = device.largest_cluster(kernel, &largest);
       if (error != cudaSuccess) return error;
-      *plan = planner.rows(largest);
+      *plan = planner.rows(std::min(largest, largest_cluster));
       break;
     }
     case Layout::chunks:

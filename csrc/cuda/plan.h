@@ -8,7 +8,7 @@
 //
 // `lanes` threads of a warp and `warps` warps of each of `parts` blocks are on the same row. Each
 // has slots in shared memory: 16 bytes of neighbouring classes in rows, one class in chunks, one
-// class of one or two positions in tiles. What does not fit comes in several rounds, and is read
+// class of one or four positions in tiles. What does not fit comes in several rounds, and is read
 // again for the gradient.
 #pragma once
 
@@ -25,6 +25,8 @@ inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 512;    // of a block
 inline constexpr int kVectorBytes = 16;     // of one transaction of a thread, at a multiple of 16
 inline constexpr int kPortableCluster = 8;  // more blocks have to be asked for
+inline constexpr int kLargestCluster = 16;
+inline constexpr int kMostPositions = 4;  // of a thread, in tiles
 
 enum class Layout { rows, chunks, tiles };
 
@@ -36,7 +38,7 @@ struct Extent {
 
 struct Arrangement {
   Layout layout;
-  bool in_pairs;  // tiles: two positions can be copied at once
+  int positions;  // tiles: copied at once, 1 or kMostPositions
 };
 
 // For a call's tensors of the logits' type, the logits first.
@@ -86,7 +88,8 @@ struct Plan {
 cudaError_t most_shared_bytes(int* bytes);
 
 // For `kernel` on the current device, which may run code of the kernel for an older one.
+// `largest_cluster`: blocks of a cluster, at most.
 cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const void* kernel,
-                      Plan* plan);
+                      int largest_cluster, Plan* plan);
 
 }  // namespace powergrad

@@ -7,9 +7,9 @@
 //   each_slot(round, f)     f(slot) for this thread's slots; logits outside the row are -infinity
 //   each_run(round, f)      f(begin, end) for runs of them, each to be added up on its own: a chain
 //                           of thousands of terms would drift, most where all of them are equal
-//   each_place<unroll>(round, output, f)  f(slot, is_whole): not whole are slots that reach out of
-//   the row,
-//                           and all of them where the output's vectors begin elsewhere
+//   each_place<unroll>(round, output, f)
+//                           f(slot, is_whole): not whole are slots that reach out of the row, and
+//                           all of them where the output's vectors begin elsewhere
 //   output(...), store      a tensor that results go to
 //
 // A thread reads only slots that it has filled itself (chunks: that its block has filled), so a
@@ -50,10 +50,6 @@ struct Slots {
 template <class T>
 __device__ __forceinline__ int phase_of(const T* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kVectorBytes / sizeof(T));
-}
-template <class T>
-__device__ __forceinline__ bool is_aligned(const T* address, int bytes) {
-  return reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes) == 0;
 }
 
 // Of slots with a single class of a row.

@@ -11,17 +11,30 @@ namespace powergrad {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kLeastBlocks = 6;                 // on a multiprocessor
 constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before another one joins
 
-// term(row) for the rows of this block, to *destination(block).
+// Of a thread, read before the first of them is looked at: they come one after another otherwise.
+constexpr int kRowsAtOnce = 4;
+
+// The sum of term(term.read(row)) over the rows of this block, to finish(block, sum).
 template <class Term, class Finish>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
     sum_rows_kernel(const int64_t rows, const Term term, const Finish finish) {
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t stride = int64_t{kThreads} * gridDim.x;
   double sum = 0.0;
-  for (int64_t row = int64_t{blockIdx.x} * kThreads + thread; row < rows; row += stride) {
-    sum += term(row);
+  for (int64_t first = int64_t{blockIdx.x} * kThreads + thread; first < rows;
+       first += kRowsAtOnce * stride) {
+    decltype(term.read(first)) read[kRowsAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      if (first + i * stride < rows) read[i] = term.read(first + i * stride);
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      if (first + i * stride < rows) sum += term(read[i]);
+    }
   }
   double* sums_of_warps = reinterpret_cast<double*>(dynamic_shared_memory());
   sum = of_warp<Addition>(sum);
@@ -46,7 +59,8 @@ cudaError_t launch(int blocks, int64_t rows, const Term& term, const Finish& fin
 
 struct PartialSums {
   double* partials;
-  __device__ double operator()(int64_t block) const { return partials[block]; }
+  __device__ double read(int64_t block) const { return partials[block]; }
+  __device__ double operator()(double partial) const { return partial; }
   __device__ void operator()(int block, double sum) const { partials[block] = sum; }
 };
 
@@ -66,8 +80,9 @@ cudaError_t sum_rows(int64_t rows, double* partials, const Term& term, const Fin
 template <class Scalar>
 struct TargetWeight {
   CrossEntropyParams params;
-  __device__ double operator()(int64_t row) const {
-    const int64_t target = checked_target_index(params, row);
+  __device__ int64_t read(int64_t row) const { return target_index(params, row); }
+  __device__ double operator()(int64_t target) const {
+    check_target(params, target);
     if (target == params.ignore_index) return 0.0;
     const Scalar* weight = static_cast<const Scalar*>(params.weight);
     return weight == nullptr ? 1.0 : static_cast<double>(weight[target]);
@@ -92,7 +107,8 @@ struct StoreTotalWeight {
 template <class Scalar>
 struct Loss {
   const Scalar* losses;
-  __device__ double operator()(int64_t row) const { return losses[row]; }
+  __device__ Scalar read(int64_t row) const { return losses[row]; }
+  __device__ double operator()(Scalar loss) const { return loss; }
 };
 
 template <class Scalar>
@@ -105,7 +121,8 @@ struct StoreLoss {
 };
 
 struct EveryRow {
-  __device__ double operator()(int64_t) const { return 1.0; }
+  __device__ double read(int64_t) const { return 1.0; }
+  __device__ double operator()(double count) const { return count; }
 };
 
 template <class Function>

@@ -70,27 +70,26 @@ class HighestElement {
   std::conditional_t<Packed::kHalves, uint32_t, Scalar> best_[kChains];
 };
 
-// Whether any element of a pack is this number, two halves at a time.
-template <class Storage, int kElements>
-__device__ __forceinline__ bool contains(const Pack<Storage, kElements>& pack, Storage number) {
-  using Packed = Pack<Storage, kElements>;
-  if constexpr (Packed::kHalves) {
-    const auto wanted = pair_of<Storage>(Pack<Storage, 2>::filled(number).words[0]);
-    unsigned found = 0;
+// Whether any element of a pack, none of which is higher, is this number; two halves at a time.
+template <class Storage, int kElements, class Scalar>
+__device__ __forceinline__ bool contains(const Pack<Storage, kElements>& pack, Scalar number) {
+  bool found = false;
+  if constexpr (Pack<Storage, kElements>::kHalves) {
+    auto highest = pair_of<Storage>(pack.words[0]);
 #pragma unroll
-    for (const uint32_t word : pack.words) found |= __heq2_mask(pair_of<Storage>(word), wanted);
-    return found != 0;
-  } else {
-    bool found = false;
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      found = found || to_number(pack.get(e)) == to_number(number);
+    for (int w = 1; w < kElements / 2; ++w) {
+      highest = __hmax2(highest, pair_of<Storage>(pack.words[w]));
     }
-    return found;
+    const Pack<Storage, 2> pair{{word_of(highest)}};
+    found = to_number(pair.get(0)) == number || to_number(pair.get(1)) == number;
+  } else {
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) found = found || to_number(pack.get(e)) == number;
   }
+  return found;
 }
 
-template <class Scalar, bool kClassMass>
+template <class Scalar>
 struct SoftmaxState {
   Scalar maximum = kLowest<Scalar>;
   Scalar rest = -1;        // sum of exp(z - maximum) without one maximum; of nothing, that is -1
@@ -105,7 +104,7 @@ template <class Kind, class Scalar, bool kClassMass>
 struct MergeStates {
   const Evaluator<Kind, Scalar>& evaluate;
 
-  __device__ void warp(SoftmaxState<Scalar, kClassMass>& state) const {
+  __device__ void warp(SoftmaxState<Scalar>& state) const {
     const Scalar maximum = of_warp<Maximum>(state.maximum);
     const bool holds = state.maximum == maximum;
     const auto holders = __popc(__ballot_sync(kAllLanes, holds));
@@ -148,7 +147,7 @@ class SoftmaxReduction {
  public:
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
-  using State = SoftmaxState<Scalar, kClassMass>;
+  using State = SoftmaxState<Scalar>;
   using E = Evaluator<Kind, Scalar>;
   static constexpr int kRows = Rows::kRows;
   static constexpr int kElements = Rows::kElements;
@@ -238,12 +237,10 @@ class SoftmaxReduction {
                                    const Scalar (&maximum)[kRows],
                                    RowSums<Scalar> (&sums)[kRows]) const {
     int place[kRows];
+    find_maxima(round, own, maximum, place);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      place[r] = kNowhere;
-      if (own[r] != maximum[r]) continue;
-      ++sums[r].ones;
-      place[r] = place_of(round, r, from_number<Storage>(own[r]));
+      sums[r].ones += own[r] == maximum[r] ? 1 : 0;
       if (place[r] != kNowhere) *element(place[r]) = from_number<Storage>(kLowest<Scalar>);
     }
     add(round, maximum, sums);
@@ -253,26 +250,41 @@ class SoftmaxReduction {
     }
   }
 
-  // Where among the thread's elements a number of a row is. Few threads have the maximum; that they
-  // look for it while others wait is cheaper than to compare every element in the sums.
-  __device__ int place_of(int round, int r, Storage number) const {
-    int slot = kNowhere;
+  // Where among the thread's elements its rows' maxima are. Few threads have any; that they look
+  // for them while others wait is cheaper than to compare every element in the sums.
+  __device__ void find_maxima(int round, const Scalar (&own)[kRows], const Scalar (&maximum)[kRows],
+                              int (&place)[kRows]) const {
+    bool has_any = false;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      place[r] = kNowhere;
+      has_any = has_any || own[r] == maximum[r];
+    }
+    if (!has_any) return;
     rows_.each_slot(round, [&](int i) {
       const auto pack = logits_.slots.get(i);
-      const bool is_here =
-          kRows > 1 ? to_number(pack.get(r)) == to_number(number) : contains(pack, number);
-      if (is_here) slot = i;
-    });
-    if (slot == kNowhere) return kNowhere;  // of a row without a number, such as one of NaN
-    int place = r;
-    if constexpr (kRows == 1) {
-      const auto pack = logits_.slots.get(slot);
 #pragma unroll
-      for (int e = 1; e < kElements; ++e) {
-        if (to_number(pack.get(e)) == to_number(number)) place = e;
+      for (int r = 0; r < kRows; ++r) {
+        const bool is_here = kRows == 1 ? contains(pack, own[r]) : to_number(pack.get(r)) == own[r];
+        if (is_here) place[r] = i;
       }
+    });
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      // It is nowhere in a row without a number, such as one of NaN.
+      if (own[r] != maximum[r]) place[r] = kNowhere;
+      if (place[r] != kNowhere) place[r] = place[r] * kElements + in_slot(place[r], r, own[r]);
     }
-    return slot * kElements + place;
+  }
+  __device__ int in_slot(int i, int r, Scalar number) const {
+    if constexpr (kRows > 1) return r;
+    const auto pack = logits_.slots.get(i);
+    int result = 0;
+#pragma unroll
+    for (int e = 1; e < kElements; ++e) {
+      if (to_number(pack.get(e)) == number) result = e;
+    }
+    return result;
   }
   __device__ Storage* element(int place) const {
     return static_cast<Storage*>(logits_.slots.at(place / kElements)) + place % kElements;

@@ -145,10 +145,6 @@ class Loop(NamedTuple):
     def count(self, pattern: str) -> int:
         return sum(bool(re.search(pattern, line)) for line in self.instructions)
 
-    def per_vector(self, pattern: str) -> float:
-        """Instructions for each of the accesses that the pattern finds."""
-        return len(self.instructions) / self.count(pattern)
-
 
 def innermost_loops(code: str) -> list[Loop]:
     """Of the machine code of a kernel: what lies between a label and a jump back to it."""
@@ -171,31 +167,66 @@ def innermost_loops(code: str) -> list[Loop]:
     ]
 
 
-COPY, LOAD, STORE = r"\bLDGSTS\.E\S*\.128\b", r"\bLDS\.128\b", r"\bSTG\.E\S*\.128\b"
-EXPONENTIAL, MAXIMUM = r"\bMUFU\.EX2\b", r"MNMX"
+class Accesses(NamedTuple):
+    """How the threads of a layout move elements: instructions, and elements of each."""
+
+    copy: str
+    load: str
+    store: str
+    elements: int  # of a slot
+    elements_of_copy: int
 
 
-def instructions_per_vector(code: str) -> dict[str, float]:
-    """Of the hot loops over 16-byte vectors: the cheapest one for each kind of pass.
+def accesses(name: str) -> Accesses | None:
+    """Of the kernel with that demangled name; None if it is of no layout that has to be fast."""
+    layout = re.search(r"<Resident(Rows|Chunks|Tiles)<(\w+)(?:, (\d))?>", name)
+    if layout is None or layout[3] == "1":
+        return None
+    size = {"double": 8, "float": 4}.get(layout[2], 2)
+    copy, store = r"\bLDGSTS\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b"
+    if layout[1] == "Rows":
+        return Accesses(copy, r"\bLDS\.128\b", store, 16 // size, 16 // size)
+    if layout[1] == "Chunks":
+        load = {2: r"\bLDS\.U16\b", 4: r"\bLDS\b(?!\.)", 8: r"\bLDS\.64\b"}[size]
+        return Accesses(copy, load, r"\bSTS\b", 1, 16 // size)
+    positions = int(layout[3])
+    width = {16: r"\.128", 8: r"\.64"}[positions * size]
+    words = (rf"\b{word}{width}\b" for word in (r"LDGSTS\.E\S*", "LDS", r"STG\.E\S*"))
+    return Accesses(*words, positions, positions)
 
-    A dearer one of the same kind is what is left over of an unrolled loop, or goes over the few
-    elements that need more care.
+
+class Pass(NamedTuple):
+    """A loop over the slots, and its instructions for each element."""
+
+    loop: Loop
+    cost: float
+
+
+def passes_over_slots(code: str, how: Accesses) -> dict[str, Pass]:
+    """The hot loops of a kernel: the cheapest one for each kind of pass.
+
+    A dearer one of the same kind is what is left over of an unrolled loop.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Pass] = {}
     for loop in innermost_loops(code):
-        name, vectors = None, LOAD
-        if loop.count(COPY):
-            name, vectors = "copy", COPY
-        elif loop.count(LOAD) and loop.count(STORE):
+        access, elements = how.load, how.elements
+        if loop.count(how.copy):
+            name, access, elements = "copy", how.copy, how.elements_of_copy
+        elif not loop.count(how.load):
+            continue
+        elif loop.count(how.store):
             name = "write"
-        elif loop.count(LOAD) and loop.count(EXPONENTIAL):
+        elif loop.count(r"\bMUFU\.EX2\b"):
             name = "sums"
-        elif loop.count(LOAD) and loop.count(MAXIMUM):
+        elif loop.count("MNMX") and not loop.count(r"\bFSETP\b"):
             name = "maximum"
-        elif loop.count(LOAD):
+        elif loop.count(r"\bFADD\b"):
             name = "sum"
-        if name is not None:
-            found[name] = min(found.get(name, float("inf")), loop.per_vector(vectors))
+        else:
+            name = "search"
+        cost = len(loop.instructions) / loop.count(access) / elements
+        if name not in found or cost < found[name].cost:
+            found[name] = Pass(loop, cost)
     return found
 
 

@@ -1,5 +1,6 @@
 // The CUDA kernels, run by the host layer, against the equations of powergrad.h. Returns 1 when a
 // check fails.
+#include "boundaries.h"
 #include "conversions.h"
 #include "far_offsets.h"
 #include "launcher_checks.h"
@@ -14,6 +15,7 @@ template <class Storage>
 void check_all(Reports& reports) {
   check_sizes<Storage>(reports);
   check_many_rows<Storage>(reports);
+  check_boundaries<Storage>(reports);
   check_confident_rows<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);

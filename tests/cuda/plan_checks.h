@@ -14,10 +14,10 @@ inline Plan plan_of(const host_cuda::Device& device, Layout layout, const Shape&
   host_cuda::configure({device, 0, std::nullopt});
   Work work{};
   work.dtype = dtype;
-  work.positions = layout == Layout::tiles ? 2 : 1;
+  work.positions = layout == Layout::tiles ? kMostPositions : 1;
   work.is_map = is_map;
   Plan plan{};
-  if (make_plan(layout, shape, work, nullptr, &plan) != cudaSuccess) plan = {};
+  if (make_plan(layout, shape, work, nullptr, kLargestCluster, &plan) != cudaSuccess) plan = {};
   return plan;
 }
 
@@ -63,6 +63,12 @@ inline void check_plans(Report& report) {
     report.enter("the plan for 16 million classes");
     const Plan plan = plan_of(host_cuda::kSm90, Layout::rows, {64, 1 << 24, 1}, dtype);
     report.expect(plan.parts == 16 && plan.rounds > 1, "they do not fit");
+  }
+  for (const int64_t classes : {2, 19, 21, 150, 1000}) {
+    report.enter("the plan for tiles of " + std::to_string(classes) + " classes");
+    const Plan plan =
+        plan_of(host_cuda::kSm90, Layout::tiles, {16, classes, 1 << 16}, DataType::bfloat16);
+    report.expect(plan.rounds == 1 && plan.tensor_bytes <= 64 * 1024, "few blocks fit");
   }
   report.enter("the plan for few rows");
   const Plan few = plan_of(host_cuda::kSm90, Layout::rows, {4, 100000, 1}, DataType::bfloat16);

@@ -22,9 +22,9 @@ inline int turns_of(const Machine& machine) { return machine.turns; }
 inline bool flushes_denormals(const Machine&, DataType) { return false; }
 
 // Clusters on one, none on the other; and so little shared memory that everything but short rows
-// comes in several rounds, in clusters and without.
+// comes in several rounds, in clusters, of 8 at most, and without.
 inline constexpr host_cuda::Device kSmallSm80{8, 108, 24 * 1024};
-inline constexpr host_cuda::Device kSmallSm90{9, 132, 24 * 1024};
+inline constexpr host_cuda::Device kSmallSm90{9, 132, 24 * 1024, 9, 8};
 inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
                                     {"sm_90", host_cuda::kSm90},
                                     {"a small sm_80", kSmallSm80, 8},

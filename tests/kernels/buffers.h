@@ -91,12 +91,12 @@ inline const char* name_of(Arrangement a) {
   return kNames[static_cast<int>(a)];
 }
 
-// `padding` elements follow each contiguous run, or one more, which keeps pairs of neighbouring
+// `padding` elements follow each contiguous run, or a few more, which keep fours of neighbouring
 // rows together.
 inline Strides strides_of(const Shape& shape, Arrangement arrangement, int64_t padding) {
   if (arrangement == Arrangement::packed) padding = 0;
   if (arrangement == Arrangement::inner) {
-    if (shape.inner % 4 == 0) padding += padding % 2;
+    if (shape.inner % 4 == 0) padding = (padding + 3) / 4 * 4;
     const int64_t run = shape.inner + padding;
     return {shape.classes * run, run, 1};
   }

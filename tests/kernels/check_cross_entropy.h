@@ -152,6 +152,9 @@ class CrossEntropyCheck {
         runner_(problem, report),
         splits_(splits(problem.shape(), problem.logits.strides)) {}
 
+  // Of a training step alone.
+  void check_step() const { check_backward(check_forward_with_gradient(false)); }
+
   void check() const {
     check_forward(false);
     if (kScratchIsOptional) check_forward(true);
@@ -167,7 +170,7 @@ class CrossEntropyCheck {
     check_forward_with_gradient(has_scratch);
   }
 
-  void check_forward_with_gradient(bool has_scratch) const {
+  Block<Accumulate> check_forward_with_gradient(bool has_scratch) const {
     const Outputs outputs = runner_.forward(true, whole(), has_scratch);
     check_losses(outputs.losses);
     check_statistics(outputs.statistics);
@@ -179,6 +182,7 @@ class CrossEntropyCheck {
                          same_numbers(outputs.gradient.block, other.gradient.block),
                      std::string("forward: other bits from ") + split.name);
     }
+    return outputs.statistics;
   }
 
   void check_backward(const Block<Accumulate>& statistics) const {

@@ -62,8 +62,9 @@ inline Options random_options(Random& random) {
   options.smoothing = random.one_in(3) ? 0.1 : 0.0;
   options.upstream = static_cast<Upstream>(random.below(3));
   if (random.one_in(2)) options.total_weight = 37.5;
-  // An ignored index is no index: far behind the last class, too.
-  if (random.one_in(2)) options.ignore_index = kFarIndex;
+  // An ignored index is no index: that of a class, and far behind the last one, too.
+  constexpr int64_t kIgnoreIndices[] = {-7, 0, kFarIndex};
+  options.ignore_index = kIgnoreIndices[random.below(3)];
   if (random.one_in(2)) options.lead = random.below(8);
   return options;
 }

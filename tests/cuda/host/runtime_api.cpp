@@ -77,6 +77,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
       return refuse(cudaErrorNotSupported, "this device has no clusters");
     }
     const auto& size = attribute.val.clusterDim;
+    if (static_cast<int>(size.x) > options.device.largest_cluster) {
+      return refuse(cudaErrorLaunchOutOfResources, "this device has no room for such a cluster");
+    }
     cluster = {size.x, size.y, size.z};
   }
   if (!is_cluster(cluster, large_cluster_kernels.count(kernel) > 0)) {
@@ -124,6 +127,13 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   *attributes = {};
   attributes->ptxVersion = 10 * options.device.code;
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                           const cudaLaunchConfig_t* config) {
+  const auto size = static_cast<int>(config->attrs->val.clusterDim.x);
+  *clusters = size <= options.device.largest_cluster ? 1 : 0;
   return cudaSuccess;
 }
 

@@ -16,6 +16,7 @@ struct Device {
   int multiprocessors;
   int shared_memory;  // the most that a block can opt in to, bytes
   int code = major;   // the major version that kernels were compiled for
+  int largest_cluster = 16;
 };
 inline constexpr Device kSm80{8, 108, 163 * 1024};
 inline constexpr Device kSm90{9, 132, 227 * 1024};
