@@ -35,29 +35,20 @@ CASES = {
         Case("llama3", 256, 128256, gpu_rows=2048),
         Case("qwen", 256, 151936, gpu_rows=2048),
         Case("gemma", 128, 262144, gpu_rows=1024),
+        Case("binary", 65536, 2, gpu_rows=2**24),
         Case("few-classes", 65536, 10, gpu_rows=2**24),
+        Case("vq-vae", 65536, 512, gpu_rows=2**19),
         Case("mask", 8, 2, (512, 512), gpu_rows=64),
         Case("cityscapes", 8, 19, (512, 512), gpu_rows=16),
+        Case("pascal-voc", 8, 21, (513, 513), gpu_rows=16),
         Case("ade20k", 4, 150, (256, 256), gpu_rows=16),
     )
 }
+GPU_ONLY = ("binary", "vq-vae", "pascal-voc")
+"""What is shared out in another way than its neighbours there, and on a CPU as they are."""
+CPU_CASES = tuple(name for name in CASES if name not in GPU_ONLY)
 DEFAULT_CASES = ("tiny", "cifar10", "imagenet", "imagenet-large", "llama2", "llama3")
 QUICK_CASES = ("tiny", "imagenet", "llama2")
-GPU_CASES = (
-    "tiny",
-    "imagenet",
-    "imagenet-large",
-    "codebook",
-    "llama2",
-    "gpt2",
-    "llama3",
-    "gemma",
-    "few-classes",
-    "mask",
-    "cityscapes",
-    "ade20k",
-)
-"""What GPU requirements speak of; each but the first two fills the device."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -80,9 +71,16 @@ UNREDUCED = "none"
 """Forward and backward with reduction="none" and another upstream gradient for every row."""
 PROBABILITIES = "probabilities"
 """Forward and backward with a probability for every class as the target."""
+SMOOTHING = "smoothing"
+"""Forward and backward with label smoothing."""
+WEIGHTS = "weights"
+"""Forward and backward with a weight for every class."""
+LOG_SOFTMAX_FORWARD = "log-softmax-forward"
+"""Log-softmax over the classes instead of a loss, of logits that need no gradient."""
+LOG_SOFTMAX_BACKWARD = "log-softmax-backward"
+"""Its gradient alone, with another upstream gradient for every log-probability."""
 LOG_SOFTMAX = "log-softmax"
-"""Forward and backward of log-softmax over the classes instead of a loss, with another upstream
-gradient for every log-probability."""
+"""Both of it."""
 
 LEAST_TRAFFIC = {
     FORWARD: 1,
@@ -91,6 +89,10 @@ LEAST_TRAFFIC = {
     IN_PLACE: 3,
     UNREDUCED: 3,
     PROBABILITIES: 3,
+    SMOOTHING: 2,
+    WEIGHTS: 2,
+    LOG_SOFTMAX_FORWARD: 2,
+    LOG_SOFTMAX_BACKWARD: 3,
     LOG_SOFTMAX: 5,
 }
 """What a mode has to move through memory, in units of the logits' size.
@@ -101,9 +103,32 @@ forward, and backward reads as large an upstream gradient: for PGT 2 and then 3,
 more among them (the ordinary one can read its output instead, which is as large).
 """
 MODES = tuple(LEAST_TRAFFIC)
-OF_A_LOSS = tuple(mode for mode in MODES if mode != LOG_SOFTMAX)
+OF_LOG_SOFTMAX = (LOG_SOFTMAX_FORWARD, LOG_SOFTMAX_BACKWARD, LOG_SOFTMAX)
+OF_A_LOSS = tuple(mode for mode in MODES if mode not in OF_LOG_SOFTMAX)
+FORWARD_ALONE = (FORWARD, LOG_SOFTMAX_FORWARD)
+BACKWARD_ALONE = (BACKWARD, LOG_SOFTMAX_BACKWARD)
 DEFAULT_MODES = (FRESH, IN_PLACE)
-GPU_MODES = (FRESH, FORWARD, BACKWARD)
+
+SMALL_ON_GPU = ("tiny", "imagenet")
+"""What does not fill the device."""
+ROWS_ON_GPU = ("imagenet-large", "codebook", "llama2", "gpt2", "llama3", "gemma")
+FEW_ON_GPU = ("binary", "few-classes", "vq-vae", "mask", "cityscapes", "pascal-voc", "ade20k")
+"""Few classes, or a stride between them."""
+OPTIONS_ON_GPU = ("imagenet-large", "llama2")
+"""Rows that several of a block share, and one to a block: enough to tell what an option costs."""
+GPU_CASES = {
+    FRESH: (*SMALL_ON_GPU, *ROWS_ON_GPU, *FEW_ON_GPU),
+    FORWARD: ROWS_ON_GPU,
+    BACKWARD: ROWS_ON_GPU,
+    PROBABILITIES: OPTIONS_ON_GPU,
+    SMOOTHING: OPTIONS_ON_GPU,
+    WEIGHTS: OPTIONS_ON_GPU,
+    LOG_SOFTMAX_FORWARD: OPTIONS_ON_GPU,
+    LOG_SOFTMAX_BACKWARD: OPTIONS_ON_GPU,
+}
+"""What GPU requirements speak of and `--gpu` measures: each mode where it has something to show."""
+COMPILED_ON_GPU = ("imagenet-large", "llama2", "gpt2", "llama3")
+"""Where steps are compared also with those that compile for each shape and type, for seconds."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import FORWARD
+from .cases import FORWARD, LOG_SOFTMAX_FORWARD, SMOOTHING, WEIGHTS
 from .problem import Problem
 
 # As wrong as F.cross_entropy itself gets: with half-precision logits it rounds log p to their type
@@ -25,7 +25,7 @@ class WrongResultError(Exception):
 
 
 class ResultCheck:
-    """Compares what a step returns with its definition: the gradient, in mode forward the loss."""
+    """Compares what a step returns with its definition: the gradient, or of forward the output."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -36,6 +36,8 @@ class ResultCheck:
         """Raise WrongResultError if shape, type or a value is not as defined."""
         if self._problem.group.mode == FORWARD:
             self._check_loss(result)
+        elif self._problem.group.mode == LOG_SOFTMAX_FORWARD:
+            self._check_log_probabilities(result)
         else:
             self._check_gradient(result, alpha)
 
@@ -45,6 +47,12 @@ class ResultCheck:
         error = abs(float(loss) - expected) / expected
         if not error <= self._tolerance:
             raise WrongResultError(f"wrong loss: off by {error:.1e}")
+
+    def _check_log_probabilities(self, result: Tensor) -> None:
+        expected = widened(self._problem.pristine).log_softmax(dim=1)
+        error = float(((result.to(expected) - expected) / expected).abs_().max())
+        if not error <= self._tolerance:
+            raise WrongResultError(f"wrong log-probability: off by {error:.1e}")
 
     def _check_gradient(self, gradient: Tensor, alpha: float) -> None:
         pristine = self._problem.pristine
@@ -88,6 +96,13 @@ def gradient_of_log_probabilities(problem: Problem) -> Tensor:
     else:
         target = torch.zeros_like(logits).scatter_(1, problem.target.unsqueeze(1), 1.0)
     rows = logits[:, :1].numel()
+    if problem.group.mode == SMOOTHING:
+        share = problem.options["label_smoothing"]
+        target = (1.0 - share) * target + share / logits.shape[1]
+    elif problem.group.mode == WEIGHTS:
+        of_class = problem.options["weight"].to(logits)
+        target = target * of_class.view(-1, *(1 for _ in problem.group.case.inner))
+        rows = target.sum()  # as far as they count
     return target * (-1.0 / rows if upstream is None else -upstream.unsqueeze(1))
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 
 from . import linear, overhead
-from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, Group
+from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, OF_LOG_SOFTMAX, Group
 from .memory import Peak
-from .peers import COPY, DEFAULT_ALPHA, heading_of, name_of_ours, others, ours
-from .report import median_milliseconds, memory_cells, verdict_cells
-from .requirements import ALPHA_ONE, COMPILERS, DEFAULT, LARGE, Verdict
+from .peers import COPY, DEFAULT_ALPHA, WITHOUT, heading_of, name_of_ours, others, ours
+from .report import TITLES, median_milliseconds, memory_cells, verdict_cells
+from .requirements import ALL_OTHERS, ALPHA_ONE, COMPILERS, DEFAULT, LARGE, Verdict
 from .result import Result
 
 IN_SHORT = (
@@ -79,10 +79,11 @@ def in_place_table(results: Sequence[Result]) -> str:
 
 def copies_table(results: Sequence[Result]) -> str:
     """Of a GPU: a row for each type and shape that fills the device."""
+    known = {peer for result in results for peer in result.seconds}
     shown = (
         (FRESH, DEFAULT),
         (FRESH, ALPHA_ONE),
-        (FRESH, "eager"),
+        *((FRESH, peer) for peer in ALL_OTHERS if peer in known),
         (FORWARD, DEFAULT),
         (FORWARD, "eager"),
         (BACKWARD, DEFAULT),
@@ -95,13 +96,32 @@ def copies_table(results: Sequence[Result]) -> str:
         (r.group.size, r.group.dtype) for r in results if r.group.case.gpu_rows
     ):
         row = [size, dtype]
-        for mode, peer in shown:
-            result = by_group.get((size, dtype, mode))
-            known = result is not None and peer in result.seconds
-            row.append(f"{result.ratio(peer, COPY.name).median:.2f}" if result and known else "-")
+        row += [in_copies(by_group.get((size, dtype, mode)), peer) for mode, peer in shown]
         rows.append(row)
     headings = [f"{words[mode]}, {heading_of(peer)}" for mode, peer in shown]
     return table(["logits", "type", *headings], rows)
+
+
+def options_table(results: Sequence[Result]) -> str:
+    """Of a GPU: a row for each other mode, type and shape; nothing where none was measured."""
+    ours_of = (DEFAULT, ALPHA_ONE, WITHOUT.name)
+    rows = []
+    for result in results:
+        mode = result.group.mode
+        if mode in (FRESH, FORWARD, BACKWARD):
+            continue
+        torchs = "eager-log-softmax" if mode in OF_LOG_SOFTMAX else "eager"
+        about = (TITLES[mode], result.group.size, result.group.dtype)
+        rows.append([*about, *(in_copies(result, peer) for peer in (*ours_of, torchs))])
+    headings = ["what", "logits", "type", *map(heading_of, ours_of), "torch's own"]
+    return table(headings, rows) if rows else ""
+
+
+def in_copies(result: Result | None, peer: str) -> str:
+    """A peer's time in copies of the logits, if it was measured."""
+    if result is None or peer not in result.seconds:
+        return "-"
+    return f"{result.ratio(peer, COPY.name).median:.2f}"
 
 
 def linear_table(measurements: Sequence[linear.Measurement]) -> str:

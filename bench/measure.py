@@ -68,15 +68,21 @@ def checked_steps(
     for peer in peers:
         try:
             steps[peer.name] = checked_step(peer, problem, check)
-        except ImportError as error:
-            skipped[peer.name] = f"{error.name} {MISSING}"
-        except UnavailableError as error:
-            skipped[peer.name] = str(error)
-        except WrongResultError as error:
+        except Exception as error:
             if is_ours(peer.name):
                 raise
-            skipped[peer.name] = str(error)
+            skipped[peer.name] = reason(error)
     return steps, skipped
+
+
+def reason(error: Exception) -> str:
+    """Why somebody does not take part, in a line. Compilers of others can fail in any way."""
+    if isinstance(error, ImportError):
+        return f"{error.name} {MISSING}"
+    if isinstance(error, (UnavailableError, WrongResultError)):
+        return str(error)
+    first_line, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def checked_step(peer: Peer, problem: Problem, check: ResultCheck) -> Step:

@@ -1,7 +1,7 @@
 """How much memory a step takes at its peak, besides what it is given.
 
 On a CPU that is resident memory, told by a process of its own, in which nobody else's freed memory
-waits to be used again. On a GPU torch's allocator knows it.
+waits to be used again. On a GPU torch's allocator knows it, in whatever process.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .cases import CASES, Group
 from .measure import checked_steps
 from .peers import Peer, registry
 from .problem import Problem
-from .result import Record
+from .result import Record, Result
 from .step import Step
 
 
@@ -50,8 +51,22 @@ def peaks_of(records: Iterable[Record]) -> list[Peak]:
     return [Peak.from_json(record) for record in records if record["kind"] == "memory"]
 
 
+def as_results(peaks: Iterable[Peak]) -> list[Result]:
+    """The peaks of each group as its peers' one round, to be judged as times are."""
+    results: dict[Group, Result] = {}
+    for peak in peaks:
+        result = results.setdefault(peak.group, Result(peak.group))
+        if peak.bytes is None:
+            result.skipped[peak.peer] = peak.reason
+        else:
+            result.seconds[peak.peer] = np.array([float(peak.bytes)])
+    return list(results.values())
+
+
 def peak(group: Group, peer: Peer, alphas: Sequence[float], threads: int) -> Peak:
-    """Measure one peer in a process of its own."""
+    """Measure one peer, where it matters in a process of its own."""
+    if group.device == "cuda":
+        return peak_here(group, peer.name, alphas, threads)
     arguments = (group, peer.name, tuple(alphas), threads)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(peak_here, arguments)

@@ -22,14 +22,19 @@ import powergrad_ext as pg
 
 from .cases import (
     BACKWARD,
+    BACKWARD_ALONE,
     FORWARD,
+    FORWARD_ALONE,
     FRESH,
     IN_PLACE,
     LOG_SOFTMAX,
     MODES,
     OF_A_LOSS,
+    OF_LOG_SOFTMAX,
     PROBABILITIES,
+    SMOOTHING,
     UNREDUCED,
+    WEIGHTS,
 )
 from .problem import Problem
 from .step import Step
@@ -51,7 +56,7 @@ class Peer:
     Attributes:
         name: on the command line, in files and in profiles.
         heading: in tables, plots and the README; a narrow table breaks it after a comma.
-        alpha: None where neither loss nor gradient is computed.
+        alpha: None where the group's own loss and gradient are not computed.
     """
 
     name: str
@@ -68,7 +73,7 @@ def import_untyped(name: str) -> Any:
 
 def function_of(module: Any, problem: Problem) -> Callable[..., Tensor]:
     """What the mode is about, as it is called in torch's, our and the reference's module alike."""
-    return module.log_softmax if problem.group.mode == LOG_SOFTMAX else module.cross_entropy
+    return module.log_softmax if problem.group.mode in OF_LOG_SOFTMAX else module.cross_entropy
 
 
 def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
@@ -76,31 +81,35 @@ def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
 
     The gradient is asked for, not accumulated: nothing but the loss is timed.
     """
-    if problem.group.mode == FORWARD:
-        return Step(lambda: loss(problem.logits.detach(), problem.target), problem.restore)
-    if problem.group.mode == BACKWARD:
-        return second_backward_step(problem, loss)
+
+    def value_at(logits: Tensor) -> Tensor:
+        return loss(logits, *problem.arguments, **problem.options)
+
+    if problem.group.mode in FORWARD_ALONE:
+        return Step(lambda: value_at(problem.logits.detach()), problem.restore)
+    if problem.group.mode in BACKWARD_ALONE:
+        return second_backward_step(problem, value_at)
 
     def run() -> Tensor:
         logits = problem.logits
-        value = loss(logits, *problem.arguments, **problem.options)
-        (gradient,) = torch.autograd.grad(value, logits, problem.upstream)
+        (gradient,) = torch.autograd.grad(value_at(logits), logits, problem.upstream)
         return gradient
 
     return Step(run, problem.restore)
 
 
-def second_backward_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
+def second_backward_step(problem: Problem, value_at: Callable[[Tensor], Tensor]) -> Step:
     """The gradient from a graph that forward has left, and that has given it once before."""
     graph: list[Tensor] = []
 
     def run() -> Tensor:
-        (gradient,) = torch.autograd.grad(graph[0], problem.logits, retain_graph=True)
+        output, logits = graph[0], problem.logits
+        (gradient,) = torch.autograd.grad(output, logits, problem.upstream, retain_graph=True)
         return gradient
 
     def prepare() -> None:
         problem.restore()
-        graph[:] = [loss(problem.logits, problem.target)]
+        graph[:] = [value_at(problem.logits)]
         run()
 
     return Step(run, prepare)
@@ -118,8 +127,8 @@ def eager(problem: Problem) -> Step:
 
 def compiled(problem: Problem) -> Step:
     torch.compiler.reset()  # a new shape would otherwise count as a recompilation
-    # Backward may then run twice, which only mode backward asks for.
-    torch._functorch.config.donated_buffer = problem.group.mode != BACKWARD
+    # Backward may then run twice, which only backward alone asks for.
+    torch._functorch.config.donated_buffer = problem.group.mode not in BACKWARD_ALONE
     function = function_of(F, problem)
     return torch_step(problem, torch.compile(function, fullgraph=True, dynamic=False))
 
@@ -221,6 +230,12 @@ def powergrad(problem: Problem, alpha: float) -> Step:
     return torch_step(problem, partial(function_of(pg, problem), alpha=alpha, **options))
 
 
+def without_option(problem: Problem) -> Step:
+    """A step of ours on the same data, but without the option that the mode is about."""
+    loss = partial(pg.cross_entropy, alpha=DEFAULT_ALPHA)
+    return torch_step(problem, lambda logits, target, **_: loss(logits, target))
+
+
 def require_cuda(problem: Problem) -> None:
     """Leave out a peer that has kernels for a GPU only."""
     if problem.group.device != "cuda":
@@ -284,6 +299,9 @@ def apex(problem: Problem) -> Step:
 
 
 COPY = Peer("copy", "copy of the logits", copy, MODES, alpha=None)
+WITHOUT = Peer(
+    "without-option", "ours, without it", without_option, (SMOOTHING, WEIGHTS), alpha=None
+)
 OUT_OF_PLACE = tuple(mode for mode in MODES if mode != IN_PLACE)
 OF_INDICES = (FORWARD, BACKWARD, FRESH, UNREDUCED)
 
@@ -291,7 +309,7 @@ OF_INDICES = (FORWARD, BACKWARD, FRESH, UNREDUCED)
 # people would replace is measured there as well, as the yardstick.
 WITHOUT_PGT = (
     Peer("eager", "F.cross_entropy", eager, OF_A_LOSS),
-    Peer("eager-log-softmax", "F.log_softmax", eager, (LOG_SOFTMAX,)),
+    Peer("eager-log-softmax", "F.log_softmax", eager, OF_LOG_SOFTMAX),
     Peer("compile", "torch.compile", compiled, OUT_OF_PLACE),
     Peer("jax", "jitted JAX", jitted_jax, (FORWARD, FRESH, UNREDUCED, PROBABILITIES, LOG_SOFTMAX)),
     Peer("liger", "Liger", liger, (FRESH, IN_PLACE)),
@@ -310,7 +328,7 @@ def with_pgt(alpha: float) -> tuple[Peer, ...]:
             "scaled",
             "PGT, scaled",
             partial(scaled, alpha=alpha),
-            (BACKWARD, FRESH, UNREDUCED, PROBABILITIES),
+            (BACKWARD, FRESH, UNREDUCED, PROBABILITIES, SMOOTHING, WEIGHTS),
             alpha,
         ),
         Peer("reference", "PGT, reference", partial(reference, alpha=alpha), OUT_OF_PLACE, alpha),
@@ -334,7 +352,7 @@ def heading_of(name: str) -> str:
     """What readers see of whom a file calls by that name, also if it is no longer registered."""
     if is_ours(name):
         return f"ours, α={name.removeprefix(OURS_PREFIX)}"
-    return next((peer.heading for peer in (COPY, *others()) if peer.name == name), name)
+    return next((peer.heading for peer in (COPY, WITHOUT, *others()) if peer.name == name), name)
 
 
 def others(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:
@@ -343,5 +361,5 @@ def others(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:
 
 
 def registry(alphas: Sequence[float] = ALPHAS) -> tuple[Peer, ...]:
-    """The floor, the others, and ours at each alpha."""
-    return (COPY, *others(alphas), *map(ours, alphas))
+    """The floors, the others, and ours at each alpha."""
+    return (COPY, WITHOUT, *others(alphas), *map(ours, alphas))

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import DTYPES, LOG_SOFTMAX, PROBABILITIES, UNREDUCED, Group
+from .cases import (
+    DTYPES,
+    OF_LOG_SOFTMAX,
+    PROBABILITIES,
+    SMOOTHING,
+    UNREDUCED,
+    WEIGHTS,
+    Group,
+)
 
 GPU_BUFFERS = 3
 """Logits are written to these in turn: no step finds its own data of the last one in the cache."""
@@ -46,7 +54,12 @@ class Problem:
         if group.mode == UNREDUCED:
             self.upstream = torch.rand(rows, **on_device) + 0.5
             self.options = {"reduction": "none"}
-        elif group.mode == LOG_SOFTMAX:
+        elif group.mode == SMOOTHING:
+            self.options = {"label_smoothing": 0.1}
+        elif group.mode == WEIGHTS:
+            weight = torch.rand(group.case.classes, **on_device) + 0.5
+            self.options = {"weight": weight.to(dtype)}
+        elif group.mode in OF_LOG_SOFTMAX:
             # Of one sign, as a loss would send it: nothing cancels in its sum.
             self.upstream = (torch.rand(group.shape, **on_device) + 0.5).to(dtype)
             self.arguments, self.options = (), {"dim": 1}

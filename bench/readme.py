@@ -150,16 +150,21 @@ def gpu_text(path: Path) -> str:
     records = read(path)
     results = results_of(records)
     facts = machine_of(records)
-    sections = (
+    peaks = peaks_of(records)
+    sections = [
         "**Copies of the logits** that a step of the loss takes, and its parts (medians of "
         "interleaved rounds, the cache cold; a copy reads and writes the logits once):",
         markdown.copies_table(results),
+        markdown.options_table(results),
         f"Measured on one {facts['gpu']}; torch {facts['versions']['torch']}, "
         f"python {facts['versions']['python']}; commit {facts['commit']}.",
         "**What is wanted there**, each judged by the case that fares worst:",
-        markdown.verdict_table(judge(results, "cuda")),
-    )
-    return "\n" + "\n\n".join(sections) + "\n\n"
+        markdown.verdict_table(judge(results, "cuda", peaks=peaks)),
+    ]
+    if peaks:
+        sections += ["**Peak memory** of a step besides the logits, in units of their size:"]
+        sections += [markdown.memory_table(peaks)]
+    return "\n" + "\n\n".join(filter(None, sections)) + "\n\n"
 
 
 def records_of(folder: Path, names: Iterable[str]) -> list[Record]:

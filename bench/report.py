@@ -10,7 +10,19 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from .cases import BACKWARD, FORWARD, FRESH, IN_PLACE, LOG_SOFTMAX, PROBABILITIES, UNREDUCED
+from .cases import (
+    BACKWARD,
+    FORWARD,
+    FRESH,
+    IN_PLACE,
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_BACKWARD,
+    LOG_SOFTMAX_FORWARD,
+    PROBABILITIES,
+    SMOOTHING,
+    UNREDUCED,
+    WEIGHTS,
+)
 from .estimates import Samples
 from .memory import Peak
 from .peers import COPY, Peer, heading_of, is_ours
@@ -35,6 +47,10 @@ TITLES = {
     IN_PLACE: "Forward + backward, in place",
     UNREDUCED: 'Forward + backward, reduction="none"',
     PROBABILITIES: "Forward + backward, probabilities as targets",
+    SMOOTHING: "Forward + backward with label smoothing",
+    WEIGHTS: "Forward + backward with class weights",
+    LOG_SOFTMAX_FORWARD: "Forward of log-softmax",
+    LOG_SOFTMAX_BACKWARD: "Backward of log-softmax",
     LOG_SOFTMAX: "Forward + backward of log-softmax",
 }
 

@@ -16,17 +16,27 @@ from typing import Any
 from .cases import (
     BACKWARD,
     CASES,
+    COMPILED_ON_GPU,
+    CPU_CASES,
     DEFAULT_DTYPES,
     DTYPES,
+    FEW_ON_GPU,
     FORWARD,
     FRESH,
     GPU_CASES,
-    GPU_MODES,
     IN_PLACE,
+    LOG_SOFTMAX_BACKWARD,
+    LOG_SOFTMAX_FORWARD,
+    PROBABILITIES,
+    ROWS_ON_GPU,
+    SMALL_ON_GPU,
+    SMOOTHING,
+    WEIGHTS,
     Group,
 )
 from .estimates import Estimate
-from .peers import COPY, DEFAULT_ALPHA, WITHOUT_PGT, heading_of, name_of_ours
+from .memory import Peak, as_results
+from .peers import COPY, DEFAULT_ALPHA, WITHOUT, WITHOUT_PGT, heading_of, name_of_ours
 from .result import MISSING, Result
 
 DEFAULT = name_of_ours(DEFAULT_ALPHA)
@@ -44,6 +54,8 @@ class Requirement:
     """A bound on the time of the fastest of `over` divided by that of `under`.
 
     Attributes:
+        less: whose time is first taken from that of `over`; nobody's if it is None.
+        of_memory: it is about peaks of memory, not times.
         where: what it speaks of, in words.
         keeps_memory: whether the allocator does; None for any.
         faster: whether the ratio has to be at least (a speedup) or at most (an overhead) as much.
@@ -57,11 +69,13 @@ class Requirement:
     faster: bool
     promise: float
     aim: float | None
-    cases: tuple[str, ...] = tuple(CASES)
+    cases: tuple[str, ...] = CPU_CASES
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
     modes: tuple[str, ...] = TRAINING
     device: str = "cpu"
     keeps_memory: bool | None = False
+    less: str | None = None
+    of_memory: bool = False
 
     @property
     def ratio(self) -> str:
@@ -69,14 +83,17 @@ class Requirement:
         over = " and ".join(map(heading_of, self.over))
         if len(self.over) > 1:
             over = "the fastest other" if self.over == ALL_OTHERS else f"the faster of {over}"
+        if self.less:
+            over = f"({over} - {heading_of(self.less)})"
         return f"{over} / {heading_of(self.under)}"
 
     @property
     def groups(self) -> list[Group]:
-        """All that it speaks of."""
+        """All that it speaks of; on a GPU, as far as it is measured there."""
         return [
             Group(CASES[case], dtype, mode, self.device)
             for case, dtype, mode in product(self.cases, self.dtypes, self.modes)
+            if self.device == "cpu" or case in GPU_CASES[mode]
         ]
 
     def is_asked(self, device: str, keeps_memory: bool) -> bool:
@@ -158,7 +175,7 @@ KEPT_MEMORY_REQUIREMENTS = tuple(
 def in_copies(
     where: str, mode: str, promise: float, aim: float | None, cases: tuple[str, ...]
 ) -> Requirement:
-    """So many times a copy of the logits, on a GPU that they fill."""
+    """So many copies of the logits, on a GPU that they fill."""
     return overhead(
         where,
         DEFAULT,
@@ -172,10 +189,16 @@ def in_copies(
     )
 
 
-ROWS_ON_GPU = tuple(
-    name for name in GPU_CASES if CASES[name].gpu_rows and 1000 <= CASES[name].classes <= 128256
-)
-SMALL_ON_GPU = tuple(name for name in GPU_CASES if not CASES[name].gpu_rows)
+def of_option(where: str, mode: str) -> Requirement:
+    """What an option adds to a step, in copies of the logits."""
+    return replace(in_copies(where, mode, 0.05, None, GPU_CASES[mode]), less=WITHOUT.name)
+
+
+def ahead_on_gpu(
+    where: str, over: tuple[str, ...], promise: float, cases: tuple[str, ...]
+) -> Requirement:
+    """Not slower in a step than the fastest of these."""
+    return replace(speedup(where, over, promise, None, cases, DEFAULT_DTYPES), device="cuda")
 
 
 def of_floor(name: str, dtype: str) -> Requirement:
@@ -199,47 +222,46 @@ def of_floor(name: str, dtype: str) -> Requirement:
     )
 
 
+UP_TO_A_CLUSTER = tuple(name for name in ROWS_ON_GPU if CASES[name].classes <= 128256)
 GPU_REQUIREMENTS = (
-    in_copies("a step, C from 1000 to 128256", FRESH, 1.12, 1.03, ROWS_ON_GPU),
+    in_copies("a step, C from 1000 to 128256", FRESH, 1.12, 1.03, UP_TO_A_CLUSTER),
     in_copies("a step, C = 262144", FRESH, 1.20, 1.03, ("gemma",)),
-    in_copies("backward alone, C ≥ 1000", BACKWARD, 1.10, 1.03, (*ROWS_ON_GPU, "gemma")),
-    in_copies("the loss alone, C ≥ 1000", FORWARD, 0.62, 0.53, (*ROWS_ON_GPU, "gemma")),
+    in_copies("backward alone, C ≥ 1000", BACKWARD, 1.10, 1.03, GPU_CASES[BACKWARD]),
+    in_copies("the loss alone, C ≥ 1000", FORWARD, 0.62, 0.53, GPU_CASES[FORWARD]),
     *(
-        of_floor(name, dtype)
-        for name in ("few-classes", "mask", "cityscapes", "ade20k")
-        for dtype in (*FLOAT, *HALF)
+        in_copies(where, mode, promise, None, GPU_CASES[mode])
+        for where, mode, promise in (
+            ("log-softmax, forward alone", LOG_SOFTMAX_FORWARD, 1.10),
+            ("log-softmax, backward alone", LOG_SOFTMAX_BACKWARD, 1.65),
+            ("a step with probabilities as targets", PROBABILITIES, 1.75),
+        )
     ),
+    of_option("a step with label smoothing, and without", SMOOTHING),
+    of_option("a step with class weights, and without", WEIGHTS),
+    *(of_floor(name, dtype) for name in FEW_ON_GPU for dtype in (*FLOAT, *HALF)),
     overhead(
         "every case",
         DEFAULT,
         ALPHA_ONE,
         1.02,
         None,
-        cases=GPU_CASES,
-        modes=GPU_MODES,
+        cases=GPU_CASES[FRESH],
+        modes=tuple(GPU_CASES),
         device="cuda",
     ),
-    Requirement(
-        "every case that fills the device",
-        ALL_OTHERS,
+    ahead_on_gpu("C of 1000, 32000, 50257 and 128256", ALL_OTHERS, 1.0, COMPILED_ON_GPU),
+    ahead_on_gpu("every case that fills the device", EAGER, 1.0, (*ROWS_ON_GPU, *FEW_ON_GPU)),
+    ahead_on_gpu("8 x 10 and 256 x 1000", EAGER, 0.98, SMALL_ON_GPU),
+    overhead(
+        "memory at its peak, every case that fills the device",
         DEFAULT,
-        True,
+        EAGER[0],
         1.0,
         None,
-        cases=tuple(name for name in GPU_CASES if name not in SMALL_ON_GPU),
+        cases=(*ROWS_ON_GPU, *FEW_ON_GPU),
         modes=(FRESH,),
         device="cuda",
-    ),
-    Requirement(
-        "8 x 10 and 256 x 1000",
-        EAGER,
-        DEFAULT,
-        True,
-        0.98,
-        None,
-        cases=SMALL_ON_GPU,
-        modes=(FRESH,),
-        device="cuda",
+        of_memory=True,
     ),
 )
 REQUIREMENTS = (*CPU_REQUIREMENTS, *KEPT_MEMORY_REQUIREMENTS, *GPU_REQUIREMENTS)
@@ -303,12 +325,16 @@ class Verdict:
 
 
 def judge(
-    results: Sequence[Result], device: str = "cpu", keeps_memory: bool = False
+    results: Sequence[Result],
+    device: str = "cpu",
+    keeps_memory: bool = False,
+    peaks: Sequence[Peak] = (),
 ) -> list[Verdict]:
     """A verdict per requirement of that device and such an allocator."""
-    by_group = {result.group: result for result in results}
+    times = {result.group: result for result in results}
+    memory = {result.group: result for result in as_results(peaks)}
     return [
-        worst(requirement, by_group)
+        worst(requirement, memory if requirement.of_memory else times)
         for requirement in REQUIREMENTS
         if requirement.is_asked(device, keeps_memory)
     ]
@@ -320,11 +346,13 @@ def worst(requirement: Requirement, results: dict[Group, Result]) -> Verdict:
     for group in requirement.groups:
         result = results.get(group)
         over = result.fastest(requirement.over) if result else None
-        if result is None or over is None or requirement.under not in result.seconds:
+        needed = {requirement.under, requirement.less or requirement.under}
+        if result is None or over is None or not needed <= result.seconds.keys():
             missing[f"{group.case.name} {group.dtype}"] = None
             continue
         missing |= dict.fromkeys(map(heading_of, absent(requirement.over, result)))
-        verdicts.append(Verdict(requirement, result.ratio(over, requirement.under), group, over))
+        ratio = result.ratio(over, requirement.under, requirement.less)
+        verdicts.append(Verdict(requirement, ratio, group, over))
     if not verdicts:
         return Verdict(requirement)
     sign = 1.0 if requirement.faster else -1.0

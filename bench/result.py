@@ -29,9 +29,10 @@ class Result:
     def time(self, peer: str) -> Estimate:
         return estimate(self.seconds[peer])
 
-    def ratio(self, over: str, under: str) -> Estimate:
-        """The time of `over` divided by that of `under`, round by round."""
-        return estimate(self.seconds[over] / self.seconds[under])
+    def ratio(self, over: str, under: str, less: str | None = None) -> Estimate:
+        """The time of `over`, less that of somebody, divided by that of `under`, round by round."""
+        seconds = self.seconds[over] - (self.seconds[less] if less else 0.0)
+        return estimate(seconds / self.seconds[under])
 
     def fastest(self, peers: Sequence[str]) -> str | None:
         """The one of these with the shortest median, None if none was measured."""

@@ -21,13 +21,16 @@ from rich.console import Console
 
 from bench import cases, command_line, memory, report, requirements
 from bench.allocator import keeps_memory
-from bench.cases import CASES, DTYPES, MODES, Group
+from bench.cases import CASES, DTYPES, FRESH, MODES, Group
 from bench.explain import command_lines
 from bench.measure import measure
 from bench.peers import ALPHAS, Peer, others, registry
 from bench.profiling import write_profile
 from bench.recording import recording
 from bench.result import Result
+
+TORCH = ("eager", "eager-log-softmax")
+"""Whom `--gpu` compares with everywhere; all others only where they are to be met."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,12 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with recording(options) as record:
         if options.profile:
             for group in groups(options):
-                write_profile(group, peers(options, group.mode), options.profile, record.console)
-        elif options.memory:
-            peaks = record.collect(memory_tasks(options))
+                write_profile(group, peers(options, group), options.profile, record.console)
+            return
+        results = [] if options.memory else record.collect(time_tasks(options))
+        peaks = record.collect(memory_tasks(options)) if options.memory or options.gpu else []
+        if results:
+            print_times(results, peaks, options, record.console)
+        if peaks:
             record.console.print(report.memory_table(peaks, registry(options.alpha)))
-        else:
-            print_times(record.collect(time_tasks(options)), options, record.console)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -65,9 +70,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     command_line.add_measuring_options(parser, budget=2.0, per="case, type and mode")
     parser.add_argument("--quick", action="store_true", help="a telling subset, in under a minute")
-    parser.add_argument("--full", action="store_true", help="all cases")
+    parser.add_argument("--full", action="store_true", help="all cases of a CPU")
     parser.add_argument(
-        "--gpu", action="store_true", help="what a GPU's promises speak of, in a few minutes"
+        "--gpu",
+        action="store_true",
+        help="what a GPU's promises speak of, time and memory, in a few minutes",
     )
     parser.add_argument(
         "--memory", action="store_true", help="measure the peak of memory instead of time"
@@ -82,54 +89,71 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.full:
-        options.case = tuple(CASES)
+        options.case = cases.CPU_CASES
     if options.gpu:
-        options.device, options.case, options.mode = "cuda", cases.GPU_CASES, cases.GPU_MODES
-        options.alpha, options.peer, options.budget = ALPHAS[:2], ("eager",), 0.3
+        options.device, options.alpha, options.budget = "cuda", ALPHAS[:2], 0.3
+        options.peer = (*TORCH, *requirements.ALL_OTHERS)
     if options.quick:
         options.case, options.dtype = cases.QUICK_CASES, ("float32",)
-        options.mode, options.budget = (cases.FRESH,), 1.0
+        options.mode, options.budget = (FRESH,), 1.0
     return options
 
 
 def groups(options: argparse.Namespace) -> list[Group]:
     """What is asked for, mode by mode."""
+    of_modes = cases.GPU_CASES if options.gpu else dict.fromkeys(options.mode, options.case)
     return [
         Group(CASES[case], dtype, mode, options.device)
-        for mode, dtype, case in product(options.mode, options.dtype, options.case)
+        for mode, names in of_modes.items()
+        for dtype, case in product(options.dtype, names)
     ]
 
 
-def peers(options: argparse.Namespace, mode: str) -> list[Peer]:
-    """Who is asked for and has that mode; the copy and ours always."""
-    left_out = {peer.name for peer in others()} - set(options.peer)
+def peers(options: argparse.Namespace, group: Group) -> list[Peer]:
+    """Who is asked for and has that mode; the floors and ours always."""
+    asked = set(options.peer)
+    if options.gpu and not (group.mode == FRESH and group.case.name in cases.COMPILED_ON_GPU):
+        asked &= {*TORCH}  # the others compile for each shape, longer than a group is measured
+    left_out = {peer.name for peer in others()} - asked
     return [
-        peer for peer in registry(options.alpha) if mode in peer.modes and peer.name not in left_out
+        peer
+        for peer in registry(options.alpha)
+        if group.mode in peer.modes and peer.name not in left_out
     ]
 
 
 def time_tasks(options: argparse.Namespace) -> dict[str, Callable[[], Result]]:
     """Groups to be timed, by name."""
     return {
-        str(group): partial(measure, group, peers(options, group.mode), options.budget)
+        str(group): partial(measure, group, peers(options, group), options.budget)
         for group in groups(options)
     }
 
 
 def memory_tasks(options: argparse.Namespace) -> dict[str, Callable[[], memory.Peak]]:
     """Peers whose memory is to be measured, by group and name."""
+    asked = groups(options)
+    if options.gpu:  # of steps, and of whom the promise speaks
+        asked = [group for group in asked if group.mode == FRESH]
     return {
         f"{group} {peer.name}": partial(memory.peak, group, peer, options.alpha, options.threads)
-        for group in groups(options)
-        for peer in peers(options, group.mode)
+        for group in asked
+        for peer in peers(options, group)
+        if not options.gpu or peer.name in ("eager", requirements.DEFAULT)
     }
 
 
-def print_times(results: list[Result], options: argparse.Namespace, console: Console) -> None:
+def print_times(
+    results: list[Result],
+    peaks: list[memory.Peak],
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
     """Print tables, verdicts, and who did not take part."""
     console.print(*report.time_tables(results, registry(options.alpha)))
     kept = keeps_memory(options.allocator)
-    console.print(report.verdict_table(requirements.judge(results, options.device, kept)))
+    verdicts = requirements.judge(results, options.device, kept, peaks)
+    console.print(report.verdict_table(verdicts))
     console.print(*report.skipped_lines(results), sep="\n", soft_wrap=True)
 
 

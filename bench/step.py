@@ -23,7 +23,8 @@ class Step:
     """What is done again and again.
 
     Attributes:
-        run: what is timed; returns the gradient (in mode forward the loss, for the floor the copy).
+        run: what is timed; returns the gradient (of forward alone its result, for the floor the
+            copy).
         prepare: runs before each timed call, untimed. It leaves the caches and the implementation's
             own threads as a training step would: the logits just written.
         as_tensor: turns what run returns into a tensor, untimed.

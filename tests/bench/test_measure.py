@@ -8,12 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench.cases import CASES, DTYPES, FORWARD, FRESH, IN_PLACE, LOG_SOFTMAX, MODES, Case, Group
+from bench.cases import (
+    CASES,
+    DTYPES,
+    FORWARD,
+    FRESH,
+    IN_PLACE,
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_FORWARD,
+    MODES,
+    SMOOTHING,
+    WEIGHTS,
+    Case,
+    Group,
+)
 from bench.check import ResultCheck, WrongResultError, expected_gradient
 from bench.clock import CpuClock, CudaClock, SynchronisedClock, clock_of
 from bench.measure import calls_per_sample, measure, play, warm_up
-from bench.peers import ALPHAS, COPY, WITHOUT_PGT, ours, registry
+from bench.peers import ALPHAS, COPY, WITHOUT, WITHOUT_PGT, ours, registry
 from bench.problem import GPU_BUFFERS, Problem
 from bench.step import Step
 
@@ -46,6 +60,16 @@ def test_wrong_peer_is_not_timed() -> None:
 def test_wrong_one_of_ours_is_fatal() -> None:
     with pytest.raises(WrongResultError, match="off by"):
         measure(TINY, [replace(OURS, alpha=1.0)], budget=0.0)
+
+
+def test_peer_whose_compiler_fails_is_left_out() -> None:
+    def make(problem: Problem) -> Step:
+        raise ValueError("no such\nlayout")
+
+    result = measure(TINY, [COPY, replace(WITHOUT_PGT[0], make=make)], budget=0.0)
+    assert result.skipped == {"eager": "ValueError: no such"}
+    with pytest.raises(ValueError, match="no such"):
+        measure(TINY, [replace(OURS, make=make)], budget=0.0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,6 +132,21 @@ def test_log_softmax_has_peers_of_its_own() -> None:
     assert set(result.seconds) == {peer.name for peer in fast}
 
 
+@pytest.mark.parametrize("mode", [SMOOTHING, WEIGHTS])
+@pytest.mark.parametrize("inner", [(), (2, 3)])
+def test_gradient_with_an_option_is_as_defined(mode: str, inner: tuple[int, ...]) -> None:
+    """By the identity: that of F.cross_entropy(alpha * z) / alpha."""
+    problem = Problem(Group(Case("small", 4, 5, inner), "float64", mode))
+    logits = problem.pristine.clone().requires_grad_()
+    loss = F.cross_entropy(0.3 * logits, problem.target, **problem.options) / 0.3
+    (expected,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(expected_gradient(problem, 0.3)[0], expected)
+    without = WITHOUT.make(problem)
+    without.prepare()
+    with pytest.raises(WrongResultError):
+        ResultCheck(problem)(without.run(), 0.3)
+
+
 def test_wrong_log_softmax_is_fatal() -> None:
     with pytest.raises(WrongResultError, match="off by"):
         measure(replace(TINY, mode=LOG_SOFTMAX), [replace(OURS, alpha=1.0)], budget=0.0)
@@ -130,6 +169,17 @@ def test_wrong_loss_is_refused() -> None:
         check(torch.tensor(1.0), 1.0)
     with pytest.raises(WrongResultError, match="wrong loss"):
         check(torch.tensor(torch.nan), 1.0)
+
+
+def test_wrong_log_probabilities_are_refused() -> None:
+    problem = Problem(replace(TINY, mode=LOG_SOFTMAX_FORWARD))
+    check, right = ResultCheck(problem), problem.pristine.log_softmax(dim=1)
+    check(right, 0.3)
+    for wrong in (0.0, torch.nan):
+        damaged = right.clone()
+        damaged[5, 7] = wrong
+        with pytest.raises(WrongResultError, match="wrong log-probability"):
+            check(damaged, 0.3)
 
 
 def test_candidates_take_turns() -> None:

@@ -7,8 +7,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bench.cases import CASES, DEFAULT_DTYPES, FORWARD, FRESH, GPU_CASES, LOG_SOFTMAX, Group
-from bench.peers import heading_of
+from bench.cases import (
+    CASES,
+    DEFAULT_DTYPES,
+    FORWARD,
+    FRESH,
+    GPU_CASES,
+    OF_LOG_SOFTMAX,
+    SMOOTHING,
+    Group,
+)
+from bench.memory import Peak
+from bench.peers import WITHOUT, heading_of
 from bench.requirements import DEFAULT, LARGE, REQUIREMENTS, Verdict, judge
 from bench.result import Result
 
@@ -101,13 +111,57 @@ def test_a_verdict_needs_all_peers() -> None:
 )
 def test_a_gpu_s_promises_count_copies(copies: float, state: str) -> None:
     """Forward reads the logits, a copy also writes as much."""
-    results = []
-    for name, dtype in product(GPU_CASES, DEFAULT_DTYPES):
-        result = Result(Group(CASES[name], dtype, FORWARD, "cuda"))
-        result.seconds = {"copy": np.full(5, 2.0), DEFAULT: np.full(5, 2.0 * copies)}
-        results.append(result)
-    verdicts = by_words(judge(results, "cuda"))
+    verdicts = by_words(judge(on_gpu(FORWARD, {"copy": 2.0, DEFAULT: 2.0 * copies}), "cuda"))
     assert verdicts["ours, α=0.3 / copy of the logits: the loss alone, C ≥ 1000"].state == state
+
+
+def on_gpu(mode: str, seconds: dict[str, float]) -> list[Result]:
+    """All cases that a GPU has in that mode, alike."""
+    return [
+        Result(
+            Group(CASES[name], dtype, mode, "cuda"),
+            {peer: np.full(5, value) for peer, value in seconds.items()},
+        )
+        for name, dtype in product(GPU_CASES[mode], DEFAULT_DTYPES)
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(2.28, "promise kept"), (2.32, "missed")])
+def test_an_option_is_judged_by_what_it_adds(seconds: float, state: str) -> None:
+    results = on_gpu(SMOOTHING, {"copy": 2.0, WITHOUT.name: 2.2, DEFAULT: seconds})
+    words = "(ours, α=0.3 - ours, without it) / copy of the logits"
+    where = "a step with label smoothing, and without"
+
+    def verdict() -> Verdict:
+        return by_words(judge(results, "cuda"))[f"{words}: {where}"]
+
+    assert verdict().state == state
+    del results[0].seconds[WITHOUT.name]
+    assert verdict().missing == ("imagenet-large float32",)
+
+
+@pytest.mark.parametrize(("ours", "state"), [(100, "promise kept"), (101, "missed")])
+def test_memory_is_judged_by_its_peaks(ours: int, state: str) -> None:
+    peaks = [
+        Peak(result.group, peer, size)
+        for result in on_gpu(FRESH, {})
+        for peer, size in (("eager", 100), (DEFAULT, ours))
+    ]
+    words = "ours, α=0.3 / F.cross_entropy: memory at its peak"
+    where = "every case that fills the device"
+    verdicts = by_words(judge([], "cuda", peaks=peaks))
+    assert verdicts[f"{words}, {where}"].state == state
+    verdicts = by_words(judge([], "cuda", peaks=[Peak(p.group, p.peer, None) for p in peaks]))
+    assert verdicts[f"{words}, {where}"].state == "not measured"
+
+
+def test_a_gpu_has_promises_of_all_that_it_measures() -> None:
+    measured = {
+        Group(CASES[name], dtype, mode, "cuda")
+        for mode, names in GPU_CASES.items()
+        for dtype, name in product(DEFAULT_DTYPES, names)
+    }
+    assert {g for r in REQUIREMENTS if r.device == "cuda" for g in r.groups} == measured
 
 
 def test_the_floor_of_few_classes_counts_more_than_logits() -> None:
@@ -116,5 +170,6 @@ def test_the_floor_of_few_classes_counts_more_than_logits() -> None:
     assert promises["mask, bfloat16: 1.25 times the floor of 4.00"] == 1.25 * (1 + 24 / 8)
 
 
-def test_nothing_is_promised_of_log_softmax() -> None:
-    assert not any(g.mode == LOG_SOFTMAX for r in REQUIREMENTS for g in r.groups)
+def test_of_log_softmax_only_a_gpu_has_promises() -> None:
+    groups = [g for r in REQUIREMENTS for g in r.groups if g.mode in OF_LOG_SOFTMAX]
+    assert {g.device for g in groups} == {"cuda"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import run
-from bench.cases import FRESH, IN_PLACE, LOG_SOFTMAX, MODES
+from bench.cases import CASES, COMPILED_ON_GPU, FRESH, IN_PLACE, MODES, OF_LOG_SOFTMAX, SMOOTHING
 from bench.peers import ALPHAS, name_of_ours
 from bench.requirements import CPU_REQUIREMENTS
 from bench.result import machine_of, read, results_of
@@ -57,7 +57,7 @@ def test_each_mode_times_whoever_has_it(
     peers = ["--peer", "eager", "eager-log-softmax", "hook", "scaled", "reference"]
     run.main([*TINY, *peers, "--mode", mode, "--dtype", "float32", "--output", str(lines)])
     (result,) = results_of(read(lines))
-    eager = "eager-log-softmax" if mode == LOG_SOFTMAX else "eager"
+    eager = "eager-log-softmax" if mode in OF_LOG_SOFTMAX else "eager"
     assert {"copy", eager, *OURS} <= set(result.seconds)
     assert not result.skipped
     assert "GB/s" in capsys.readouterr().out
@@ -91,6 +91,44 @@ def test_quick_is_a_subset() -> None:
     options = run.parse(["--quick"])
     assert {group.mode for group in run.groups(options)} == {FRESH}
     assert 2 <= len(run.groups(options)) <= 4
+
+
+def test_on_a_gpu_whoever_compiles_is_met_where_that_is_worth_its_time() -> None:
+    options = run.parse(["--gpu"])
+    groups = run.groups(options)
+    assert len(groups) < 80
+    assert {group.device for group in groups} == {"cuda"}
+    compiling = {"compile", "liger", "quack", "quack-dx"}
+    for group in groups:
+        names = {peer.name for peer in run.peers(options, group)}
+        is_met = group.mode == FRESH and group.case.name in COMPILED_ON_GPU
+        assert names & compiling == (compiling if is_met else set())
+        assert {"copy", "powergrad-0.3", "powergrad-1"} <= names
+        assert names & {"eager", "eager-log-softmax"}
+
+
+def test_a_gpu_run_measures_time_and_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small, and on a CPU."""
+    monkeypatch.setattr("bench.cases.GPU_CASES", {FRESH: ("tiny",), SMOOTHING: ("tiny",)})
+    asked = run.parse(["--gpu", "--dtype", "float32"])
+    asked.device, asked.budget, asked.output = "cpu", 0.0, tmp_path / "run.jsonl"
+    monkeypatch.setattr(run, "parse", lambda arguments: asked)
+    run.main([])
+    records = read(asked.output)
+    assert {result.group.mode for result in results_of(records)} == {FRESH, SMOOTHING}
+    peaks = [record for record in records if record["kind"] == "memory"]
+    assert {(peak["mode"], peak["peer"]) for peak in peaks} == {
+        (FRESH, "eager"),
+        (FRESH, "powergrad-0.3"),
+    }
+    assert "Peak memory" in capsys.readouterr().out
+
+
+def test_all_cases_are_those_of_a_cpu() -> None:
+    options = run.parse(["--full"])
+    assert {"tiny", "gemma", "few-classes", "mask"} <= {*options.case} < {*CASES}
 
 
 def test_memory_of_a_fresh_gradient_is_that_of_the_logits(

@@ -86,14 +86,17 @@ def test_steps_that_are_not_alone_run_together(
 def test_a_part_ends_in_time(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "LIMITS", {"test": 0.0, "bench": 60.0})
+    monkeypatch.setattr(gpu, "LIMITS", {"test": 2.0, "bench": 60.0})
     begun = time.monotonic()
     todo = [
         gpu.Step("test", "hangs", ("sleep", "600")),
+        gpu.Step("test", "is late", ("touch", str(tmp_path / "late"))),
         gpu.Step("bench", "goes on", gpu.python("-c", "")),
     ]
     assert gpu.run_all(todo) == 1
-    assert results(tmp_path) == {"hangs": "failed: out of time", "goes on": "passed"}
+    out_of_time = "failed: out of time"
+    assert results(tmp_path) == {"hangs": out_of_time, "is late": out_of_time, "goes on": "passed"}
+    assert not (tmp_path / "late").exists()
     assert time.monotonic() - begun < 300
 
 
@@ -143,19 +146,35 @@ def test_a_compiler_whose_exceptions_end_python_is_found_out(
     assert gpu.os.environ["CXX"] == gpu.os.environ["CUDAHOSTCXX"] == "g++"
     assert static in capsys.readouterr().out
     monkeypatch.setattr(gpu, "survives_exceptions", lambda compiler: False)
-    with pytest.raises(SystemExit, match="an exception ends Python"):
+    with pytest.raises(SystemExit, match="by every compiler here end Python"):
         gpu.use_compiler()
 
 
 @needs_gcc
-def test_what_exceptions_do_is_tried(gpu: ModuleType, tmp_path: Path) -> None:
-    assert gpu.survives_exceptions("g++")
-    # A module that ends its process, by whatever cause.
-    ending = tmp_path / "ends.sh"
-    ending.write_text('#!/bin/sh\nexec g++ -Dthrow="__builtin_trap(); throw" "$@"\n')
-    ending.chmod(0o755)
-    assert not gpu.survives_exceptions(str(ending))
-    assert not gpu.survives_exceptions("g++ --no-such-option")
+@pytest.mark.parametrize(
+    ("options", "survives"),
+    [
+        ("", True),
+        # Numbers are missing in the words.
+        ("-static-libstdc++", False),
+        # What torch throws ends the process.
+        ("-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL", False),
+        ("--no-such-option", False),
+    ],
+    ids=["shared", "static", "static and hidden", "broken"],
+)
+def test_what_exceptions_do_is_tried(
+    gpu: ModuleType, tmp_path: Path, options: str, survives: bool
+) -> None:
+    wrapper = tmp_path / "wrapped-g++"
+    wrapper.write_text(f'#!/bin/sh\nexec g++ {options} "$@"\n')
+    wrapper.chmod(0o755)
+    assert gpu.survives_exceptions(str(wrapper)) == survives
+
+
+def test_exceptions_of_the_module_that_is_there_are_tried(gpu: ModuleType) -> None:
+    (step,) = (step for step in gpu.steps() if step.name == "exceptions")
+    run(*step.command, cwd=REPOSITORY)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -10,23 +10,58 @@ import torch
 import powergrad_ext as pg  # registers the operators
 
 OPS = torch.ops.powergrad
-SHAPES = [
-    (5, 3),  # several rows per warp
-    (3, 333),
-    (3, 5001),  # a warp per row
-    (2, 50257),  # a block per row
-    (2, 140001),  # a cluster per row
-    (1, 1500001),  # more than a cluster holds
-    (2, 21, 77),  # across rows
-    (1, 300, 5),
+# Every branch of the plan for an H100 (csrc/cuda/plan.cpp), in each type.
+# Rows, of so many packs of 16 bytes; few classes are rows where they do not follow each other.
+ROWS = [
+    (9, 3),  # 2 threads on a row
+    (9, 15),  # 4
+    (9, 31),  # 8
+    (9, 255),  # 16
+    (9, 599),  # 32
+    (5, 1099),  # 64, which are two warps
+    (3, 8499),  # 256
+    (80, 9000),  # 512
+    (2, 9001),  # too few rows for all multiprocessors: a cluster of 8 blocks of 128 threads
+    (2, 14000),  # the same, since a block has no room
+    (2, 20000),  # 8 blocks of 256 threads
+    (2, 40000),  # 16
+    (1, 240000),  # 16, in two rounds
+]
+# Rows of up to 512 classes, which follow each other, in several chunks of which the last is short.
+CHUNKS = [
+    (70000, 3),  # 1 thread on a row; more chunks than the settling backward has blocks
+    (300, 8),  # 2
+    (300, 40),  # 4
+    (300, 64),  # 8
+    (300, 512),  # 16
+]
+# Classes a stride apart, in tiles of four positions a thread, and of one in float64 or where their
+# number is odd. The more classes, the more threads are on a position: 1 to 16, the same for fewer
+# classes in wider types.
+CLASSES_OF_TILES = [19, 36, 70, 150, 300, 600, 1000, 2000, 16000]  # the last in several rounds
+TILES = [
+    (2, classes, (600 if classes == 19 else 20) + odd)  # the first in several tiles
+    for odd in (0, 1)
+    for classes in CLASSES_OF_TILES
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-ALPHAS = [1.0, 0.25, 0.3, 0.7]
+ALPHAS = [1.0, 0.25, 0.3]  # of which kernels make different things
 
 
-def solve(shape, dtype, alpha, targets):
+def random_rows(shape, dtype):
+    """Logits that do not follow each other, and the first of which lies at no multiple of 16."""
+    rows, packs = shape
+    return random_logits((rows, packs * 16 // dtype.itemsize + 2), dtype)[:, 1:-1]
+
+
+def random_logits(shape, dtype):
+    """Logits as they are made."""
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def solve(logits, alpha, targets):
     """All operators of cross-entropy, with targets of one kind."""
-    logits = torch.randn(shape, device="cuda", dtype=dtype)
+    shape, dtype = logits.shape, logits.dtype
     options = [None, -100, "mean", 0.0]
     if targets == "probabilities":
         target = logits.softmax(1)
@@ -41,9 +76,9 @@ def solve(shape, dtype, alpha, targets):
     upstream = torch.ones_like(total, dtype=statistics.dtype)
     saved = (target, *options, alpha, statistics, total)
     OPS.cross_entropy_backward(upstream, logits, *saved)
-    OPS.cross_entropy_backward_(logits, upstream, *saved)
     if targets != "probabilities":
         solve_shards(logits, target, options, alpha)
+    OPS.cross_entropy_backward_(logits, upstream, *saved)
 
 
 def solve_shards(logits, target, options, alpha):
@@ -63,22 +98,34 @@ def solve_shards(logits, target, options, alpha):
         OPS.cross_entropy_shard_backward(loss, shard, *rest, *place)
 
 
-def solve_log_softmax(shape, dtype, alpha):
+def train(logits, alpha):
+    """Eager steps: forward assumes the upstream gradient that came last, backward settles it."""
+    logits = logits.detach().requires_grad_()
+    target = torch.zeros(logits[:, 0].shape, dtype=torch.int64, device="cuda")
+    for upstream in (2.0, 0.5, 0.5):  # another one, another one, the same
+        loss = pg.cross_entropy(logits, target, alpha=alpha)
+        loss.backward(torch.full_like(loss, upstream))
+
+
+def solve_log_softmax(logits, alpha):
     """Both directions."""
-    logits = torch.randn(shape, device="cuda", dtype=dtype)
     OPS.log_softmax_forward(logits, 1, alpha, False)
     output, statistics = OPS.log_softmax_forward(logits, 1, alpha, True)
     OPS.log_softmax_backward(output, logits, 1, alpha, statistics)
 
 
 def main():
-    """Every combination, with every exponent given on the CPU and one on the device."""
+    """Every shape in every type, the exponents in turn: each layout meets each of them."""
     alphas = [torch.tensor(alpha, dtype=torch.float64) for alpha in ALPHAS]
     alphas.append(torch.tensor(0.3, device="cuda"))
-    for shape, dtype, alpha in itertools.product(SHAPES, DTYPES, alphas):
-        for targets in ("indices", "smoothed", "probabilities"):
-            solve(shape, dtype, alpha, targets)
-        solve_log_softmax(shape, dtype, alpha)
+    for shapes, make in ((ROWS, random_rows), (CHUNKS, random_logits), (TILES, random_logits)):
+        for (shape, alpha), dtype in itertools.product(
+            zip(shapes, itertools.cycle(alphas), strict=False), DTYPES
+        ):
+            for targets in ("indices", "smoothed", "probabilities"):
+                solve(make(shape, dtype), alpha, targets)
+            solve_log_softmax(make(shape, dtype), alpha)
+            train(make(shape, dtype), alpha)
     torch.cuda.synchronize()
     print(f"powergrad_ext {pg.__version__}: every kernel was launched")
 
