@@ -1,11 +1,11 @@
 // What every kernel of powergrad computes, and the structs in which it is asked to.
 //
 // For one row of logits z (C classes), a target distribution q, class weights w and an exponent
-// alpha > 0, with mass_j = w_j q_j and W = sum_j mass_j:
+// alpha > 0, with target_j = w_j q_j and W = sum_j target_j:
 //
 //     p    = softmax(z),   p' = p^alpha / sum_j p_j^alpha = softmax(alpha z)
-//     loss = -sum_j mass_j log p_j                          (ordinary cross-entropy)
-//     dz_j = p'_j W - mass_j                                (p' where cross-entropy has p)
+//     loss = -sum_j target_j log p_j                          (ordinary cross-entropy)
+//     dz_j = p'_j W - target_j                                (p' where cross-entropy has p)
 //
 // PowerGrad Transform: arXiv 2111.12495. alpha = 1 is ordinary cross-entropy.
 //
@@ -88,8 +88,8 @@ struct Strides {
 
 // Per-row values that backward needs, `accumulate` type, (kStatistics, rows), row-contiguous:
 // the maximum m, the sum r' of exp(alpha (z - m)) without its maximum, and the target mass W.
-enum Statistic { kMaximum, kAlphaRest, kTargetMass, kStatistics };
-inline constexpr int kLogSoftmaxStatistics = kTargetMass;  // log-softmax has no target
+enum Statistic { kMaximum, kAlphaSumexpM1, kTargetWeight, kStatistics };
+inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has no target
 
 // "storage" is the logits' own type; "accumulate" is float, or double for float64 logits.
 struct CrossEntropyParams {
@@ -120,22 +120,22 @@ struct CrossEntropyParams {
   void* losses;      // (rows) accumulate, unreduced; null in backward
   void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
                      // null: no backward will follow and the alpha sum is skipped
-  void* rests;       // (rows) accumulate, r of "1 + r"; null: rows are whole. With it they are
-                // shards: losses are only sum_j mass_j (m - z_j), and a row of -infinity, where
-                // that m is 0, is not NaN yet (shards.h)
+  void* sumexp_m1;   // (rows) accumulate, r of "1 + r"; null: rows are whole. With it they are
+                     // shards: losses are only sum_j target_j (m - z_j), and a row of -infinity,
+                    // where that m is 0, is not NaN yet (shards.h)
 
   // Backward, and forward with gradient.
   void* gradient;  // (outer, classes, inner) storage; may be the logits in backward; or null
   Strides gradient_strides;
-  const void* upstream;        // accumulate, (rows) or a scalar; null: ones
-  int64_t upstream_stride;     // 1 or 0
+  const void* grad_output;     // accumulate, (rows) or a scalar; null: ones
+  int64_t grad_output_stride;  // 1 or 0
   const double* total_weight;  // scalar that divides every gradient (the mean); null: 1
 
   // Backward over a gradient that forward has computed for an upstream gradient it could only
-  // assume (CUDA): it stays as it is where *upstream has the bits of *assumed_upstream.
-  const void* assumed_upstream;  // accumulate, a scalar; null: nothing is assumed
-  void* next_assumption;         // accumulate, a scalar that takes *upstream where it differed,
-                                 // and is what the next forward assumes; null: nobody asks
+  // assume (CUDA): it stays as it is where *grad_output has the bits of *speculative_grad_output.
+  const void* speculative_grad_output;  // accumulate, a scalar; null: nothing is assumed
+  void* next_speculation;  // accumulate, a scalar that takes *grad_output where it differed,
+                           // and is what the next forward assumes; null: nobody asks
 };
 
 struct LogSoftmaxParams {
@@ -150,8 +150,8 @@ struct LogSoftmaxParams {
   Strides output_strides;
   void* statistics;  // (kLogSoftmaxStatistics, rows) accumulate; null: no backward will follow
 
-  const void* upstream;  // backward: (outer, classes, inner) storage
-  Strides upstream_strides;
+  const void* grad_output;  // backward: (outer, classes, inner) storage
+  Strides grad_output_strides;
   void* gradient;  // backward: (outer, classes, inner) storage
   Strides gradient_strides;
 };

@@ -26,7 +26,7 @@ POWERGRAD_FUNCTION int64_t all_classes(const CrossEntropyParams& p) {
 }
 
 // What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
-POWERGRAD_FUNCTION double smoothing_mass(const CrossEntropyParams& p) {
+POWERGRAD_FUNCTION double smoothing_weight(const CrossEntropyParams& p) {
   if (p.weight_sum != nullptr) {
     return p.label_smoothing * *p.weight_sum / static_cast<double>(all_classes(p));
   }
@@ -45,12 +45,12 @@ POWERGRAD_FUNCTION Scalar reference_of(Scalar maximum) {
 // NaN for a row whose maximum is infinite (every class masked out, or a logit of +infinity), else
 // 0: what torch gives. Shards of a row become NaN when they are put together.
 template <class Scalar>
-POWERGRAD_FUNCTION Scalar poison(Scalar maximum) {
+POWERGRAD_FUNCTION Scalar nan_if_infinite(Scalar maximum) {
   return maximum - maximum;
 }
 
 // True when every class has mass: probabilities or label smoothing.
-POWERGRAD_FUNCTION bool has_class_mass(const CrossEntropyParams& p) {
+POWERGRAD_FUNCTION bool has_dense_target(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
 }
 
@@ -79,8 +79,8 @@ template <class Scalar>
 struct IndexTarget {
   int64_t index = -1;  // among the logits; none: ignored, another shard's, or probabilities
   bool ignored = false;
-  Scalar point_mass = 0;  // (1 - smoothing) w_index
-  Scalar mass = 0;        // with the index's share of label smoothing
+  Scalar point_weight = 0;  // (1 - smoothing) w_index
+  Scalar mass = 0;          // with the index's share of label smoothing
 
   IndexTarget() = default;
   POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t index_of_all) {
@@ -88,33 +88,33 @@ struct IndexTarget {
     ignored = index_of_all == p.ignore_index;
     if (ignored) return;
     index = own_class(p, index_of_all);
-    if (index >= 0) set_masses(p);
+    if (index >= 0) set_weights(p);
   }
   POWERGRAD_FUNCTION static IndexTarget of_class(const CrossEntropyParams& p, int64_t index) {
     IndexTarget target;
     target.index = index;
-    target.set_masses(p);
+    target.set_weights(p);
     return target;
   }
 
  private:
-  POWERGRAD_FUNCTION void set_masses(const CrossEntropyParams& p) {
+  POWERGRAD_FUNCTION void set_weights(const CrossEntropyParams& p) {
     const Scalar* weight = weights_of<Scalar>(p);
-    point_mass = mass = weight != nullptr ? weight[index] : Scalar(1);
+    point_weight = mass = weight != nullptr ? weight[index] : Scalar(1);
     if (p.label_smoothing == 0.0) return;  // spares a GPU its slow arithmetic
     const double own = static_cast<double>(mass);
-    point_mass = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
-    mass = point_mass +
+    point_weight = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
+    mass = point_weight +
            static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(all_classes(p)));
   }
 };
 
 // What the gradient of a row is multiplied by.
 template <class Scalar>
-POWERGRAD_FUNCTION Scalar upstream_of_row(const CrossEntropyParams& p, int64_t row) {
+POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_t row) {
   Scalar value = 1;
-  if (p.upstream != nullptr) {
-    value = static_cast<const Scalar*>(p.upstream)[row * p.upstream_stride];
+  if (p.grad_output != nullptr) {
+    value = static_cast<const Scalar*>(p.grad_output)[row * p.grad_output_stride];
   }
   return p.total_weight == nullptr ? value : value / static_cast<Scalar>(*p.total_weight);
 }
@@ -124,32 +124,32 @@ POWERGRAD_FUNCTION Scalar upstream_of_row(const CrossEntropyParams& p, int64_t r
 template <class Scalar>
 struct SoftmaxRow {
   Scalar maximum;
-  Scalar pivot;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
+  Scalar dominant;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
   Scalar inverse;
   Scalar complement;
   Scalar mass;
 
   SoftmaxRow() = default;
-  POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_rest, Scalar row_mass)
+  POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_sumexp_m1, Scalar row_mass)
       : maximum(row_maximum),
-        pivot(alpha_rest < 1 ? row_maximum : static_cast<Scalar>(NAN)),
-        inverse(1 / (1 + alpha_rest)),
-        complement(alpha_rest / (1 + alpha_rest)),
+        dominant(alpha_sumexp_m1 < 1 ? row_maximum : static_cast<Scalar>(NAN)),
+        inverse(1 / (1 + alpha_sumexp_m1)),
+        complement(alpha_sumexp_m1 / (1 + alpha_sumexp_m1)),
         mass(row_mass) {}
 
-  // p' W - mass_j of one logit z, with powered = exp(alpha (z - maximum)). Where p' is close to 1,
-  // 1 - p' is known to full precision and p' is not: (W - mass_j) - W (1 - p') then keeps what
-  // p' W - mass_j would cancel. Its first difference is a fused operation of its own: where mass_j
-  // is a product, the compiler would otherwise fuse that product into the difference, which is then
-  // the product's rounding error instead of 0.
-  POWERGRAD_FUNCTION Scalar minus_mass_from(Scalar powered, Scalar z, Scalar mass_j) const {
-    if (z == pivot) return std::fma(mass_j, Scalar(-1), mass) - mass * complement;
-    return powered * inverse * mass - mass_j;
+  // p' W - target_j of one logit z, with powered = exp(alpha (z - maximum)). Where p' is close to
+  // 1, 1 - p' is known to full precision and p' is not: (W - target_j) - W (1 - p') then keeps what
+  // p' W - target_j would cancel. Its first difference is a fused operation of its own: where
+  // target_j is a product, the compiler would otherwise fuse that product into the difference,
+  // which is then the product's rounding error instead of 0.
+  POWERGRAD_FUNCTION Scalar minus_target_from(Scalar powered, Scalar z, Scalar target_j) const {
+    if (z == dominant) return std::fma(target_j, Scalar(-1), mass) - mass * complement;
+    return powered * inverse * mass - target_j;
   }
-  POWERGRAD_FUNCTION Scalar minus_mass(double alpha, Scalar z, Scalar mass_j) const {
+  POWERGRAD_FUNCTION Scalar minus_target(double alpha, Scalar z, Scalar target_j) const {
     // Bounded, as an infinite alpha would make NaN of the maximum's 0.
     const auto bounded = static_cast<Scalar>(alpha > kLargest<Scalar> ? kLargest<Scalar> : alpha);
-    return minus_mass_from(std::exp(bounded * (z - maximum)), z, mass_j);
+    return minus_target_from(std::exp(bounded * (z - maximum)), z, target_j);
   }
 };
 

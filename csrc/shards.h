@@ -10,9 +10,9 @@ namespace powergrad {
 
 // What a shard tells the others, `accumulate` type: the fingerprint of its arguments and, behind
 // it, (kShardNumbers, rows). The numbers of a row are the statistics, then r, the sum of exp(z - m)
-// without its maximum, and the distance, sum_j mass_j (m - z_j). Where it has no classes they are
+// without its maximum, and the distance, sum_j target_j (m - z_j). Where it has no classes they are
 // -infinity, sums of -1, and 0.
-enum ShardNumber { kRest = kStatistics, kDistance, kShardNumbers };
+enum ShardNumber { kSumexpM1 = kStatistics, kDistance, kShardNumbers };
 POWERGRAD_FUNCTION int64_t message_size(int64_t rows) { return 1 + kShardNumbers * rows; }
 
 struct MergeParams {
@@ -35,7 +35,7 @@ POWERGRAD_FUNCTION const Scalar* message_of(const MergeParams& p, int64_t shard)
 
 // The first shard whose arguments are not those of shard 0; -1 where all agree.
 template <class Scalar>
-POWERGRAD_FUNCTION int64_t find_stranger(const MergeParams& p) {
+POWERGRAD_FUNCTION int64_t find_mismatch(const MergeParams& p) {
   for (int64_t i = 1; i < p.shards; ++i) {
     if (*message_of<Scalar>(p, i) != *message_of<Scalar>(p, 0)) return i;
   }
@@ -68,24 +68,25 @@ POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alph
     maximum = number(kMaximum, i);
   }
   // The maximum of alpha z is where that of z is, and its exponential is a 1 as well.
-  Scalar rest = number(kRest, highest) + poison(maximum);
-  Scalar alpha_rest = number(kAlphaRest, highest) + poison(maximum);
+  Scalar rest = number(kSumexpM1, highest) + nan_if_infinite(maximum);
+  Scalar alpha_sumexp_m1 = number(kAlphaSumexpM1, highest) + nan_if_infinite(maximum);
   Scalar mass = 0;
   Scalar distance = 0;
   for (int64_t i = 0; i < p.shards; ++i) {
     const Scalar of_shard = number(kMaximum, i);
-    const Scalar its_mass = number(kTargetMass, i);
+    const Scalar its_mass = number(kTargetWeight, i);
     mass += its_mass;
     distance += number(kDistance, i) + its_mass * (reference_of(maximum) - reference_of(of_shard));
     if (i == highest) continue;
-    rest += (1 + number(kRest, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
-    alpha_rest += (1 + number(kAlphaRest, i)) * exp_of_difference(alpha, of_shard, maximum);
+    rest += (1 + number(kSumexpM1, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
+    alpha_sumexp_m1 +=
+        (1 + number(kAlphaSumexpM1, i)) * exp_of_difference(alpha, of_shard, maximum);
   }
   Scalar* merged = static_cast<Scalar*>(p.merged) + row;
   merged[kMaximum * p.rows] = maximum;
-  merged[kAlphaRest * p.rows] = alpha_rest;
-  merged[kTargetMass * p.rows] = mass;
-  merged[kRest * p.rows] = rest;
+  merged[kAlphaSumexpM1 * p.rows] = alpha_sumexp_m1;
+  merged[kTargetWeight * p.rows] = mass;
+  merged[kSumexpM1 * p.rows] = rest;
   merged[kDistance * p.rows] = distance;
   // Both terms are >= 0, so nothing cancels.
   static_cast<Scalar*>(p.losses)[row] = distance + mass * std::log1p(rest);

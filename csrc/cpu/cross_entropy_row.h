@@ -5,30 +5,30 @@
 namespace powergrad {
 namespace {
 
-// SoftmaxRow::minus_mass_from where z is the pivot, for one vector of a row.
+// SoftmaxRow::minus_target_from where z is the dominant, for one vector of a row.
 template <class V>
-V near_one_minus_mass(V total, V complement, V mass) {
+V near_one_minus_target(V total, V complement, V mass) {
   const V others = multiply_add(mass, V::broadcast(-1), total);
   return others - total * complement;
 }
 
-// gradient_j = scale (p'_j W - mass_j) over [0, count). powered(column, lanes, z) gives p' times
-// 1 + r', mass(column, lanes) gives mass_j.
+// gradient_j = scale (p'_j W - target_j) over [0, count). powered(column, lanes, z) gives p' times
+// 1 + r', mass(column, lanes) gives target_j.
 template <class Storage, class Powered, class Mass>
-void map_softmax_minus_mass(const Storage* z, int64_t count,
-                            const SoftmaxRow<AccumulateOf<Storage>>& row, const Powered& powered,
-                            const Mass& mass, AccumulateOf<Storage> scale, Storage* gradient) {
+void map_softmax_minus_target(const Storage* z, int64_t count,
+                              const SoftmaxRow<AccumulateOf<Storage>>& row, const Powered& powered,
+                              const Mass& mass, AccumulateOf<Storage> scale, Storage* gradient) {
   using V = VectorOf<Storage>;
   const V inverse = V::broadcast(row.inverse);
   const V complement = V::broadcast(row.complement);
-  const V pivot = V::broadcast(row.pivot);
+  const V dominant = V::broadcast(row.dominant);
   const V total = V::broadcast(row.mass);
   for_each_vector<V>(count, [&](int64_t column, int lanes) {
     const V x = load_lanes<V>(z + column, lanes);
     const V p = powered(column, lanes, x) * inverse;
-    const V mass_j = mass(column, lanes);
-    const V value =
-        select(equal(x, pivot), near_one_minus_mass(total, complement, mass_j), p * total - mass_j);
+    const V target_j = mass(column, lanes);
+    const V value = select(equal(x, dominant), near_one_minus_target(total, complement, target_j),
+                           p * total - target_j);
     prefetch_and_store(value * V::broadcast(scale), gradient + column, lanes);
   });
 }
@@ -53,21 +53,22 @@ struct FreshExponentials {
     return exponential(z, maximum);
   }
 };
-// Calls map(powered) with them, for a row whose sum r' is alpha_rest.
+// Calls map(powered) with them, for a row whose sum r' is alpha_sumexp_m1.
 template <class Scalar, class Map>
-void map_fresh_exponentials(Scalar row_maximum, Scalar alpha_rest, double alpha, const Map& map) {
+void map_fresh_exponentials(Scalar row_maximum, Scalar alpha_sumexp_m1, double alpha,
+                            const Map& map) {
   using V = Vector<Scalar>;
-  if (is_remote(alpha_rest)) {
+  if (is_remote(alpha_sumexp_m1)) {
     map(FreshExponentials<ExactExponential<V>, Scalar>(row_maximum, alpha));
   } else {
     map(FreshExponentials<Exponential<V>, Scalar>(row_maximum, alpha));
   }
 }
 
-// The part of mass_j that every class has: w_j (slope q_j + intercept). An index target adds its
+// The part of target_j that every class has: w_j (slope q_j + intercept). An index target adds its
 // own point mass at one class (see Target).
 template <class Storage>
-struct ClassMass {
+struct DenseTarget {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   const Storage* probabilities;  // at most one of these two is not null
@@ -76,7 +77,7 @@ struct ClassMass {
   Scalar slope;
   Scalar intercept;
 
-  ClassMass(const CrossEntropyParams& p, int64_t target_offset)
+  DenseTarget(const CrossEntropyParams& p, int64_t target_offset)
       : probabilities(nullptr),
         wide_probabilities(nullptr),
         weight(weights_of<Scalar>(p)),
@@ -118,7 +119,7 @@ struct CrossEntropyRow {
   static Storage* gradient(const Params& p, int64_t row) {
     return static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row);
   }
-  static ClassMass<Storage> class_mass(const Params& p, int64_t row) {
+  static DenseTarget<Storage> dense_target(const Params& p, int64_t row) {
     const bool probabilities = p.target_probabilities != nullptr;
     return {p, probabilities ? row_offset(p.shape, p.target_strides, row) : 0};
   }
@@ -140,7 +141,7 @@ struct CrossEntropyRow {
                      Workspace& workspace) {
     const IndexTarget<Scalar> target(p, target_index(p, row));
     if (target.ignored) return;
-    const ClassMass<Storage> mass_of = class_mass(p, row);
+    const DenseTarget<Storage> mass_of = dense_target(p, row);
     const Storage* z = logits(p, row);
     Scalar* keep = kept(p, row, workspace);
     for (int64_t k = begin; k < end; ++k) {
@@ -150,11 +151,11 @@ struct CrossEntropyRow {
       reduce_exponentials<Kind>(p.alpha, z + first, count, keep != nullptr ? keep + first : nullptr,
                                 state);
       state.mass = state.distance = 0.0;
-      if (has_class_mass(p)) reduce_mass(mass_of, z, first, count, state);
+      if (has_dense_target(p)) reduce_mass(mass_of, z, first, count, state);
     }
   }
 
-  static void reduce_mass(const ClassMass<Storage>& mass_of, const Storage* z, int64_t first,
+  static void reduce_mass(const DenseTarget<Storage>& mass_of, const Storage* z, int64_t first,
                           int64_t count, ChunkState& state) {
     const V zero = V::broadcast(0);
     // A chunk that is masked out as a whole has an infinite distance from any reference.
@@ -184,13 +185,13 @@ struct CrossEntropyRow {
     if (target.ignored) {
       loss = 0;
       write_statistics(p, row, 0, 0, 0);
-      write_rest(p, row, 0);
+      write_sumexp_m1(p, row, 0);
       return;
     }
     const int64_t count = chunk_count(p.shape);
     ChunkState& state = workspace.row;
     merge_exponentials(p.alpha, count, workspace.chunks, state);
-    if (has_class_mass(p)) {
+    if (has_dense_target(p)) {
       state.mass = state.distance = 0.0;
       for (int64_t k = 0; k < count; ++k) {
         const ChunkState& chunk = workspace.chunks[k];
@@ -198,36 +199,36 @@ struct CrossEntropyRow {
         state.mass += chunk.mass;
         state.distance += chunk.distance + (below == 0.0 ? 0.0 : chunk.mass * below);
       }
-      if (p.target_probabilities == nullptr) state.mass = smoothing_mass(p);
+      if (p.target_probabilities == nullptr) state.mass = smoothing_weight(p);
     }
     if (target.index >= 0) {
       const double z = load_scalar(logits(p, row) + target.index);
-      state.mass += target.point_mass;
-      state.distance += target.point_mass * (reference_of(state.maximum) - z);
+      state.mass += target.point_weight;
+      state.distance += target.point_weight * (reference_of(state.maximum) - z);
     }
-    if (p.rests != nullptr) {
-      write_rest(p, row, state.rest);
+    if (p.sumexp_m1 != nullptr) {
+      write_sumexp_m1(p, row, state.rest);
       loss = static_cast<Scalar>(state.distance);
-      write_statistics(p, row, state.maximum, state.alpha_rest, state.mass);
+      write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.mass);
       return;
     }
-    const double poisoned = poison(state.maximum);
+    const double poisoned = nan_if_infinite(state.maximum);
     // Both terms are >= 0, so nothing cancels.
     loss = static_cast<Scalar>(state.distance +
                                state.mass * log1p(static_cast<Scalar>(state.rest + poisoned)));
-    write_statistics(p, row, state.maximum, state.alpha_rest + poisoned, state.mass);
+    write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + poisoned, state.mass);
   }
 
-  static void write_rest(const Params& p, int64_t row, double rest) {
-    if (p.rests != nullptr) static_cast<Scalar*>(p.rests)[row] = static_cast<Scalar>(rest);
+  static void write_sumexp_m1(const Params& p, int64_t row, double rest) {
+    if (p.sumexp_m1 != nullptr) static_cast<Scalar*>(p.sumexp_m1)[row] = static_cast<Scalar>(rest);
   }
 
-  static void write_statistics(const Params& p, int64_t row, double maximum, double alpha_rest,
+  static void write_statistics(const Params& p, int64_t row, double maximum, double alpha_sumexp_m1,
                                double mass) {
     if (p.statistics == nullptr) return;
     *statistic(p, kMaximum, row) = static_cast<Scalar>(maximum);
-    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(alpha_rest);
-    *statistic(p, kTargetMass, row) = static_cast<Scalar>(mass);
+    *statistic(p, kAlphaSumexpM1, row) = static_cast<Scalar>(alpha_sumexp_m1);
+    *statistic(p, kTargetWeight, row) = static_cast<Scalar>(mass);
   }
 
   // With the exponentials that the reduction kept, or without them.
@@ -244,11 +245,11 @@ struct CrossEntropyRow {
     const Storage* z = logits(p, row);
     Storage* out = gradient(p, row);
     const IndexTarget<Scalar> target(p, target_index(p, row));
-    const Scalar alpha_rest = *statistic(p, kAlphaRest, row);
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_rest,
-                                     *statistic(p, kTargetMass, row));
-    const ClassMass<Storage> mass_of = class_mass(p, row);
-    const Scalar scale = upstream_of_row<Scalar>(p, row);
+    const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
+                                     *statistic(p, kTargetWeight, row));
+    const DenseTarget<Storage> mass_of = dense_target(p, row);
+    const Scalar scale = grad_output_of_row<Scalar>(p, row);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kChunk;
       const int64_t count = std::min(kChunk, p.shape.classes - first);
@@ -259,11 +260,11 @@ struct CrossEntropyRow {
       const bool here = first <= target.index && target.index < first + count;
       const Scalar z_target = here ? load_scalar(z + target.index) : 0;  // before it is overwritten
       const auto map_chunk = [&](const auto& powered) {
-        if (has_class_mass(p)) {
+        if (has_dense_target(p)) {
           const auto mass = [&](int64_t column, int lanes) {
             return mass_of(first + column, lanes);
           };
-          map_softmax_minus_mass(z + first, count, softmax, powered, mass, scale, out + first);
+          map_softmax_minus_target(z + first, count, softmax, powered, mass, scale, out + first);
         } else {
           map_softmax(z + first, count, powered, scale * softmax.mass * softmax.inverse,
                       out + first);
@@ -273,10 +274,10 @@ struct CrossEntropyRow {
         const double factor = workspace->chunks[k].alpha_factor;
         map_chunk(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
       } else {
-        map_fresh_exponentials(softmax.maximum, alpha_rest, p.alpha, map_chunk);
+        map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, map_chunk);
       }
       if (here) {
-        store_scalar(scale * softmax.minus_mass(p.alpha, z_target, target.mass),
+        store_scalar(scale * softmax.minus_target(p.alpha, z_target, target.mass),
                      out + target.index);
       }
     }

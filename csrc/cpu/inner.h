@@ -34,13 +34,13 @@ struct CrossEntropyInner {
   // The tile's index targets.
   struct Targets {
     TileLanes<V> index;  // -1 for none
-    TileLanes<V> point_mass;
+    TileLanes<V> point_weight;
     TileLanes<V> mass;
     TileLanes<V> counts;  // 0 for an ignored row
 
     Targets(const Params& p, const InnerTile& tile) {
       index.clear_past(tile);
-      point_mass.clear_past(tile);
+      point_weight.clear_past(tile);
       mass.clear_past(tile);
       counts.clear_past(tile);
       // Without weights all rows that count have the same masses, which spares every row its
@@ -52,7 +52,7 @@ struct CrossEntropyInner {
         const bool ignored = p.target_index != nullptr && target == p.ignore_index;
         const int64_t own = ignored ? -1 : own_class(p, target);
         index.lane[i] = static_cast<Scalar>(own);
-        point_mass.lane[i] = own < 0 ? 0 : common.point_mass;
+        point_weight.lane[i] = own < 0 ? 0 : common.point_weight;
         mass.lane[i] = own < 0 ? 0 : common.mass;
         counts.lane[i] = ignored ? 0 : 1;
       }
@@ -61,7 +61,7 @@ struct CrossEntropyInner {
     void set_weighted_masses(const Params& p, const InnerTile& tile) {
       for (int64_t i = 0; i < tile.rows; ++i) {
         const IndexTarget<Scalar> target(p, target_index(p, tile.row + i));
-        point_mass.lane[i] = target.point_mass;
+        point_weight.lane[i] = target.point_weight;
         mass.lane[i] = target.mass;
       }
     }
@@ -81,9 +81,9 @@ struct CrossEntropyInner {
     return static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
   }
 
-  // The part of mass_c that is not an index target's.
+  // The part of target_c that is not an index target's.
   struct OtherMass {
-    ClassMass<Storage> mass_of;
+    DenseTarget<Storage> mass_of;
     int64_t stride;
     OtherMass(const Params& p, const InnerTile& tile)
         : mass_of(p, p.target_probabilities != nullptr ? tile.offset(p.target_strides) : 0),
@@ -97,7 +97,7 @@ struct CrossEntropyInner {
   // What the loss of a vector's rows is made of besides its sums.
   struct Distance {
     V mass;
-    V distance;  // sum of mass_j (maximum - z_j)
+    V distance;  // sum of target_j (maximum - z_j)
   };
   template <class Column>
   static Distance sum_other_mass(const Params& p, const InnerTile& tile, const TileVector& vector,
@@ -114,17 +114,17 @@ struct CrossEntropyInner {
       masses.close_run();
       distances.close_run();
     });
-    const V smoothing = V::broadcast(static_cast<Scalar>(smoothing_mass(p)));
+    const V smoothing = V::broadcast(static_cast<Scalar>(smoothing_weight(p)));
     return {p.target_probabilities != nullptr ? masses.total : smoothing, distances.total};
   }
 
   static V scale(const Params& p, const InnerTile& tile, const TileVector& vector) {
     V value = V::broadcast(1);
-    if (p.upstream != nullptr) {
-      const Scalar* upstream = static_cast<const Scalar*>(p.upstream);
-      value = p.upstream_stride == 0
-                  ? V::broadcast(*upstream)
-                  : load_lanes<V>(upstream + tile.row + vector.first, vector.lanes);
+    if (p.grad_output != nullptr) {
+      const Scalar* grad_output = static_cast<const Scalar*>(p.grad_output);
+      value = p.grad_output_stride == 0
+                  ? V::broadcast(*grad_output)
+                  : load_lanes<V>(grad_output + tile.row + vector.first, vector.lanes);
     }
     if (p.total_weight == nullptr) return value;
     return value / V::broadcast(static_cast<Scalar>(*p.total_weight));
@@ -150,13 +150,13 @@ struct CrossEntropyInner {
                 static_cast<Scalar*>(numbers) + tile.row + vector.first, vector.lanes);
   }
   static void write_statistics(const Params& p, const InnerTile& tile, const TileVector& vector,
-                               V maximum, V alpha_rest, V mass, V counts) {
+                               V maximum, V alpha_sumexp_m1, V mass, V counts) {
     if (p.statistics == nullptr) return;
     Scalar* statistics = static_cast<Scalar*>(p.statistics);
     const int64_t rows = p.shape.rows();
     write_numbers(statistics + kMaximum * rows, tile, vector, maximum, counts);
-    write_numbers(statistics + kAlphaRest * rows, tile, vector, alpha_rest, counts);
-    write_numbers(statistics + kTargetMass * rows, tile, vector, mass, counts);
+    write_numbers(statistics + kAlphaSumexpM1 * rows, tile, vector, alpha_sumexp_m1, counts);
+    write_numbers(statistics + kTargetWeight * rows, tile, vector, mass, counts);
   }
 
   template <class Kind>
@@ -173,13 +173,13 @@ struct CrossEntropyInner {
       Distance target{zero, zero};
       const V maximum = z.with_column(vector, [&](const auto& column) {
         const V largest = find_inner_maximum(column, classes);
-        if (has_class_mass(p)) {
+        if (has_dense_target(p)) {
           target = sum_other_mass(p, tile, vector, column, lane_references(largest));
         }
         return largest;
       });
       if (p.target_index != nullptr) {
-        const V point = targets.point_mass.at(vector);
+        const V point = targets.point_weight.at(vector);
         const V distance = lane_references(maximum) - target_logit.at(vector);
         target.mass = target.mass + point;
         target.distance = multiply_add(point, distance, target.distance);
@@ -189,16 +189,17 @@ struct CrossEntropyInner {
             if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
           });
       const V counts = targets.counts.at(vector);
-      if (p.rests != nullptr) {
-        write_numbers(p.rests, tile, vector, sums.rest, counts);
+      if (p.sumexp_m1 != nullptr) {
+        write_numbers(p.sumexp_m1, tile, vector, sums.rest, counts);
       } else {
         sums = sums.poisoned(maximum);
         target.distance = multiply_add(target.mass, log1p(sums.rest), target.distance);
       }
       write_numbers(p.losses, tile, vector, target.distance, counts);
-      write_statistics(p, tile, vector, maximum, sums.alpha_rest, target.mass, counts);
+      write_statistics(p, tile, vector, maximum, sums.alpha_sumexp_m1, target.mass, counts);
       if (p.gradient == nullptr) return;
-      softmax.set(vector, maximum, sums.alpha_rest, target.mass, scale(p, tile, vector), counts);
+      softmax.set(vector, maximum, sums.alpha_sumexp_m1, target.mass, scale(p, tile, vector),
+                  counts);
     });
     if (p.gradient == nullptr) return;
     if (exponentials.data != nullptr) {
@@ -214,8 +215,9 @@ struct CrossEntropyInner {
     InnerSoftmax<V> softmax;
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
       const StatisticLanes<V> statistics(p, tile, vector);
-      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaRest),
-                  statistics.load(kTargetMass), scale(p, tile, vector), targets.counts.at(vector));
+      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaSumexpM1),
+                  statistics.load(kTargetWeight), scale(p, tile, vector),
+                  targets.counts.at(vector));
     });
     map_fresh(p, tile, targets, softmax, exponential);
   }
@@ -238,7 +240,7 @@ struct CrossEntropyInner {
       map_inner(tile, p.shape.classes, softmax, powered, mass,
                 TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
     };
-    if (has_class_mass(p)) {
+    if (has_dense_target(p)) {
       write(OtherMass(p, tile));
     } else {
       write([](const TileVector&, int64_t) { return V::broadcast(0); });
@@ -270,7 +272,7 @@ struct LogSoftmaxInner {
       if (p.statistics == nullptr) return;
       const StatisticLanes<V> statistics(p, tile, vector);
       statistics.store(kMaximum, maximum);
-      statistics.store(kAlphaRest, sums.alpha_rest);
+      statistics.store(kAlphaSumexpM1, sums.alpha_sumexp_m1);
     });
     for_each_class_of<V>(tile, classes, [&](const TileVector& vector, int64_t c, V) {
       const V x = z.with_column(vector, [&](const auto& column) { return column[c]; });
@@ -278,22 +280,23 @@ struct LogSoftmaxInner {
     });
   }
 
-  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a
+  // dz = g - p' sum(g): cross-entropy's gradient with the grad_output for a target, and -1 for a
   // scale.
   static void backward_tile(const Params& p, const InnerTile& tile,
                             const PoweredExponential<V>& exponential) {
-    const int64_t stride = p.upstream_strides.classes;
+    const int64_t stride = p.grad_output_strides.classes;
     const Storage* z = static_cast<const Storage*>(p.logits) + tile.offset(p.logits_strides);
-    const Storage* g = static_cast<const Storage*>(p.upstream) + tile.offset(p.upstream_strides);
+    const Storage* g =
+        static_cast<const Storage*>(p.grad_output) + tile.offset(p.grad_output_strides);
     const TileLanes<V> sums = sum_tile<V>(tile, g, p.shape.classes, stride);
     InnerSoftmax<V> softmax;
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
       const StatisticLanes<V> statistics(p, tile, vector);
-      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaRest), sums.at(vector),
-                  V::broadcast(-1), V::broadcast(1));
+      softmax.set(vector, statistics.load(kMaximum), statistics.load(kAlphaSumexpM1),
+                  sums.at(vector), V::broadcast(-1), V::broadcast(1));
     });
     const ClassWalk walk(p.shape.classes, stride, kTileRows);
-    const auto upstream = [&](const TileVector& vector, int64_t c, V) {
+    const auto grad_output = [&](const TileVector& vector, int64_t c, V) {
       const Storage* from = g + c * stride + vector.first;
       walk.prefetch(from, c);
       return load_lanes<V>(from, vector.lanes);
@@ -301,7 +304,7 @@ struct LogSoftmaxInner {
     map_inner(
         tile, p.shape.classes, softmax,
         FreshTile<Storage>(z, p.shape.classes, p.logits_strides.classes, softmax, exponential),
-        upstream, TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
+        grad_output, TileOutput<Storage>(tile, p.gradient, p.shape, p.gradient_strides));
   }
 };
 

@@ -1,5 +1,5 @@
-// gradient_j = scale (p'_j W - mass_j) for a tile of neighbouring rows. Included inside the target
-// region.
+// gradient_j = scale (p'_j W - target_j) for a tile of neighbouring rows. Included inside the
+// target region.
 #pragma once
 
 namespace powergrad {
@@ -19,15 +19,15 @@ template <class V>
 class InnerSoftmax {
  public:
   // `counts` is 0 for a row that has no gradient.
-  void set(const TileVector& vector, V maximum, V alpha_rest, V mass, V scale, V counts) {
+  void set(const TileVector& vector, V maximum, V alpha_sumexp_m1, V mass, V scale, V counts) {
     const V one = V::broadcast(1);
-    const V share = mass / (one + alpha_rest);
-    const V remote = remote_lanes(alpha_rest);
+    const V share = mass / (one + alpha_sumexp_m1);
+    const V remote = remote_lanes(alpha_sumexp_m1);
     maximum_.set(vector, maximum);
-    pivot_.set(vector, select(less(alpha_rest, one), one, V::broadcast(NAN)));
+    pivot_.set(vector, select(less(alpha_sumexp_m1, one), one, V::broadcast(NAN)));
     share_.set(vector, share);
     mass_.set(vector, mass);
-    missing_.set(vector, alpha_rest * share);
+    missing_.set(vector, alpha_sumexp_m1 * share);
     scale_.set(vector, scale);
     counts_.set(vector, counts);
     remote_.set(vector, remote);
@@ -37,9 +37,9 @@ class InnerSoftmax {
   // Of one class, with its powered exponentials. As in SoftmaxRow, where p' is above 1/2 it is
   // 1 - p' that is known to full precision. That is the case for the largest logit only: its
   // exponential is exactly 1, and were another one 1, p' would not be above 1/2.
-  V gradient(const TileVector& vector, V powered, V mass_c) const {
-    const V direct = powered * share_.at(vector) - mass_c;
-    const V near_one = (mass_.at(vector) - mass_c) - missing_.at(vector);
+  V gradient(const TileVector& vector, V powered, V target_c) const {
+    const V direct = powered * share_.at(vector) - target_c;
+    const V near_one = (mass_.at(vector) - target_c) - missing_.at(vector);
     const V value = select(equal(powered, pivot_.at(vector)), near_one, direct);
     const V zero = V::broadcast(0);
     return select(equal(counts_.at(vector), zero), zero, scale_.at(vector) * value);

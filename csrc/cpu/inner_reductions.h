@@ -26,10 +26,10 @@ V find_inner_maximum(const Column<V, Storage>& z, int64_t classes) {
 template <class V>
 struct InnerSums {
   V rest;
-  V alpha_rest;
+  V alpha_sumexp_m1;
 
   InnerSums poisoned(V maximum) const {
-    return {rest + poison(maximum), alpha_rest + poison(maximum)};
+    return {rest + nan_if_infinite(maximum), alpha_sumexp_m1 + nan_if_infinite(maximum)};
   }
 };
 
@@ -127,7 +127,7 @@ InnerSums<V> reduce_inner(double alpha, const TileLogits<Storage>& logits, const
   const Evaluator<Kind, Exponential<V>> fast(alpha);
   const InnerSums<V> sums =
       logits.with_column(vector, [&](const auto& column) { return sum(fast, column); });
-  const V remote = maximum(remote_lanes(sums.rest), remote_lanes(sums.alpha_rest));
+  const V remote = maximum(remote_lanes(sums.rest), remote_lanes(sums.alpha_sumexp_m1));
   if (!has_remote(remote, vector.lanes)) return sums;
   // Packed logits may have made room for the exponentials by now.
   const Evaluator<Kind, ExactExponential<V>> exact(alpha);

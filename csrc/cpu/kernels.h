@@ -29,11 +29,11 @@ int64_t tile_rows(const Shape& shape, int64_t accumulate_size);
 // Sums over one chunk, relative to the chunk's own maximum ("1 + rest", see powergrad.h).
 struct ChunkState {
   double maximum;
-  double rest;          // sum of exp(z - maximum) without the maximum
-  double alpha_rest;    // sum of exp(alpha (z - maximum)) without the maximum
-  double mass;          // sum of mass_j
-  double distance;      // sum of mass_j (maximum - z_j)
-  double alpha_factor;  // set by merge: exp(alpha (maximum - row maximum))
+  double rest;             // sum of exp(z - maximum) without the maximum
+  double alpha_sumexp_m1;  // sum of exp(alpha (z - maximum)) without the maximum
+  double mass;             // sum of target_j
+  double distance;         // sum of target_j (maximum - z_j)
+  double alpha_factor;     // set by merge: exp(alpha (maximum - row maximum))
 };
 
 // What threads share while they work on one row. Owned by the caller.

@@ -14,8 +14,9 @@ struct LogSoftmaxRow {
   static const Storage* logits(const Params& p, int64_t row) {
     return static_cast<const Storage*>(p.logits) + row_offset(p.shape, p.logits_strides, row);
   }
-  static const Storage* upstream(const Params& p, int64_t row) {
-    return static_cast<const Storage*>(p.upstream) + row_offset(p.shape, p.upstream_strides, row);
+  static const Storage* grad_output(const Params& p, int64_t row) {
+    return static_cast<const Storage*>(p.grad_output) +
+           row_offset(p.shape, p.grad_output_strides, row);
   }
   static Scalar* statistic(const Params& p, Statistic which, int64_t row) {
     return static_cast<Scalar*>(p.statistics) + which * p.shape.rows() + row;
@@ -35,11 +36,11 @@ struct LogSoftmaxRow {
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
     ChunkState& state = workspace.row;
     merge_exponentials(p.alpha, chunk_count(p.shape), workspace.chunks, state);
-    state.rest += poison(state.maximum);
-    state.alpha_rest += poison(state.maximum);
+    state.rest += nan_if_infinite(state.maximum);
+    state.alpha_sumexp_m1 += nan_if_infinite(state.maximum);
     if (p.statistics == nullptr) return;
     *statistic(p, kMaximum, row) = static_cast<Scalar>(state.maximum);
-    *statistic(p, kAlphaRest, row) = static_cast<Scalar>(state.alpha_rest);
+    *statistic(p, kAlphaSumexpM1, row) = static_cast<Scalar>(state.alpha_sumexp_m1);
   }
 
   static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
@@ -59,7 +60,7 @@ struct LogSoftmaxRow {
 
   static void reduce_upstream(const Params& p, int64_t row, int64_t begin, int64_t end,
                               Workspace& workspace) {
-    const Storage* g = upstream(p, row);
+    const Storage* g = grad_output(p, row);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kChunk;
       auto sum = LongSum<V>::start();
@@ -79,22 +80,22 @@ struct LogSoftmaxRow {
     }
   }
 
-  // dz = g - p' sum(g): cross-entropy's gradient with the upstream for a target, and -1 for a
+  // dz = g - p' sum(g): cross-entropy's gradient with the grad_output for a target, and -1 for a
   // scale.
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end,
                            Workspace& workspace) {
     const int64_t first = begin * kChunk;
     const Storage* z = logits(p, row) + first;
-    const Storage* g = upstream(p, row) + first;
+    const Storage* g = grad_output(p, row) + first;
     Storage* out =
         static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row) + first;
-    const Scalar alpha_rest = *statistic(p, kAlphaRest, row);
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_rest,
+    const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
                                      static_cast<Scalar>(workspace.row.mass));
     const auto mass = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
     const int64_t count = std::min(end * kChunk, p.shape.classes) - first;
-    map_fresh_exponentials(softmax.maximum, alpha_rest, p.alpha, [&](const auto& powered) {
-      map_softmax_minus_mass(z, count, softmax, powered, mass, Scalar(-1), out);
+    map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, [&](const auto& powered) {
+      map_softmax_minus_target(z, count, softmax, powered, mass, Scalar(-1), out);
     });
   }
 };

@@ -165,8 +165,8 @@ void sum_exponentials(double alpha, const Storage* z, int64_t count,
   ExponentialSums<Evaluate, Storage> sums{evaluate, V::broadcast(reference), kept,
                                           LongSum<V>::start(), LongSum<V>::start()};
   sums.add_all_but(masked_out ? count : largest.column, z, count);
-  state.rest = sum_of_lanes(sums.plain.total) + poison(reference);
-  state.alpha_rest = sum_of_lanes(sums.powered.total) + poison(reference);
+  state.rest = sum_of_lanes(sums.plain.total) + nan_if_infinite(reference);
+  state.alpha_sumexp_m1 = sum_of_lanes(sums.powered.total) + nan_if_infinite(reference);
 }
 
 // The state of one chunk, apart from its target mass.
@@ -178,7 +178,7 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count, Accumula
   state.maximum = largest.value;
   using Fast = Evaluator<Kind, Exponential<V>>;
   sum_exponentials<Fast>(alpha, z, count, largest, kept, state);
-  if (!is_remote(state.rest) && !is_remote(state.alpha_rest)) return;
+  if (!is_remote(state.rest) && !is_remote(state.alpha_sumexp_m1)) return;
   using Exact = Evaluator<Kind, ExactExponential<V>>;
   sum_exponentials<Exact>(alpha, z, count, largest, kept, state);
 }
@@ -198,7 +198,7 @@ inline void merge_exponentials(double alpha, int64_t count, ChunkState* chunks, 
     const double below = as_high ? 0.0 : chunks[k].maximum - row.maximum;
     chunks[k].alpha_factor = std::exp(alpha * below);
     row.rest += (1.0 + chunks[k].rest) * std::exp(below);
-    row.alpha_rest += (1.0 + chunks[k].alpha_rest) * chunks[k].alpha_factor;
+    row.alpha_sumexp_m1 += (1.0 + chunks[k].alpha_sumexp_m1) * chunks[k].alpha_factor;
   }
 }
 

@@ -13,44 +13,44 @@ namespace {
 // NaN are no special cases; if they differ, forward is to assume the new one next time.
 template <class Scalar>
 __device__ bool is_settled(const CrossEntropyParams& p) {
-  if (p.assumed_upstream == nullptr) return false;
-  const auto* upstream = static_cast<const Scalar*>(p.upstream);
-  const auto* assumed = static_cast<const Scalar*>(p.assumed_upstream);
-  if (same_bits(*upstream, *assumed)) return true;
-  if (blockIdx.x == 0 && threadIdx.x == 0 && p.next_assumption != nullptr) {
-    *static_cast<Scalar*>(p.next_assumption) = *upstream;
+  if (p.speculative_grad_output == nullptr) return false;
+  const auto* grad_output = static_cast<const Scalar*>(p.grad_output);
+  const auto* assumed = static_cast<const Scalar*>(p.speculative_grad_output);
+  if (same_bits(*grad_output, *assumed)) return true;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && p.next_speculation != nullptr) {
+    *static_cast<Scalar*>(p.next_speculation) = *grad_output;
   }
   return false;
 }
 
-template <class Rows, bool kClassMass>
+template <class Rows, bool kDenseTarget>
 __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
                                AccumulateOf<typename Rows::Element> exponent_scale, int block) {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, block);
   const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const ClassMassIf<kClassMass, Rows> mass_of(p, rows);
+  const DenseTargetIf<kDenseTarget, Rows> mass_of(p, rows);
   const auto copy_in = [&](int round) {
     rows.copy_in(logits, round, from_number<Storage>(kLowest<Scalar>));
-    if constexpr (kClassMass) mass_of.copy_in(round);
+    if constexpr (kDenseTarget) mass_of.copy_in(round);
   };
   copy_in(0);  // before anything is waited for
   const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/false);
   const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
   Scalar maximum[Rows::kRows];
-  Scalar alpha_rest[Rows::kRows];
-  Scalar target_mass[Rows::kRows];
+  Scalar alpha_sumexp_m1[Rows::kRows];
+  Scalar target_weight_sum[Rows::kRows];
   read_numbers(statistics + kMaximum * plan.rows, maximum);
-  read_numbers(statistics + kAlphaRest * plan.rows, alpha_rest);
-  read_numbers(statistics + kTargetMass * plan.rows, target_mass);
+  read_numbers(statistics + kAlphaSumexpM1 * plan.rows, alpha_sumexp_m1);
+  read_numbers(statistics + kTargetWeight * plan.rows, target_weight_sum);
   SoftmaxRow<Scalar> softmax[Rows::kRows];
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_rest[r], target_mass[r]);
+    softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_sumexp_m1[r], target_weight_sum[r]);
   }
-  const GradientMap<Rows, kClassMass> map(p, exponent_scale, rows, logits, mass_of, targets,
-                                          softmax);
+  const GradientMap<Rows, kDenseTarget> map(p, exponent_scale, rows, logits, mass_of, targets,
+                                            softmax);
   for (int round = 0; round < rows.rounds(); ++round) {
     if (round > 0) copy_in(round);
     rows.template wait<0>();
@@ -59,9 +59,9 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
   map.finish();
 }
 
-template <class Rows, bool kClassMass>
+template <class Rows, bool kDenseTarget>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
-                                  kLeastBlocks<Rows, kClassMass>)
+                                  kLeastBlocks<Rows, kDenseTarget>)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const Plan plan,
                                   const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   if (is_settled<AccumulateOf<typename Rows::Element>>(p)) return;
@@ -69,18 +69,18 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
   const int blocks = plan.units * plan.parts;
   for (int block = static_cast<int>(blockIdx.x); block < blocks;
        block += static_cast<int>(gridDim.x)) {
-    write_gradient<Rows, kClassMass>(p, plan, exponent.scaled(), block);
+    write_gradient<Rows, kDenseTarget>(p, plan, exponent.scaled(), block);
     if (Rows::kLayout == Layout::chunks) __syncthreads();
   }
 }
 
-template <class Rows, bool kClassMass>
+template <class Rows, bool kDenseTarget>
 cudaError_t launch(const CrossEntropyParams& p, cudaStream_t stream) {
   Work work = work_of<Rows>();
   work.is_map = true;
   work.tensors = has_narrow_probabilities(p) ? 2 : 1;
-  work.is_persistent = p.assumed_upstream != nullptr;
-  return launch_rows<Rows>(cross_entropy_backward_kernel<Rows, kClassMass>, p, work, stream);
+  work.is_persistent = p.speculative_grad_output != nullptr;
+  return launch_rows<Rows>(cross_entropy_backward_kernel<Rows, kDenseTarget>, p, work, stream);
 }
 
 }  // namespace
@@ -93,8 +93,8 @@ cudaError_t launch_cross_entropy_backward(const CrossEntropyParams& p, cudaStrea
                     {p.target_probabilities, p.target_strides}},
                    [&](auto rows) {
                      using Rows = typename decltype(rows)::Type;
-                     return with_bool(has_class_mass(p), [&](auto class_mass) {
-                       return launch<Rows, decltype(class_mass)::value>(p, stream);
+                     return with_bool(has_dense_target(p), [&](auto dense_target) {
+                       return launch<Rows, decltype(dense_target)::value>(p, stream);
                      });
                    });
 }

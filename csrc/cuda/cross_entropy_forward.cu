@@ -17,32 +17,32 @@ struct RowResults {
   Scalar loss[kRows] = {};
   Scalar maximum[kRows] = {};
   Scalar rest[kRows] = {};
-  Scalar alpha_rest[kRows] = {};
+  Scalar alpha_sumexp_m1[kRows] = {};
   Scalar mass[kRows] = {};
 
   __device__ void write(const CrossEntropyParams& p, int64_t row) const {
     write_numbers(static_cast<Scalar*>(p.losses) + row, loss);
-    if (p.rests != nullptr) write_numbers(static_cast<Scalar*>(p.rests) + row, rest);
+    if (p.sumexp_m1 != nullptr) write_numbers(static_cast<Scalar*>(p.sumexp_m1) + row, rest);
     if (p.statistics == nullptr) return;
     Scalar* statistics = static_cast<Scalar*>(p.statistics) + row;
     const int64_t rows = p.shape.rows();
     write_numbers(statistics + kMaximum * rows, maximum);
-    write_numbers(statistics + kAlphaRest * rows, alpha_rest);
-    write_numbers(statistics + kTargetMass * rows, mass);
+    write_numbers(statistics + kAlphaSumexpM1 * rows, alpha_sumexp_m1);
+    write_numbers(statistics + kTargetWeight * rows, mass);
   }
 };
 
-template <class Rows, class Kind, bool kClassMass, bool kGradient>
+template <class Rows, class Kind, bool kDenseTarget, bool kGradient>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
-                                  kLeastBlocks<Rows, kClassMass>)
+                                  kLeastBlocks<Rows, kDenseTarget>)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const Plan plan,
                                  const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
   using Storage = typename Rows::Element;
-  using Reduction = SoftmaxReduction<Rows, Kind, kClassMass>;
+  using Reduction = SoftmaxReduction<Rows, Kind, kDenseTarget>;
   using Scalar = AccumulateOf<Storage>;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
   const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const ClassMassIf<kClassMass, Rows> mass_of(p, rows);
+  const DenseTargetIf<kDenseTarget, Rows> mass_of(p, rows);
   const Evaluator<Kind, Scalar> evaluate(exponent);
   const Reduction reduction(plan, rows, logits, mass_of, evaluate);
   reduction.copy_in(0);
@@ -54,36 +54,36 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
   RowResults<Scalar, Rows::kRows> results;
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    const Scalar point_mass = targets.mass(p, r).point_mass;
-    Scalar mass = point_mass;
+    const Scalar point_weight = targets.mass(p, r).point_weight;
+    Scalar mass = point_weight;
     Scalar distance = 0;
-    if constexpr (kClassMass) {
+    if constexpr (kDenseTarget) {
       mass += p.target_probabilities != nullptr ? state[r].mass
-                                                : static_cast<Scalar>(smoothing_mass(p));
+                                                : static_cast<Scalar>(smoothing_weight(p));
       distance = state[r].distance;
     }
-    if (p.rests == nullptr) {
-      state[r].rest += poison(state[r].maximum);
-      state[r].alpha_rest += poison(state[r].maximum);
+    if (p.sumexp_m1 == nullptr) {
+      state[r].rest += nan_if_infinite(state[r].maximum);
+      state[r].alpha_sumexp_m1 += nan_if_infinite(state[r].maximum);
     }
-    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_rest, mass);
+    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, mass);
     if (!rows.leads() || !targets.counts(r)) continue;
     if (targets.is_class(r)) {
-      distance += point_mass * (reference_of(state[r].maximum) - targets.logit[r]);
+      distance += point_weight * (reference_of(state[r].maximum) - targets.logit[r]);
     }
     // Both terms are >= 0, so nothing cancels.
-    if (p.rests == nullptr) distance += mass * std::log1p(state[r].rest);
+    if (p.sumexp_m1 == nullptr) distance += mass * std::log1p(state[r].rest);
     results.loss[r] = distance;
     results.maximum[r] = state[r].maximum;
     results.rest[r] = state[r].rest;
-    results.alpha_rest[r] = state[r].alpha_rest;
+    results.alpha_sumexp_m1[r] = state[r].alpha_sumexp_m1;
     results.mass[r] = mass;
   }
   if (rows.leads()) results.write(p, rows.row);
 
   if constexpr (kGradient) {
-    const GradientMap<Rows, kClassMass> map(p, exponent.scaled(), rows, logits, mass_of, targets,
-                                            softmax);
+    const GradientMap<Rows, kDenseTarget> map(p, exponent.scaled(), rows, logits, mass_of, targets,
+                                              softmax);
     // What was copied last is still there.
     for (int round = rows.rounds() - 1; round >= 0; --round) {
       reduction.copy_again(round);
@@ -94,12 +94,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
   leave(plan);
 }
 
-template <class Rows, class Kind, bool kClassMass, bool kGradient>
+template <class Rows, class Kind, bool kDenseTarget, bool kGradient>
 cudaError_t launch(const CrossEntropyParams& p, cudaStream_t stream) {
-  Work work = SoftmaxReduction<Rows, Kind, kClassMass>::work(work_of<Rows>());
+  Work work = SoftmaxReduction<Rows, Kind, kDenseTarget>::work(work_of<Rows>());
   work.tensors = has_narrow_probabilities(p) ? 2 : 1;
-  return launch_rows<Rows>(cross_entropy_forward_kernel<Rows, Kind, kClassMass, kGradient>, p, work,
-                           stream);
+  return launch_rows<Rows>(cross_entropy_forward_kernel<Rows, Kind, kDenseTarget, kGradient>, p,
+                           work, stream);
 }
 
 }  // namespace
@@ -112,16 +112,16 @@ cudaError_t launch_cross_entropy_forward(const CrossEntropyParams& p, cudaStream
                     {p.target_probabilities, p.target_strides}},
                    [&](auto rows) {
                      using Rows = typename decltype(rows)::Type;
-                     return with_bool(has_class_mass(p), [&](auto class_mass) {
-                       constexpr bool kClassMass = decltype(class_mass)::value;
-                       return with_kind<Rows, kClassMass>(p, [&](auto kind) {
+                     return with_bool(has_dense_target(p), [&](auto dense_target) {
+                       constexpr bool kDenseTarget = decltype(dense_target)::value;
+                       return with_kind<Rows, kDenseTarget>(p, [&](auto kind) {
                          using Kind = decltype(kind);
                          if constexpr (!std::is_same_v<Kind, NoAlpha>) {
                            if (p.gradient != nullptr) {
-                             return launch<Rows, Kind, kClassMass, true>(p, stream);
+                             return launch<Rows, Kind, kDenseTarget, true>(p, stream);
                            }
                          }
-                         return launch<Rows, Kind, kClassMass, false>(p, stream);
+                         return launch<Rows, Kind, kDenseTarget, false>(p, stream);
                        });
                      });
                    });

@@ -1,13 +1,13 @@
-// The map from the logits of a row to its gradient, scale (p'_j W - mass_j).
+// The map from the logits of a row to its gradient, scale (p'_j W - target_j).
 #pragma once
 
-#include "cuda/class_mass.cuh"
+#include "cuda/dense_target.cuh"
 #include "cuda/exponentials.cuh"
 
 namespace powergrad {
 namespace {
 
-// Probabilities that are copied into slots: see ClassMass.
+// Probabilities that are copied into slots: see DenseTarget.
 inline bool has_narrow_probabilities(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr && !p.target_is_accumulate_type;
 }
@@ -76,7 +76,7 @@ struct RowTargets {
   }
 };
 
-template <class Rows, bool kClassMass>
+template <class Rows, bool kDenseTarget>
 class GradientMap {
  public:
   using Storage = typename Rows::Element;
@@ -84,7 +84,7 @@ class GradientMap {
   static constexpr int kRows = Rows::kRows;
   static constexpr int kElements = Rows::kElements;
   using Logits = typename Rows::template Resident<Storage>;
-  using Mass = ClassMassIf<kClassMass, Rows>;
+  using Mass = DenseTargetIf<kDenseTarget, Rows>;
   using Targets = RowTargets<Rows>;
   using Packed = typename Rows::template Packed<Storage>;
 
@@ -100,22 +100,22 @@ class GradientMap {
         gradient_(rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides)) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      scale_[r] = upstream_of_row<Scalar>(p, rows.row + r);
+      scale_[r] = grad_output_of_row<Scalar>(p, rows.row + r);
       row_scale_[r] = scale_[r] * softmax[r].mass * softmax[r].inverse;
       if (!owns_target(r)) continue;
       const Scalar z = targets.logit[r];
       const IndexTarget<Scalar> target = targets.mass(p, r);
       // Where classes have no masses of their own the compiler need not know of smoothing.
-      const Scalar mass_at_target = kClassMass ? target.mass : target.point_mass;
+      const Scalar mass_at_target = kDenseTarget ? target.mass : target.point_weight;
       at_target_[r] = from_number<Storage>(
-          scale_[r] * softmax[r].minus_mass_from(powered(z, r), z, mass_at_target));
+          scale_[r] * softmax[r].minus_target_from(powered(z, r), z, mass_at_target));
     }
   }
 
   // Of the elements that are in the slots.
   __device__ void write(int round) const {
     if (targets_.any_counts()) {
-      rows_.template each_place<kUnroll<Storage, kClassMass>>(
+      rows_.template each_place<kUnroll<Storage, kDenseTarget>>(
           round, gradient_, [&](int i, auto is_whole) {
             rows_.store(gradient_, round, i, of_slot(round, i, is_whole), is_whole);
           });
@@ -148,13 +148,14 @@ class GradientMap {
   __device__ __forceinline__ Packed of_slot(int round, int i, IsWhole is_whole) const {
     const Numbers<Storage, kElements> z(logits_.slots.get(i));
     Scalar mass[kElements];
-    if constexpr (kClassMass) mass_.load(round, i, is_whole, mass);
+    if constexpr (kDenseTarget) mass_.load(round, i, is_whole, mass);
     Scalar values[kElements];
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int r = kRows == 1 ? 0 : e;
-      if constexpr (kClassMass) {
-        values[e] = scale_[r] * softmax_[r].minus_mass_from(powered(z.at[e], r), z.at[e], mass[e]);
+      if constexpr (kDenseTarget) {
+        values[e] =
+            scale_[r] * softmax_[r].minus_target_from(powered(z.at[e], r), z.at[e], mass[e]);
       } else {
         values[e] = powered(z.at[e], r) * row_scale_[r];
       }

@@ -18,9 +18,9 @@ inline constexpr int kMostThreadsOf = std::is_same_v<Storage, double> ? 256 : kM
 // Blocks of so many on a multiprocessor that the compiler has to leave registers for: 1024
 // threads. float64, which is bound by its arithmetic, masses of every class and threads with
 // several rows, which are as many in flight, take more of them.
-template <class Rows, bool kClassMass>
+template <class Rows, bool kDenseTarget>
 inline constexpr int kLeastBlocks =
-    std::is_same_v<typename Rows::Element, double> || kClassMass || Rows::kRows > 1 ? 1 : 2;
+    std::is_same_v<typename Rows::Element, double> || kDenseTarget || Rows::kRows > 1 ? 1 : 2;
 
 template <class T>
 struct Tag {
@@ -67,12 +67,12 @@ cudaError_t with_bool(bool value, const Function& function) {
 // What the kernels make of a kind of alpha (alpha.h): one exponential for both where it is cheap to
 // have, over long rows. Not for 3/10: its tenth power multiplies the special function unit's error
 // to 4.1e-6, and two exponentials took the same time in a step.
-template <class Rows, bool kClassMass, class Kind>
+template <class Rows, bool kDenseTarget, class Kind>
 struct KindInKernels {
   using Type = AnyAlpha;
 };
-template <class Rows, bool kClassMass>
-struct KindInKernels<Rows, kClassMass, NoAlpha> {
+template <class Rows, bool kDenseTarget>
+struct KindInKernels<Rows, kDenseTarget, NoAlpha> {
   using Type = NoAlpha;
 };
 template <class Rows, int kDenominator>
@@ -84,13 +84,13 @@ struct KindInKernels<Rows, false, RationalAlpha<1, kDenominator>> {
 };
 
 // Calls function(kind) for this call's alpha; one that only the device knows may be anything.
-template <class Rows, bool kClassMass, class Params, class Function>
+template <class Rows, bool kDenseTarget, class Params, class Function>
 cudaError_t with_kind(const Params& p, const Function& function) {
   const bool has_backward = p.statistics != nullptr;
   if (has_backward && p.alpha_on_device != nullptr) return function(AnyAlpha{});
   using Scalar = AccumulateOf<typename Rows::Element>;
   return with_alpha_kind<Scalar>(p.alpha, has_backward, [&](auto kind) {
-    return function(typename KindInKernels<Rows, kClassMass, decltype(kind)>::Type{});
+    return function(typename KindInKernels<Rows, kDenseTarget, decltype(kind)>::Type{});
   });
 }
 

@@ -22,8 +22,8 @@ cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& params, cudaStre
 inline constexpr int kSumPartials = 1024;
 
 // What the mean divides by: the summed weights of the targets that count, or the number of rows
-// where targets are probabilities. Asserts that every target is in range. *params.next_assumption,
-// unless that is null, becomes *params.upstream, for a forward to follow.
+// where targets are probabilities. Asserts that every target is in range. *params.next_speculation,
+// unless that is null, becomes *params.grad_output, for a forward to follow.
 cudaError_t launch_total_weight(const CrossEntropyParams& params, double* total_weight,
                                 double* partials, cudaStream_t stream);
 

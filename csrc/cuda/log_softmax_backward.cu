@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
   constexpr int kElements = Rows::kElements;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
   const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const auto upstream =
-      rows.resident(1, static_cast<const Storage*>(p.upstream), p.upstream_strides);
+  const auto grad_output =
+      rows.resident(1, static_cast<const Storage*>(p.grad_output), p.grad_output_strides);
   const Storage lowest = from_number<Storage>(kLowest<Scalar>);
 
   Scalar sum[kRows] = {};
   for (int round = 0; round < rows.rounds(); ++round) {
-    rows.copy_in(upstream, round, Storage{});
+    rows.copy_in(grad_output, round, Storage{});
     if (round == rows.rounds() - 1) {
       // What the map begins with is under way while the sum is taken.
       rows.copy_in(logits, round, lowest);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
       Scalar terms[kRows] = {};
 #pragma unroll 4
       for (int i = begin; i < end; ++i) {
-        const Numbers<Storage, kElements> g(upstream.slots.get(i));
+        const Numbers<Storage, kElements> g(grad_output.slots.get(i));
 #pragma unroll
         for (int e = 0; e < kElements; ++e) terms[kRows == 1 ? 0 : e] += g.at[e];
       }
@@ -59,24 +59,24 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     softmax[r] = SoftmaxRow<Scalar>(statistics[kMaximum * plan.rows + r],
-                                    statistics[kAlphaRest * plan.rows + r], sum[r]);
+                                    statistics[kAlphaSumexpM1 * plan.rows + r], sum[r]);
   }
   const auto gradient = rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides);
   for (int round = rows.rounds() - 1; round >= 0; --round) {
     if (round < rows.rounds() - 1) {
-      rows.copy_in(upstream, round, Storage{});
+      rows.copy_in(grad_output, round, Storage{});
       rows.copy_in(logits, round, lowest);
     }
     rows.template wait<0>();
     rows.template each_place<kUnroll<Storage, true>>(round, gradient, [&](int i, auto is_whole) {
       const Numbers<Storage, kElements> z(logits.slots.get(i));
-      const Numbers<Storage, kElements> g(upstream.slots.get(i));
+      const Numbers<Storage, kElements> g(grad_output.slots.get(i));
       Scalar values[kElements];
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const SoftmaxRow<Scalar>& row = softmax[kRows == 1 ? 0 : e];
         const Scalar powered = exponential((z.at[e] - row.maximum) * scale);
-        values[e] = -row.minus_mass_from(powered, z.at[e], g.at[e]);
+        values[e] = -row.minus_target_from(powered, z.at[e], g.at[e]);
       }
       rows.store(gradient, round, i, packed<Storage>(values), is_whole);
     });
@@ -100,7 +100,7 @@ cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& p, cudaStream_t 
   if (p.shape.rows() == 0 || p.shape.classes == 0) return cudaSuccess;
   return with_rows(p.shape, p.dtype,
                    {{p.logits, p.logits_strides},
-                    {p.upstream, p.upstream_strides},
+                    {p.grad_output, p.grad_output_strides},
                     {p.gradient, p.gradient_strides}},
                    [&](auto rows) { return launch<typename decltype(rows)::Type>(p, stream); });
 }

@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
   Scalar log_sum[Rows::kRows];
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    log_sum[r] = std::log1p(state[r].rest + poison(state[r].maximum));
+    log_sum[r] = std::log1p(state[r].rest + nan_if_infinite(state[r].maximum));
     if (!rows.leads() || p.statistics == nullptr) continue;
     Scalar* statistics = static_cast<Scalar*>(p.statistics) + rows.row + r;
     statistics[kMaximum * plan.rows] = state[r].maximum;
-    statistics[kAlphaRest * plan.rows] = state[r].alpha_rest + poison(state[r].maximum);
+    statistics[kAlphaSumexpM1 * plan.rows] =
+        state[r].alpha_sumexp_m1 + nan_if_infinite(state[r].maximum);
   }
 
   const auto output = rows.output(static_cast<Storage*>(p.output), p.output_strides);

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<Scalar>)
     merge_shards_kernel(const MergeParams p) {
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row >= p.rows) return;
-  POWERGRAD_DEVICE_ASSERT((row > 0 || find_stranger<Scalar>(p) < 0) &&
+  POWERGRAD_DEVICE_ASSERT((row > 0 || find_mismatch<Scalar>(p) < 0) &&
                           "cross_entropy: the shards' arguments differ");
   const double alpha = p.alpha_on_device != nullptr ? *p.alpha_on_device : p.alpha;
   merge_row(p, row, static_cast<Scalar>(alpha));

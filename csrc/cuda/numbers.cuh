@@ -141,8 +141,8 @@ __device__ __forceinline__ Packed from_word(WordOf<Packed> word) {
 
 // How often a loop over a thread's slots is unrolled. Where a step has many numbers at hand, more
 // than one of it at a time would not fit into registers.
-template <class Element, bool kClassMass>
-inline constexpr int kUnroll = kClassMass || std::is_same_v<Element, double> ? 1 : 2;
+template <class Element, bool kDenseTarget>
+inline constexpr int kUnroll = kDenseTarget || std::is_same_v<Element, double> ? 1 : 2;
 
 // What is not read or written again soon is marked to leave the caches first.
 template <class T, int kElements>

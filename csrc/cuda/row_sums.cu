@@ -94,12 +94,12 @@ struct TargetWeight {
 template <class Scalar>
 struct StoreTotalWeight {
   double* result;
-  const void* last_upstream;
+  const void* last_grad_output;
   void* assumed;
   __device__ void operator()(int, double sum) const {
     *result = sum;
-    if (last_upstream != nullptr) {
-      *static_cast<Scalar*>(assumed) = *static_cast<const Scalar*>(last_upstream);
+    if (last_grad_output != nullptr) {
+      *static_cast<Scalar*>(assumed) = *static_cast<const Scalar*>(last_grad_output);
     }
   }
 };
@@ -136,8 +136,8 @@ cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weigh
                                 cudaStream_t stream) {
   return with_accumulate(p.dtype, [&](auto scalar) {
     using Scalar = decltype(scalar);
-    const StoreTotalWeight<Scalar> finish{total_weight, p.next_assumption,
-                                          const_cast<void*>(p.upstream)};
+    const StoreTotalWeight<Scalar> finish{total_weight, p.next_speculation,
+                                          const_cast<void*>(p.grad_output)};
     if (p.target_index == nullptr) {
       return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
     }

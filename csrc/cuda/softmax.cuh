@@ -7,7 +7,7 @@
 // sums: all of these ones but the row's own join at the end.
 #pragma once
 
-#include "cuda/class_mass.cuh"
+#include "cuda/dense_target.cuh"
 #include "cuda/exponentials.cuh"
 #include "cuda/meeting.cuh"
 
@@ -92,15 +92,15 @@ __device__ __forceinline__ bool contains(const Pack<Storage, kElements>& pack, S
 template <class Scalar>
 struct SoftmaxState {
   Scalar maximum = kLowest<Scalar>;
-  Scalar rest = -1;        // sum of exp(z - maximum) without one maximum; of nothing, that is -1
-  Scalar alpha_rest = -1;  // sum of exp(alpha (z - maximum)) without one maximum
-  // Sums of mass_j and of mass_j (maximum - z_j) where every class has a mass.
+  Scalar rest = -1;  // sum of exp(z - maximum) without one maximum; of nothing, that is -1
+  Scalar alpha_sumexp_m1 = -1;  // sum of exp(alpha (z - maximum)) without one maximum
+  // Sums of target_j and of target_j (maximum - z_j) where every class has a mass.
   Scalar mass = 0;
   Scalar distance = 0;
 };
 
 // Puts together what the blocks of a cluster have found.
-template <class Kind, class Scalar, bool kClassMass>
+template <class Kind, class Scalar, bool kDenseTarget>
 struct MergeStates {
   const Evaluator<Kind, Scalar>& evaluate;
 
@@ -114,7 +114,7 @@ struct MergeStates {
       // and no two would have the same bits.
       const auto e = exponentials(evaluate, state.maximum - maximum);
       state.rest = rounded_product(1 + state.rest, e.plain);
-      state.alpha_rest = rounded_product(1 + state.alpha_rest, e.powered);
+      state.alpha_sumexp_m1 = rounded_product(1 + state.alpha_sumexp_m1, e.powered);
       state.distance +=
           rounded_product(state.mass, reference_of(maximum) - reference_of(state.maximum));
     }
@@ -122,11 +122,11 @@ struct MergeStates {
     const auto ones = static_cast<Scalar>(holders - 1);
     state.rest = of_warp<Addition>(state.rest) + ones;
     if constexpr (Evaluator<Kind, Scalar>::kPowersApart) {
-      state.alpha_rest = of_warp<Addition>(state.alpha_rest) + ones;
+      state.alpha_sumexp_m1 = of_warp<Addition>(state.alpha_sumexp_m1) + ones;
     } else {
-      state.alpha_rest = state.rest;
+      state.alpha_sumexp_m1 = state.rest;
     }
-    if constexpr (kClassMass) {
+    if constexpr (kDenseTarget) {
       state.mass = of_warp<Addition>(state.mass);
       state.distance = of_warp<Addition>(state.distance);
     }
@@ -142,7 +142,7 @@ struct RowSums : ExponentialSums<Scalar> {
 };
 
 // Of kernels that reduce the softmax of `Rows` (a layout).
-template <class Rows, class Kind, bool kClassMass>
+template <class Rows, class Kind, bool kDenseTarget>
 class SoftmaxReduction {
  public:
   using Storage = typename Rows::Element;
@@ -152,10 +152,10 @@ class SoftmaxReduction {
   static constexpr int kRows = Rows::kRows;
   static constexpr int kElements = Rows::kElements;
   using Logits = typename Rows::template Resident<Storage>;
-  using Mass = ClassMassIf<kClassMass, Rows>;
+  using Mass = DenseTargetIf<kDenseTarget, Rows>;
 
-  static constexpr int kUnrollRun = 2 * kUnroll<Storage, kClassMass>;
-  static constexpr int kSums = kClassMass ? 5 : 3;
+  static constexpr int kUnrollRun = 2 * kUnroll<Storage, kDenseTarget>;
+  static constexpr int kSums = kDenseTarget ? 5 : 3;
   static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
   static constexpr int kSumsBytes = kSums * kMaximaBytes;
 
@@ -174,7 +174,7 @@ class SoftmaxReduction {
   // Begins to fill the slots: as early as can be, before anything is waited for.
   __device__ void copy_in(int round) const {
     rows_.copy_in(logits_, round, from_number<Storage>(kLowest<Scalar>));
-    if constexpr (kClassMass) mass_.copy_in(round);
+    if constexpr (kDenseTarget) mass_.copy_in(round);
   }
 
   // Behind copy_in(0). Leaves the last round's elements in their slots. `wanted` is false for rows
@@ -203,7 +203,7 @@ class SoftmaxReduction {
         maximum[r] = std::fmax(maximum[r], of_row[r]);
       }
       add_without_ones(round, own, maximum, sums);
-      if constexpr (kClassMass) add_mass(round, maximum, sums);
+      if constexpr (kDenseTarget) add_mass(round, maximum, sums);
     }
     meet(meeting, maximum, sums, state);
   }
@@ -355,7 +355,7 @@ class SoftmaxReduction {
       of_row[0] = sums[r].plain;
       of_row[1] = static_cast<Scalar>(sums[r].ones);
       of_row[2] = E::kPowersApart ? sums[r].powered : Scalar(0);
-      if constexpr (kClassMass) {
+      if constexpr (kDenseTarget) {
         of_row[3] = sums[r].mass;
         of_row[4] = sums[r].distance;
       }
@@ -367,15 +367,15 @@ class SoftmaxReduction {
       const Scalar* of_row = values + r * kSums;
       state[r].maximum = maximum[r];
       state[r].rest = of_row[0] + (of_row[1] - 1);
-      state[r].alpha_rest = E::kPowersApart ? of_row[2] + (of_row[1] - 1) : state[r].rest;
-      if constexpr (kClassMass) {
+      state[r].alpha_sumexp_m1 = E::kPowersApart ? of_row[2] + (of_row[1] - 1) : state[r].rest;
+      if constexpr (kDenseTarget) {
         state[r].mass = of_row[3];
         state[r].distance = of_row[4];
       }
     }
     if constexpr (kRows == 1) {
       const int place = 2 * plan_.meeting_bytes(kMaximaBytes) + plan_.meeting_bytes(kSumsBytes);
-      meet_in_cluster(plan_, place, state[0], MergeStates<Kind, Scalar, kClassMass>{evaluate_});
+      meet_in_cluster(plan_, place, state[0], MergeStates<Kind, Scalar, kDenseTarget>{evaluate_});
     }
   }
 

@@ -37,7 +37,7 @@ std::optional<AssumedGradient> cross_entropy_forward_assuming(
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
   return AssumedGradient{call.loss(),         gradient.finish(), call.statistics(),
-                         call.total_weight(), call.upstream(),   call.params.next_assumption};
+                         call.total_weight(), call.upstream(),   call.params.next_speculation};
 }
 
 void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,

@@ -127,7 +127,8 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
         std::tie(loss, gradient, statistics, total_weight) =
             std::tie(assumed->loss, assumed->gradient, assumed->statistics, assumed->total_weight);
         context->saved_data["assumed"] = assumed->upstream;
-        context->saved_data["last_upstream"] = reinterpret_cast<int64_t>(assumed->last_upstream);
+        context->saved_data["last_grad_output"] =
+            reinterpret_cast<int64_t>(assumed->last_grad_output);
       }
     } else if (with_gradient) {
       std::tie(loss, gradient, statistics, total_weight) =
@@ -245,7 +246,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
         saved[4],
         saved[5],
         context->saved_data["assumed"].toTensor(),
-        reinterpret_cast<void*>(context->saved_data["last_upstream"].toInt())};
+        reinterpret_cast<void*>(context->saved_data["last_grad_output"].toInt())};
     at::AutoDispatchBelowADInplaceOrView guard;
     cross_entropy_settle(assumed, grad_output, saved[0], saved[1], optional(saved[2]),
                          options.ignore_index, options.reduction, options.label_smoothing,

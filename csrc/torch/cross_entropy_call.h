@@ -65,12 +65,12 @@ class CrossEntropyCall {
     message.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
     const auto numbers = [&](int which) { return message.narrow(0, 1 + which * rows, rows); };
     params.statistics = numbers(0).mutable_data_ptr();
-    params.rests = numbers(kRest).mutable_data_ptr();
+    params.sumexp_m1 = numbers(kSumexpM1).mutable_data_ptr();
     params.losses = numbers(kDistance).mutable_data_ptr();
     if (params.shape.classes > 0) return message;
     numbers(kMaximum).fill_(-std::numeric_limits<double>::infinity());
-    for (const int sum : {int{kAlphaRest}, int{kRest}}) numbers(sum).fill_(-1);
-    for (const int sum : {int{kTargetMass}, int{kDistance}}) numbers(sum).zero_();
+    for (const int sum : {int{kAlphaSumexpM1}, int{kSumexpM1}}) numbers(sum).fill_(-1);
+    for (const int sum : {int{kTargetWeight}, int{kDistance}}) numbers(sum).zero_();
     return message;
   }
 
@@ -84,11 +84,11 @@ class CrossEntropyCall {
   // where that cannot be, or backward could not use these tensors again.
   bool assume_upstream() {
     if (!logits_.tensor.is_same(input_)) return false;
-    params.next_assumption =
-        functions_.last_upstream(params, reduction_ == Reduction::mean, input_.device());
-    if (params.next_assumption == nullptr) return false;
+    params.next_speculation =
+        functions_.last_grad_output(params, reduction_ == Reduction::mean, input_.device());
+    if (params.next_speculation == nullptr) return false;
     upstream_ = new_empty({}, logits_.accumulate_options());
-    params.upstream = upstream_.mutable_data_ptr();
+    params.grad_output = upstream_.mutable_data_ptr();
     return true;
   }
   const at::Tensor& upstream() const { return upstream_; }
@@ -107,8 +107,8 @@ class CrossEntropyCall {
   void settle(const AssumedGradient& assumed) {
     expect_gradient(assumed.gradient.mutable_data_ptr(),
                     *strides_in(logits_.layout, assumed.gradient));
-    params.assumed_upstream = assumed.upstream.const_data_ptr();
-    params.next_assumption = assumed.last_upstream;
+    params.speculative_grad_output = assumed.upstream.const_data_ptr();
+    params.next_speculation = assumed.last_grad_output;
     backward();
   }
 
@@ -152,8 +152,8 @@ class CrossEntropyCall {
       constant = constant && (wide.size(d) == 1 || wide.stride(d) == 0);
     }
     upstream_ = constant ? wide : wide.contiguous();
-    params.upstream = upstream_.const_data_ptr();
-    params.upstream_stride = constant ? 0 : 1;
+    params.grad_output = upstream_.const_data_ptr();
+    params.grad_output_stride = constant ? 0 : 1;
   }
 
   void set_target(const at::Tensor& target) {

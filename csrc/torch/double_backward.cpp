@@ -1,7 +1,7 @@
 // Derivatives of the backward operators, in ATen's differentiable operators: for create_graph,
 // any order. With p' = softmax(alpha z), dz = g (p' W - mass) and an incoming gradient h:
 //
-//     d/dg = sum_j h_j (p'_j W - mass_j)
+//     d/dg = sum_j h_j (p'_j W - target_j)
 //     d/dz = g W alpha p' (h - sum_j p'_j h_j)
 //     d/dq = g w (sum_j p'_j h_j - h)                  (target probabilities)
 //
@@ -30,13 +30,13 @@ at::Tensor class_weights(const at::Tensor& logits, const OptionalTensor& weight)
   return weights.reshape_symint(shape);
 }
 
-// mass_j = w_j q_j for every class, and which rows count.
-struct TargetMass {
+// target_j = w_j q_j for every class, and which rows count.
+struct WeightedTarget {
   at::Tensor mass;
   at::Tensor counts;
 
-  TargetMass(const at::Tensor& logits, const at::Tensor& target, const OptionalTensor& weight,
-             int64_t ignore_index, double label_smoothing) {
+  WeightedTarget(const at::Tensor& logits, const at::Tensor& target, const OptionalTensor& weight,
+                 int64_t ignore_index, double label_smoothing) {
     const int64_t class_dim = class_dim_of(logits);
     const c10::SymInt classes = logits.sym_size(class_dim);
     at::Tensor q;
@@ -76,22 +76,23 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
   const int64_t class_dim = class_dim_of(input);
   const Reduction kind = parse_reduction(reduction);
   const at::Tensor logits = input.to(accumulate_type(input));
-  const TargetMass target_mass(logits, target, weight, ignore_index, label_smoothing);
-  const at::Tensor& mass = target_mass.mass;
+  const WeightedTarget target_weight_sum(logits, target, weight, ignore_index, label_smoothing);
+  const at::Tensor& mass = target_weight_sum.mass;
   const at::Tensor total_mass = mass.sum(class_dim, /*keepdim=*/true);
   const at::Tensor exponent = alpha.to(logits.scalar_type());
-  const at::Tensor p = target_mass.zero_where_ignored(at::softmax(logits * exponent, class_dim));
+  const at::Tensor p =
+      target_weight_sum.zero_where_ignored(at::softmax(logits * exponent, class_dim));
   const at::Tensor h = grad.to(logits.scalar_type());
   const at::Tensor g = upstream_of_rows(grad_output, logits, kind, total_weight);
 
   // Ignored rows are zero also where the mean divides by a total weight of 0.
   at::Tensor direction = p * total_mass - mass;
   if (kind == Reduction::mean) direction = direction / total_weight.to(logits.scalar_type());
-  at::Tensor per_row = (h * target_mass.zero_where_ignored(direction)).sum(class_dim);
+  at::Tensor per_row = (h * target_weight_sum.zero_where_ignored(direction)).sum(class_dim);
   if (kind != Reduction::none) per_row = per_row.sum();
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
   const at::Tensor grad_input =
-      target_mass.zero_where_ignored(g * total_mass * exponent * p * (h - mean_h));
+      target_weight_sum.zero_where_ignored(g * total_mass * exponent * p * (h - mean_h));
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 

@@ -72,8 +72,8 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
   const at::Tensor upstream = readable_in(call.logits.layout, at_least_1d(grad_output));
   const Destination gradient = call.new_gradient();
   params.statistics = const_cast<void*>(readable.const_data_ptr());
-  params.upstream = upstream.const_data_ptr();
-  params.upstream_strides = *strides_in(call.logits.layout, upstream);
+  params.grad_output = upstream.const_data_ptr();
+  params.grad_output_strides = *strides_in(call.logits.layout, upstream);
   params.gradient = gradient.data();
   params.gradient_strides = gradient.strides();
   call.functions.log_softmax_backward(params, input.device());

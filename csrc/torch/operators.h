@@ -39,10 +39,10 @@ struct AssumedGradient {
   at::Tensor gradient;
   at::Tensor statistics;
   at::Tensor total_weight;
-  at::Tensor upstream;  // what was assumed
-  void* last_upstream;  // where the one that came is noted
+  at::Tensor upstream;     // what was assumed
+  void* last_grad_output;  // where the one that came is noted
 };
-// Nothing where it cannot be assumed (last_upstream.h), or tensors cannot be used as they lie.
+// Nothing where it cannot be assumed (last_grad_output.h), or tensors cannot be used as they lie.
 std::optional<AssumedGradient> cross_entropy_forward_assuming(
     const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
     int64_t ignore_index, std::string_view reduction, double label_smoothing,

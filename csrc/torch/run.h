@@ -16,12 +16,12 @@ struct DeviceFunctions {
   void (*log_softmax_forward)(const LogSoftmaxParams&, c10::Device);
   void (*log_softmax_backward)(const LogSoftmaxParams&, c10::Device);
 
-  // See last_upstream.h; null where the host can look at upstream gradients itself.
-  void* (*last_upstream)(const CrossEntropyParams&, bool is_mean, c10::Device);
+  // See last_grad_output.h; null where the host can look at upstream gradients itself.
+  void* (*last_grad_output)(const CrossEntropyParams&, bool is_mean, c10::Device);
 
   // What reduction="mean" divides by: the summed weights of the targets that count. Stops at a
   // target out of range, by IndexError on a CPU and a device-side assertion on a GPU. On a GPU
-  // *params.next_assumption, unless that is null, becomes the call's *params.upstream.
+  // *params.next_speculation, unless that is null, becomes the call's *params.grad_output.
   void (*total_weight)(const CrossEntropyParams&, double* total_weight, c10::Device);
   // The same for a call that has its total weight already.
   void (*check_targets)(const CrossEntropyParams&, c10::Device);

@@ -141,7 +141,7 @@ double total_weight_of(const CrossEntropyParams& p) {
                                  : total_weight_of<int64_t, Scalar>(p);
 }
 
-void* no_last_upstream(const CrossEntropyParams&, bool, c10::Device) { return nullptr; }
+void* no_last_grad_output(const CrossEntropyParams&, bool, c10::Device) { return nullptr; }
 
 void total_weight(const CrossEntropyParams& p, double* total, c10::Device) {
   *total = is_double(p.dtype) ? total_weight_of<double>(p) : total_weight_of<float>(p);
@@ -170,7 +170,7 @@ void reduce_losses(const CrossEntropyParams& p, const double* divisor, void* los
 
 template <class Scalar>
 void merge_shards_of(const MergeParams& p) {
-  const int64_t stranger = find_stranger<Scalar>(p);
+  const int64_t stranger = find_mismatch<Scalar>(p);
   TORCH_CHECK(
       stranger < 0, "vocab_parallel_cross_entropy(): ranks 0 and ", stranger,
       " of the group were called with arguments that differ (the type of 'input', the number",
@@ -193,7 +193,7 @@ const DeviceFunctions& cpu_functions() {
       run<CrossEntropyParams, &KernelTable::cross_entropy_backward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_forward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_backward>,
-      no_last_upstream,
+      no_last_grad_output,
       total_weight,
       check_targets,
       reduce_losses,

@@ -7,7 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "cuda/launchers.h"
-#include "torch/last_upstream.h"
+#include "torch/last_grad_output.h"
 #include "torch/run.h"
 
 namespace powergrad {
@@ -59,7 +59,7 @@ const DeviceFunctions& cuda_functions() {
       run<CrossEntropyParams, launch_cross_entropy_backward>,
       run<LogSoftmaxParams, launch_log_softmax_forward>,
       run<LogSoftmaxParams, launch_log_softmax_backward>,
-      last_upstream,
+      last_grad_output,
       total_weight,
       check_targets,
       reduce_losses,

@@ -60,12 +60,12 @@ def least_threads(name: str) -> int:
     float64, bound by its arithmetic, masses of every class, and threads with several rows take more
     of them.
     """
-    has_class_mass = re.search(
+    has_dense_target = re.search(
         r"cross_entropy_(forward_kernel<.*, true, \w+>|backward_kernel<.*, true>)", name
     )
     if "double" in name:
         return 256
-    return 512 if has_class_mass or re.search(r"Tiles<\w+, 4>", name) else 1024
+    return 512 if has_dense_target or re.search(r"Tiles<\w+, 4>", name) else 1024
 
 
 @needs_nvcc

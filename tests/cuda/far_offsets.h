@@ -51,7 +51,7 @@ class FarCheck {
       targets_.data()[far_row(row)] = problem.target(row);
       for (int64_t j = 0; j < problem.classes(); ++j) {
         at(logits_, row, j) = problem.logits.at(row, j);
-        at(upstream_, row, j) = problem.upstream.at(row, j);
+        at(upstream_, row, j) = problem.grad_output.at(row, j);
       }
     }
   }
@@ -83,11 +83,11 @@ class FarCheck {
     LogSoftmaxParams q = problem_.log_softmax();
     q.shape = shape_;
     q.logits = logits_.data();
-    q.upstream = upstream_.data();
+    q.grad_output = upstream_.data();
     q.output = output_.data();
     q.gradient = gradient_.data();
     q.statistics = statistics_.data();
-    q.logits_strides = q.upstream_strides = q.output_strides = q.gradient_strides = strides_;
+    q.logits_strides = q.grad_output_strides = q.output_strides = q.gradient_strides = strides_;
     expect_run(run_log_softmax_forward(report.machine(), q, execution_, false), report);
     expect_same(output_, near_log_softmax.output, "log-softmax forward", report);
     expect_run(run_log_softmax_backward(report.machine(), q, execution_, false), report);

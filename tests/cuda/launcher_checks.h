@@ -117,7 +117,7 @@ void check_settling(Reports& reports) {
   for (const Arrangement arrangement : arrangements(99, 0)) {
     for (const int64_t classes : {int64_t{5}, int64_t{99}, int64_t{4099}}) {
       Options options = random_options(random);
-      options.upstream = Upstream::scalar;
+      options.grad_output = Upstream::scalar;
       options.arrangement = arrangement;
       options.shape = shape_of(arrangement, classes, 1);
       options.shape.outer *= is_small(classes) ? 64 : 3;  // several units for each block
@@ -137,8 +137,8 @@ void check_settling(Reports& reports) {
         Accumulate last = 1;
         CrossEntropyParams p = problem.cross_entropy();
         Block<double> sums(kSumPartials + 1);
-        p.upstream = &assumed;
-        p.next_assumption = &last;
+        p.grad_output = &assumed;
+        p.next_speculation = &last;
         Machine machine = report.machine();
         machine.device.multiprocessors = 1;  // so that its blocks go round
         configure(machine, whole());
@@ -147,8 +147,8 @@ void check_settling(Reports& reports) {
                 assumed == 1 && last == 1,
             "nothing to assume");
 
-        p.upstream = problem.row_upstream.data();
-        p.assumed_upstream = &assumed;
+        p.grad_output = problem.row_upstream.data();
+        p.speculative_grad_output = &assumed;
         p.statistics = outputs.statistics.data();
         p.gradient = outputs.gradient.block.data();
         p.gradient_strides = outputs.gradient.strides;

@@ -15,7 +15,7 @@ struct CrossEntropyReference {
     long double maximum = 0;
     Expected loss{0, 0};
     Expected rest{0, 0};
-    Expected alpha_rest{0, 0};
+    Expected alpha_sumexp_m1{0, 0};
     Expected mass{0, 0};
     std::vector<Expected> gradient;
   };
@@ -38,14 +38,14 @@ struct CrossEntropyReference {
       for (int64_t j = 0; j < problem.classes(); ++j) {
         total += mass[j];
         // An index without smoothing names one class; the others do not enter the sum at all.
-        if (!problem.options.has_class_mass() && j != problem.target(i)) continue;
+        if (!problem.options.has_dense_target() && j != problem.target(i)) continue;
         loss -= mass[j] * softmax.log_probability(z[j]);
       }
       row.is_nan = softmax.is_nan;
       row.maximum = softmax.maximum;
       row.loss = B::sum(loss);
       row.rest = B::sum(softmax.rest);
-      row.alpha_rest = B::sum(softmax.alpha_rest);
+      row.alpha_sumexp_m1 = B::sum(softmax.alpha_sumexp_m1);
       row.mass = B::sum(total);
       Row gradient = softmax.gradient(mass);
       for (long double& g : gradient) g *= problem.scale(i);
@@ -217,10 +217,11 @@ class CrossEntropyCheck {
     for (int64_t i = 0; i < rows; ++i) {
       if (problem_.ignored(i)) continue;
       const auto& row = reference_.rows[i];
-      report_.expect_close(statistics[kAlphaRest * rows + i], row.alpha_rest, "alpha rest", i, 0);
+      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest",
+                           i, 0);
       if (row.is_nan) continue;
       report_.expect_close(statistics[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
-      report_.expect_close(statistics[kTargetMass * rows + i], row.mass, "target mass", i, 0);
+      report_.expect_close(statistics[kTargetWeight * rows + i], row.mass, "target mass", i, 0);
     }
   }
 

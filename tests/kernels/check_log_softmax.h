@@ -13,7 +13,7 @@ struct LogSoftmaxReference {
   struct OfRow {
     bool is_nan;
     long double maximum;
-    Expected alpha_rest;
+    Expected alpha_sumexp_m1;
     std::vector<Expected> output;
     std::vector<Expected> gradient;
   };
@@ -23,7 +23,7 @@ struct LogSoftmaxReference {
                       const std::vector<SoftmaxReference>& softmax_rows) {
     for (int64_t i = 0; i < problem.rows(); ++i) {
       const SoftmaxReference& softmax = softmax_rows[i];
-      OfRow row{softmax.is_nan, softmax.maximum, B::sum(softmax.alpha_rest), {}, {}};
+      OfRow row{softmax.is_nan, softmax.maximum, B::sum(softmax.alpha_sumexp_m1), {}, {}};
       for (const long double z : problem.logits_row(i)) {
         row.output.push_back(B::log_probability(softmax.log_probability(z)));
       }
@@ -146,7 +146,8 @@ class LogSoftmaxCheck {
     const int64_t rows = problem_.rows();
     for (int64_t i = 0; i < rows; ++i) {
       const auto& row = reference_.rows[i];
-      report_.expect_close(statistics[kAlphaRest * rows + i], row.alpha_rest, "alpha rest", i, 0);
+      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest",
+                           i, 0);
       if (row.is_nan) continue;
       report_.expect_close(statistics[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
     }

@@ -94,7 +94,7 @@ class ShardsCheck {
     double weight_sum;
     CrossEntropyParams p = params(shard, logits, &weight_sum);
     p.statistics = numbers;
-    p.rests = numbers + kRest * rows;
+    p.sumexp_m1 = numbers + kSumexpM1 * rows;
     p.losses = numbers + kDistance * rows;
     expect_ran(run_cross_entropy_forward(report_.machine(), p, whole(), false));
     report_.expect(messages_.band_untouched(), "a message is too long");
@@ -106,11 +106,12 @@ class ShardsCheck {
       const auto& row = reference_.rows[i];
       report_.expect_close(losses[i], row.loss, "loss", i, 0);
       if (problem_.ignored(i)) continue;
-      report_.expect_close(merged[kAlphaRest * rows + i], row.alpha_rest, "alpha rest", i, 0);
+      report_.expect_close(merged[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest", i,
+                           0);
       if (row.is_nan) continue;
       report_.expect_close(merged[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
-      report_.expect_close(merged[kTargetMass * rows + i], row.mass, "target mass", i, 0);
-      report_.expect_close(merged[kRest * rows + i], row.rest, "rest", i, 0);
+      report_.expect_close(merged[kTargetWeight * rows + i], row.mass, "target mass", i, 0);
+      report_.expect_close(merged[kSumexpM1 * rows + i], row.rest, "rest", i, 0);
     }
   }
 

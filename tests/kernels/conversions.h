@@ -1,5 +1,5 @@
 // Loads and stores of half precision, seen through gradients that have no arithmetic in them: all
-// logits but one are -infinity, so that p'_j W - mass_j is -mass_j exactly.
+// logits but one are -infinity, so that p'_j W - target_j is -target_j exactly.
 #pragma once
 
 #include "ordinary_problems.h"

@@ -60,7 +60,7 @@ inline Options random_options(Random& random) {
   options.target = static_cast<TargetKind>(random.below(4));
   options.weighted = random.one_in(2);
   options.smoothing = random.one_in(3) ? 0.1 : 0.0;
-  options.upstream = static_cast<Upstream>(random.below(3));
+  options.grad_output = static_cast<Upstream>(random.below(3));
   if (random.one_in(2)) options.total_weight = 37.5;
   // An ignored index is no index: that of a class, and far behind the last one, too.
   constexpr int64_t kIgnoreIndices[] = {-7, 0, kFarIndex};
@@ -137,7 +137,7 @@ void make_confident(Problem<Storage>& problem, double gap, Random& random) {
     long double highest = -kInfinity;
     for (int64_t j = 0; j < problem.classes(); ++j) {
       if (j != target) highest = std::fmax(highest, z[j]);
-      problem.upstream.at(row, j) = narrow<Storage>(j == target ? -1.0 : 0.0);
+      problem.grad_output.at(row, j) = narrow<Storage>(j == target ? -1.0 : 0.0);
     }
     problem.logits.at(row, target) = narrow<Storage>(highest + gap + random.uniform());
     problem.set_one_hot(row, target);

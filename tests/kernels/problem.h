@@ -21,25 +21,25 @@ struct Options {
   TargetKind target = TargetKind::index64;
   bool weighted = false;
   double smoothing = 0.0;
-  Upstream upstream = Upstream::none;
+  Upstream grad_output = Upstream::none;
   std::optional<double> total_weight;
   int64_t ignore_index = -7;
 
   bool by_index() const { return target == TargetKind::index64 || target == TargetKind::index32; }
-  bool has_class_mass() const { return !by_index() || smoothing > 0.0; }
+  bool has_dense_target() const { return !by_index() || smoothing > 0.0; }
 
   std::string describe() const {
     static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
     static const char* const kUpstreams[] = {"no", "one", "row"};
     char text[256];
-    std::snprintf(text, sizeof(text),
-                  "(%lld, %lld, %lld) %s behind %lld, alpha %g, %s, %s, smoothing %g, %s upstream, "
-                  "divided by %g",
-                  static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
-                  static_cast<long long>(shape.inner), name_of(arrangement),
-                  static_cast<long long>(lead), alpha, kTargets[static_cast<int>(target)],
-                  weighted ? "weighted" : "unweighted", smoothing,
-                  kUpstreams[static_cast<int>(upstream)], total_weight.value_or(1.0));
+    std::snprintf(
+        text, sizeof(text),
+        "(%lld, %lld, %lld) %s behind %lld, alpha %g, %s, %s, smoothing %g, %s grad_output, "
+        "divided by %g",
+        static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
+        static_cast<long long>(shape.inner), name_of(arrangement), static_cast<long long>(lead),
+        alpha, kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted", smoothing,
+        kUpstreams[static_cast<int>(grad_output)], total_weight.value_or(1.0));
     return text;
   }
 };
@@ -57,7 +57,7 @@ struct Problem {
   Block<Accumulate> weight;
   double weight_sum = 0.0;
   Block<Accumulate> row_upstream;
-  Tensor<Storage> upstream;  // of log-softmax
+  Tensor<Storage> grad_output;  // of log-softmax
 
   // Random everything; logits are origin + spread * normal. A target that happens to be close to
   // p' leaves a gradient of little but p's own rounding, which no bound relative to that gradient
@@ -68,10 +68,10 @@ struct Problem {
         index64(options.target == TargetKind::index64 ? rows() : 0),
         index32(options.target == TargetKind::index32 ? rows() : 0),
         weight(options.weighted ? classes() : 0),
-        row_upstream(options.upstream == Upstream::none     ? 0
-                     : options.upstream == Upstream::scalar ? 1
-                                                            : rows()),
-        upstream(shape(), strides(3)) {
+        row_upstream(options.grad_output == Upstream::none     ? 0
+                     : options.grad_output == Upstream::scalar ? 1
+                                                               : rows()),
+        grad_output(shape(), strides(3)) {
     if (options.target == TargetKind::probabilities) {
       probabilities = Tensor<Storage>(shape(), strides(1));
     } else if (options.target == TargetKind::wide_probabilities) {
@@ -135,7 +135,7 @@ struct Problem {
     }
     return result;
   }
-  Row upstream_row(int64_t row) const { return read(upstream, row); }
+  Row upstream_row(int64_t row) const { return read(grad_output, row); }
 
   // w_j ((1 - s) q_j + s / C)
   Row mass_row(int64_t row) const {
@@ -156,8 +156,8 @@ struct Problem {
   // What the gradient of a row is multiplied by.
   long double scale(int64_t row) const {
     long double result = 1;
-    if (options.upstream != Upstream::none) {
-      result = row_upstream[options.upstream == Upstream::scalar ? 0 : row];
+    if (options.grad_output != Upstream::none) {
+      result = row_upstream[options.grad_output == Upstream::scalar ? 0 : row];
     }
     return result / options.total_weight.value_or(1.0);
   }
@@ -193,8 +193,8 @@ struct Problem {
       p.weight = weight.data();
       p.weight_sum = &weight_sum;
     }
-    if (options.upstream != Upstream::none) p.upstream = row_upstream.data();
-    p.upstream_stride = options.upstream == Upstream::per_row ? 1 : 0;
+    if (options.grad_output != Upstream::none) p.grad_output = row_upstream.data();
+    p.grad_output_stride = options.grad_output == Upstream::per_row ? 1 : 0;
     if (options.total_weight) p.total_weight = &*options.total_weight;
     return p;
   }
@@ -206,8 +206,8 @@ struct Problem {
     p.alpha = options.alpha;
     p.logits = logits.block.data();
     p.logits_strides = logits.strides;
-    p.upstream = upstream.block.data();
-    p.upstream_strides = upstream.strides;
+    p.grad_output = grad_output.block.data();
+    p.grad_output_strides = grad_output.strides;
     return p;
   }
 
@@ -226,7 +226,7 @@ struct Problem {
     for (int64_t j = 0; j < classes(); ++j) {
       const double z = origin + spread * random.normal();
       logits.at(row, j) = narrow<Storage>(ties ? std::round(z) : z);
-      upstream.at(row, j) = narrow<Storage>(random.normal());
+      grad_output.at(row, j) = narrow<Storage>(random.normal());
       const double q = 3.0 * random.uniform() / static_cast<double>(classes());
       set_probability(row, j, random.one_in(3) ? 0.0 : q);
     }

@@ -14,7 +14,7 @@ struct SoftmaxReference {
   long double maximum;
   int64_t highest;  // where it is, first
   long double rest = 0;
-  long double alpha_rest = 0;
+  long double alpha_sumexp_m1 = 0;
   Row powered;  // exp(alpha (z - maximum))
   bool is_nan;  // NaN, +infinity or nothing but -infinity
 
@@ -29,7 +29,7 @@ struct SoftmaxReference {
     }
     is_nan = has_nan || std::isinf(maximum);
     if (is_nan) {
-      rest = alpha_rest = kNaN;
+      rest = alpha_sumexp_m1 = kNaN;
       return;
     }
     for (std::size_t j = 0; j < z.size(); ++j) {
@@ -37,23 +37,23 @@ struct SoftmaxReference {
       powered[j] = alpha == 1.0 ? e : std::exp(alpha * (z[j] - maximum));
       if (static_cast<int64_t>(j) == highest) continue;
       rest += e;
-      alpha_rest += powered[j];
+      alpha_sumexp_m1 += powered[j];
     }
   }
 
   long double log_probability(long double z) const { return (z - maximum) - std::log1p(rest); }
 
-  // p'_j W - mass_j with S = sum of powered, rearranged so that nothing cancels when p'_j or
-  // mass_j / W is close to 1: (powered_j (W - mass_j) - mass_j (S - powered_j)) / S.
+  // p'_j W - target_j with S = sum of powered, rearranged so that nothing cancels when p'_j or
+  // target_j / W is close to 1: (powered_j (W - target_j) - target_j (S - powered_j)) / S.
   Row gradient(const Row& mass) const {
     Row result(mass.size(), kNaN);
     if (is_nan) return result;
     long double total = 0;
     for (const long double m : mass) total += m;
-    const long double sum = 1 + alpha_rest;
+    const long double sum = 1 + alpha_sumexp_m1;
     for (std::size_t j = 0; j < mass.size(); ++j) {
       const bool is_highest = static_cast<int64_t>(j) == highest;
-      const long double others = is_highest ? alpha_rest : sum - powered[j];
+      const long double others = is_highest ? alpha_sumexp_m1 : sum - powered[j];
       result[j] = (powered[j] * (total - mass[j]) - mass[j] * others) / sum;
     }
     return result;

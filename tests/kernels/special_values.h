@@ -5,7 +5,8 @@
 
 namespace powergrad::test {
 
-// Each changes one row; those from `all_masked` on poison it, so that it has to become NaN.
+// Each changes one row; those from `all_masked` on nan_if_infinite it, so that it has to become
+// NaN.
 enum class Edit {
   none,
   scattered_masked,  // -infinity here and there
@@ -152,7 +153,7 @@ void check_nothing_counted(Reports& reports) {
     Options options;
     options.arrangement = arrangement;
     options.shape = shape_of(arrangement, 17, 1);
-    options.upstream = Upstream::scalar;
+    options.grad_output = Upstream::scalar;
     options.total_weight = 0.0;
     Problem<Storage> problem(options, random, 0.0, 1.0);
     for (int64_t row = 0; row < problem.rows(); ++row) {

@@ -12,6 +12,6 @@ namespace powergrad {
 // losses of this shape, type and reduction; null where it cannot be had. There are few such places,
 // so that they need no end: losses may share one, which costs time when their upstream gradients
 // differ, and never a bit. They are there for ever, as captured graphs go on using them.
-void* last_upstream(const CrossEntropyParams& params, bool is_mean, c10::Device device);
+void* last_grad_output(const CrossEntropyParams& params, bool is_mean, c10::Device device);
 
 }  // namespace powergrad

@@ -1,4 +1,4 @@
-#include "torch/last_upstream.h"
+#include "torch/last_grad_output.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/ones.h>
@@ -36,7 +36,7 @@ char* places(at::ScalarType type, c10::Device device) {
 
 }  // namespace
 
-void* last_upstream(const CrossEntropyParams& p, bool is_mean, c10::Device device) {
+void* last_grad_output(const CrossEntropyParams& p, bool is_mean, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   const bool is_double = p.dtype == DataType::float64;
   char* first = places(is_double ? at::kDouble : at::kFloat, device);

@@ -1,4 +1,4 @@
-// The part of mass_j that every class has: w_j (slope q_j + intercept). An index target adds its
+// The part of target_j that every class has: w_j (slope q_j + intercept). An index target adds its
 // own point mass at one class (see IndexTarget).
 #pragma once
 
@@ -11,13 +11,13 @@ namespace {
 // are read where they lie whenever they are wanted: the second time, or for the next row, they are
 // still in a cache.
 template <class Rows>
-class ClassMass {
+class DenseTarget {
  public:
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
   static constexpr int kElements = Rows::kElements;
 
-  __device__ ClassMass(const CrossEntropyParams& p, const Rows& rows)
+  __device__ DenseTarget(const CrossEntropyParams& p, const Rows& rows)
       : rows_(rows),
         is_narrow_(p.target_probabilities != nullptr && !p.target_is_accumulate_type),
         is_wide_(p.target_probabilities != nullptr && p.target_is_accumulate_type),
@@ -88,13 +88,13 @@ class ClassMass {
 };
 
 // Without probabilities and label smoothing no class has any.
-struct NoClassMass {
-  NoClassMass() = default;
+struct NoDenseTarget {
+  NoDenseTarget() = default;
   template <class Rows>
-  __device__ NoClassMass(const CrossEntropyParams&, const Rows&) {}
+  __device__ NoDenseTarget(const CrossEntropyParams&, const Rows&) {}
 };
-template <bool kClassMass, class Rows>
-using ClassMassIf = std::conditional_t<kClassMass, ClassMass<Rows>, NoClassMass>;
+template <bool kDenseTarget, class Rows>
+using DenseTargetIf = std::conditional_t<kDenseTarget, DenseTarget<Rows>, NoDenseTarget>;
 
 }  // namespace
 }  // namespace powergrad
