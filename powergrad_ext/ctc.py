@@ -60,5 +60,6 @@ def _nothing(log_probs: Tensor, input_lengths: Lengths) -> Tensor:
     lengths = torch.as_tensor(input_lengths, device=log_probs.device).reshape(samples)
     frames = torch.arange(log_probs.shape[0], device=log_probs.device)
     counts = frames.reshape(-1, *[1] * len(samples)) < lengths
-    total = torch.where(counts.unsqueeze(-1), log_probs.exp(), 0.0).sum((0, -1))
+    # Masked before exp: what padding holds must not reach the derivative, which 0 * inf would.
+    total = log_probs.masked_fill(~counts.unsqueeze(-1), -torch.inf).exp().sum((0, -1))
     return total - total.detach()

@@ -176,3 +176,27 @@ def test_categorical_loses_alpha_and_a_gather_does_not():
         for log_softmax in (lambda z: pg.log_softmax(z, alpha=0.3), lambda z: z.log_softmax(-1))
     ]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf, -torch.inf, 1e4], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_what_padding_frames_hold_does_not_matter(reduction, padding, device):
+    """As for torch's: values and gradients, of frames that count and of those that do not."""
+    padded = torch.arange(FRAMES)[:, None] >= INPUT_LENGTHS
+    log_p = logits().log_softmax(-1)
+    results = []
+    for function in (pg.ctc_loss, F.ctc_loss):
+        for at_padding in (0.0, padding):
+            p = log_p.masked_fill(padded.unsqueeze(-1), at_padding).to(device).requires_grad_()
+            lengths = (INPUT_LENGTHS.to(device), TARGET_LENGTHS.to(device))
+            loss = function(p, TARGETS.to(device), *lengths, reduction=reduction)
+            loss.sum().backward()
+            results.append((loss.detach().cpu(), p.grad.cpu()))
+    ours, ours_padded, torchs, torchs_padded = results
+    torch.testing.assert_close(ours_padded, ours, rtol=0, atol=0)
+    torch.testing.assert_close(ours_padded[0], torchs_padded[0])
+    # torch's is the derivative by the logits: exp(log_p) more.
+    share = 1.0 / (3 * TARGET_LENGTHS) if reduction == "mean" else torch.ones(3)
+    by_logits = ours_padded[1] + log_p.exp() * share.unsqueeze(-1)
+    torch.testing.assert_close(by_logits.masked_fill(padded.unsqueeze(-1), 0.0), torchs_padded[1])
+    assert (ours_padded[1][padded] == 0).all()
