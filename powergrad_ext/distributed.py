@@ -7,11 +7,11 @@ from numbers import Integral, Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from powergrad_ext import sharded
+from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_alpha
 from powergrad_ext.functional import require_tensor, require_type
 from powergrad_ext.shards import Shard, cross_entropy
@@ -100,7 +100,7 @@ def vocab_parallel_cross_entropy(
     )[0]
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _shard_of(classes: int, group_name: Any) -> Shard:
     """The shard of a process that holds so many classes.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import jagged, sharded
+from powergrad_ext import jagged, onnx, sharded
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, as_tensor
 
@@ -178,6 +178,8 @@ def log_softmax(
         return sharded.log_softmax(input, dim, as_tensor(alpha, input))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
+    if torch._C._is_tracing():
+        onnx.register_for_torchscript()
     try:
         return _C.log_softmax(input, dim, alpha)
     except TypeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from powergrad_ext import onnx
 from powergrad_ext.alpha import checked_alpha
 from powergrad_ext.functional import cross_entropy, log_softmax
 
@@ -89,6 +90,11 @@ class PowerGradLogSoftmax(nn.Module):
             alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
             return torch.ops.powergrad.log_softmax(input, self.dim, alpha=alpha)
         return log_softmax(input, self.dim, alpha=self.alpha)
+
+    def __prepare_scriptable__(self) -> PowerGradLogSoftmax:
+        """What torch.jit.script calls: a script may be exported, which calls no Python of ours."""
+        onnx.register_for_torchscript()
+        return self
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, alpha={_number(self.alpha)}"

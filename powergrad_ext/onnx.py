@@ -1,7 +1,13 @@
-"""What ONNX exporters make of torch.ops.powergrad.*: their values, which are torch's own."""
+"""What ONNX exporters make of torch.ops.powergrad.*: their values, which are torch's own.
+
+torch.onnx is imported only where an export asks: it takes longer than the rest of the package.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.onnx.symbolic_helper import parse_args
+
+from powergrad_ext.operators import accumulate_dtype
 
 
 def _log_softmax_value(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> Any:
@@ -28,17 +35,47 @@ def _cross_entropy_value(
     alpha: Tensor,
     needs_backward: bool,
 ) -> Any:
-    if needs_backward or label_smoothing:  # which torch's conversion of cross_entropy drops
+    if needs_backward:
         return NotImplemented
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    loss = F.cross_entropy(
-        input.to(wide),
-        target.to(wide if target.is_floating_point() else torch.int64),
-        None if weight is None else weight.to(wide),
-        ignore_index=ignore_index,
-        reduction=reduction,
-    )
+    wide = accumulate_dtype(input)
+    input = input.to(wide)
+    target = target.to(wide if target.is_floating_point() else torch.int64)
+    weight = None if weight is None else weight.to(wide)
+    if target.is_floating_point() or label_smoothing:
+        loss = _soft_value(input, target, weight, ignore_index, reduction, label_smoothing)
+    else:
+        loss = F.cross_entropy(
+            input, target, weight, ignore_index=ignore_index, reduction=reduction
+        )
     return loss, input.new_empty(0), input.new_empty(())
+
+
+def _soft_value(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """Of probabilities and of smoothed indices, which torch's conversion of cross_entropy drops."""
+    class_dim = min(1, input.dim() - 1)
+    classes = input.shape[class_dim]
+    shape = [classes, *[1] * (input.dim() - class_dim - 1)]  # of what is the same for all rows
+    weights = input.new_ones(shape) if weight is None else weight.reshape(shape)
+    if target.is_floating_point():
+        counts, divisor = None, torch.scalar_tensor(math.prod(input.shape) // classes)
+    else:
+        counts = target != ignore_index
+        target = (torch.arange(classes).reshape(shape) == target.unsqueeze(class_dim)).to(input)
+        divisor = torch.where(counts, (weights * target).sum(class_dim), 0.0).sum()
+    target = (1.0 - label_smoothing) * target + label_smoothing / classes
+    losses = -(weights * target * torch.log_softmax(input, class_dim)).sum(class_dim)
+    if counts is not None:
+        losses = torch.where(counts, losses, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / divisor if reduction == "mean" else losses.sum()
 
 
 def _linear_cross_entropy_value(
@@ -74,7 +111,7 @@ def _linear_cross_entropy_value(
 # for everybody, and Inductor refuses an operator that it finds in it where the environment has CI.
 def _in_onnx(value: Callable[..., Any]) -> Callable[..., Any]:
     def trace(mode: Any, operator: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if torch.onnx.is_in_onnx_export():
+        if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
             with mode:
                 outputs = value(*args, **kwargs)
             if outputs is not NotImplemented:
@@ -93,15 +130,20 @@ _register("powergrad::linear_cross_entropy_forward", _linear_cross_entropy_value
 _register("powergrad::log_softmax_forward", _log_softmax_value)
 
 
-# The exporter for TorchScript (dynamo=False), from the first version in which ONNX's LogSoftmax
-# means one dimension.
+@functools.cache
+def register_for_torchscript() -> None:
+    """Tell the exporter of TorchScript (dynamo=False) what log-softmax is.
 
+    Called where our function is traced and where our module is scripted. Who exports
+    torch.ops.powergrad.log_softmax from a script of their own calls it before.
+    """
+    from torch.onnx.symbolic_helper import parse_args
 
-@parse_args("v", "i", "v")
-def _log_softmax(graph: Any, input: Any, dim: int, alpha: Any) -> Any:
-    return graph.op("LogSoftmax", input, axis_i=dim)
+    @parse_args("v", "i", "v")
+    def log_softmax(graph: Any, input: Any, dim: int, alpha: Any) -> Any:
+        return graph.op("LogSoftmax", input, axis_i=dim)
 
-
-torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
-    "powergrad::log_softmax", _log_softmax, 13
-)
+    # From the first version in which ONNX's LogSoftmax means one dimension.
+    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+        "powergrad::log_softmax", log_softmax, 13
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from powergrad_ext import shards
+from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_tensor
 from powergrad_ext.linear_shards import LinearCrossEntropy
 
@@ -277,7 +278,7 @@ def _replicated(tensor: Any, like: Any) -> Any:
     return DTensor.from_local(tensor, like.device_mesh, run_check=False)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _register() -> None:
     """As a compiler takes it: it calls this while it traces, and does not look into it."""
     _register_once()

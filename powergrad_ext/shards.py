@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_tensor
 from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
 
@@ -213,7 +214,7 @@ def _all_gather(message: Tensor, shard: Shard) -> Tensor:
     return collectives.wait_tensor(gathered).view(processes, -1)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _checksum(*constants: Any) -> int:
     return zlib.crc32(repr(constants).encode())
 

@@ -45,8 +45,8 @@ def onnx_model(model, x, dynamo):
 def evaluate(model, x):
     reference = pytest.importorskip("onnx.reference")
     evaluator = reference.ReferenceEvaluator(model)
-    (output,) = evaluator.run(None, {model.graph.input[0].name: x.numpy()})
-    return torch.as_tensor(output)
+    outputs = evaluator.run(None, {model.graph.input[0].name: x.numpy()})
+    return [torch.as_tensor(output) for output in outputs]
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
@@ -59,30 +59,82 @@ def test_onnx(ours, torchs, dynamo):
     assert [node.op_type for node in exported.graph.node] == [
         node.op_type for node in theirs.graph.node
     ]
-    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(evaluate(exported, x)[0], model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_onnx_of_a_loss():
     model, x = Classifier(of_cross_entropy), torch.randn(3, 4)
     exported = onnx_model(model, x, dynamo=True)
-    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(evaluate(exported, x)[0], model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_onnx_of_a_smoothed_loss():
-    """Refused: torch's own conversion would leave the smoothing out."""
-    with pytest.raises(Exception, match=r"cross_entropy_forward|Failed to convert"):
-        onnx_model(
-            Classifier(lambda z: pg.cross_entropy(z, torch.arange(3), label_smoothing=0.1)),
-            torch.randn(3, 4),
-            dynamo=True,
-        )
+def test_onnx_of_every_option_of_a_loss():
+    """Against torch's cross-entropy in float64; one export of all, which takes seconds each."""
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5])
+    targets = {
+        "rows": torch.tensor([2, 1, 0]),
+        "positions": torch.tensor([[2, 4], [1, 1], [0, 3]]),
+        "one row": torch.tensor(3),
+        "probabilities": torch.randn(3, 5).softmax(1),
+    }
+    options = [
+        {"weight": of_classes, "reduction": reduction, "label_smoothing": smoothing}
+        for of_classes in (None, weight)
+        for reduction in ("none", "sum", "mean")
+        for smoothing in (0.0, 0.1, 1.0)
+    ]
+
+    class Losses(torch.nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            parts = {"positions": x, "one row": x[0, :, 0]}
+            losses = []
+            for kind, target in targets.items():
+                z = parts.get(kind, x[:, :, 0])
+                ignored = {} if kind == "probabilities" else {"ignore_index": 1}
+                losses += [self.function(z, target, **ignored, **given) for given in options]
+            return losses
+
+    x = torch.randn(3, 5, 2)
+    found = evaluate(onnx_model(Losses(pg.cross_entropy), x, dynamo=True), x)
+
+    def in_float64(z, target, weight, **given):
+        target = target.double() if target.is_floating_point() else target
+        weight = None if weight is None else weight.double()
+        return torch.nn.functional.cross_entropy(z.double(), target, weight, **given).float()
+
+    expected = Losses(in_float64)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_of_options_of_the_last_layer():
+    options = {"reduction": "mean", "label_smoothing": 0.1, "ignore_index": 1}
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5])
+    model = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True, weight=weight, **options)
+    x, target = torch.randn(3, 4), torch.tensor([0, 4, 1])
+
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = model
+
+        def forward(self, x):
+            return self.loss(x, target)
+
+    (found,) = evaluate(onnx_model(Loss(), x, dynamo=True), x)
+    logits = model.linear.double()(x.double())
+    expected = torch.nn.functional.cross_entropy(logits, target, weight.double(), **options)
+    torch.testing.assert_close(found, expected.detach().float(), rtol=1e-5, atol=1e-6)
 
 
 def test_onnx_of_an_exported_program():
     model, x = Classifier(pg.PowerGradLogSoftmax()), torch.randn(3, 4)
     program = torch.export.export(model, (x,))
     exported = onnx_model(program, x, dynamo=True)
-    torch.testing.assert_close(evaluate(exported, x), model(x).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(evaluate(exported, x)[0], model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_graphs_of_training_keep_the_operators():

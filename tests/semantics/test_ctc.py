@@ -192,7 +192,7 @@ def test_what_padding_frames_hold_does_not_matter(reduction, padding, device):
             loss = function(p, TARGETS.to(device), *lengths, reduction=reduction)
             loss.sum().backward()
             results.append((loss.detach().cpu(), p.grad.cpu()))
-    ours, ours_padded, torchs, torchs_padded = results
+    ours, ours_padded, _, torchs_padded = results
     torch.testing.assert_close(ours_padded, ours, rtol=0, atol=0)
     torch.testing.assert_close(ours_padded[0], torchs_padded[0])
     # torch's is the derivative by the logits: exp(log_p) more.
