@@ -1,0 +1,43 @@
+"""The loss for Hugging Face transformers, as its models and its Trainer call one.
+
+===================================== ==================== ======================================
+what is trained                        function             what it replaces
+===================================== ==================== ======================================
+a causal language model                set_loss_function    model.loss_function, logits as before
+a language model, causal, masked or    fuse_last_layer      the last layer and the loss: no logits
+encoder-decoder
+anything with class labels             trainer_loss         Trainer(compute_loss_func=...)
+===================================== ==================== ======================================
+
+Label smoothing is an argument of each. ``TrainingArguments(label_smoothing_factor=...)`` takes the
+labels away from the model, so that the first two are not asked for their loss (a fused model warns,
+a model with a loss_function cannot), and ``compute_loss_func`` takes precedence over it.
+
+Models whose forward never calls ``loss_function`` (BartForCausalLM, T5, XLNet, all masked language
+models that make their own CrossEntropyLoss) are refused by ``set_loss_function``. Models whose
+logits ``fuse_last_layer`` does not know how to make are refused when it is called, or at the first
+call with labels: soft caps, masks and slices of the logits.
+
+TRL's SFTTrainer computes a loss of its own, in chunks. `SFTTrainer(compute_loss_func=...)` makes it
+call ours, at the price of a second forward pass for its metrics (and TRL means to remove that); a
+subclass with `compute_loss = Trainer.compute_loss` asks the model, and loses the metrics.
+"""
+
+from powergrad_ext.integrations.transformers.fused import fuse_last_layer, unfuse_last_layer
+from powergrad_ext.integrations.transformers.labels import labels_are_shifted
+from powergrad_ext.integrations.transformers.losses import (
+    causal_lm_loss,
+    set_loss_function,
+    trainer_loss,
+)
+from powergrad_ext.integrations.transformers.schedule import AlphaCallback
+
+__all__ = [
+    "AlphaCallback",
+    "causal_lm_loss",
+    "fuse_last_layer",
+    "labels_are_shifted",
+    "set_loss_function",
+    "trainer_loss",
+    "unfuse_last_layer",
+]

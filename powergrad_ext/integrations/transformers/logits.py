@@ -1,0 +1,162 @@
+"""What a fused last layer returns in place of its logits."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from powergrad_ext.integrations.transformers.call import FusedCall
+
+
+class FusedLogits(Tensor):
+    """Stands for logits (..., classes) that were never made; holds their loss, a scalar.
+
+    A tensor, so that hooks on the layer's output see what backward goes through. Of what a model
+    does to logits before their loss it knows the operations that leave them as they are, and those
+    that the call has planned for. Cross-entropy takes the loss out. All else is refused: the result
+    would not be what the logits give.
+    """
+
+    call: FusedCall
+    logits_shape: tuple[int, ...]
+    logits_dtype: torch.dtype
+    steps_done: int
+
+    @classmethod
+    def of(
+        cls, loss: Tensor, call: FusedCall, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> FusedLogits:
+        made: FusedLogits = loss.as_subclass(cls)
+        made.call, made.logits_shape, made.logits_dtype, made.steps_done = call, shape, dtype, 0
+        return made
+
+    def like(self, loss: Tensor, shape: tuple[int, ...] | None = None, steps: int = 0) -> Any:
+        """The same stand-in around another tensor, in another shape, after more of the plan."""
+        shape = self.logits_shape if shape is None else shape
+        made = FusedLogits.of(loss, self.call, shape, self.logits_dtype)
+        made.steps_done = self.steps_done + steps
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function.__name__
+        name = function.__self__.__name__ if name == "__get__" else name.strip("_")
+        if function is F.cross_entropy:
+            return _loss(*args, **kwargs)
+        if name in _OF_THE_LOSS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        rule = _RULES.get(name)
+        if rule is None or not isinstance(args[0], FusedLogits):
+            first = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, FusedLogits))
+            raise first.call.misfit(f"it calls {name}() on its logits")
+        return rule(*args, **kwargs)
+
+
+def _loss(
+    input: FusedLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    others = (weight, size_average, reduce)
+    if not isinstance(input, FusedLogits) or any(each is not None for each in others):
+        raise input.call.misfit("it gives weights to its classes")
+    if label_smoothing != 0.0:
+        raise input.call.misfit("it smooths its labels")
+    input.call.require_all_steps(input.steps_done)
+    with torch._C.DisableTorchFunctionSubclass():
+        loss = input.clone()
+    return input.call.take(loss, target, ignore_index, reduction)
+
+
+def _same(logits: FusedLogits, *args: Any, **kwargs: Any) -> FusedLogits:
+    return logits
+
+
+def _shape(logits: FusedLogits, *args: Any) -> torch.Size:
+    return torch.Size(logits.logits_shape)
+
+
+def _size(logits: FusedLogits, dim: int | None = None) -> Any:
+    return torch.Size(logits.logits_shape) if dim is None else logits.logits_shape[dim]
+
+
+def _dim(logits: FusedLogits, *args: Any) -> int:
+    return len(logits.logits_shape)
+
+
+def _dtype(logits: FusedLogits, *args: Any) -> torch.dtype:
+    return logits.logits_dtype
+
+
+def _view(logits: FusedLogits, *sizes: Any) -> FusedLogits:
+    shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    known = math.prod(size for size in shape if size != -1)
+    numel = math.prod(logits.logits_shape)
+    shape = tuple(numel // known if size == -1 else size for size in shape)
+    if shape[-1] != logits.logits_shape[-1] or math.prod(shape) != numel:
+        raise logits.call.misfit(f"it views its logits {logits.logits_shape} as {shape}")
+    return _alike(logits, shape)
+
+
+def _to(logits: FusedLogits, *args: Any, **kwargs: Any) -> FusedLogits:
+    device = torch._C._nn._parse_to(*args, **kwargs)[0]
+    if device is None:
+        return logits
+    with torch._C.DisableTorchFunctionSubclass():
+        loss = logits.clone().to(device)
+    return logits.like(loss)
+
+
+def _detach(logits: FusedLogits) -> FusedLogits:
+    with torch._C.DisableTorchFunctionSubclass():
+        loss = logits.clone().detach()
+    return logits.like(loss)
+
+
+def _alike(logits: FusedLogits, shape: tuple[int, ...] | None = None, steps: int = 0) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        loss = logits.clone()
+    return logits.like(loss, shape, steps)
+
+
+def _planned(kind: str) -> Any:
+    def rule(logits: FusedLogits, operand: Any) -> Any:
+        logits.call.require_step(logits.steps_done, kind, operand)
+        return _alike(logits, steps=1)
+
+    return rule
+
+
+# Attributes and methods by name; those of the loss itself first.
+_OF_THE_LOSS = frozenset(
+    ("device", "requires_grad", "grad_fn", "is_leaf", "register_hook", "is_nested", "layout")
+)
+_RULES = {
+    **dict.fromkeys(("float", "contiguous", "double", "half", "bfloat16", "type"), _same),
+    "shape": _shape,
+    "size": _size,
+    "dim": _dim,
+    "ndim": _dim,
+    "dtype": _dtype,
+    "view": _view,
+    "reshape": _view,
+    "to": _to,
+    "detach": _detach,
+    **dict.fromkeys(("add", "iadd"), _planned("add")),
+    **dict.fromkeys(("mul", "imul"), _planned("mul")),
+    **dict.fromkeys(("div", "truediv", "idiv", "itruediv"), _planned("div")),
+}
