@@ -28,7 +28,7 @@ IN_SHORT = (
 
 def table_in_short(fresh: Sequence[Result], kept: Sequence[Result]) -> str:
     """A row per case, with each kind of memory that was measured."""
-    found = {"fresh": fresh, "kept": kept} if kept else {"fresh": fresh}
+    found = {"first touch": fresh, "reused": kept} if kept else {"first touch": fresh}
     by_group = {kind: {r.group: r for r in results} for kind, results in found.items()}
     rows = []
     for name, dtype in IN_SHORT:

@@ -15,7 +15,7 @@ from bench import packages
 if __name__ == "__main__":
     packages.require("matplotlib")
 
-from bench import linear, markdown, overhead, plots, sweep
+from bench import headline, linear, markdown, overhead, plots, sweep
 from bench.cases import FRESH
 from bench.memory import peaks_of
 from bench.requirements import DEFAULT, judge
@@ -23,6 +23,7 @@ from bench.result import Record, Result, machine_of, read, results_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
+LAST_LAYER = REPOSITORY / "docs" / "last_layer.md"
 RESULTS = REPOSITORY / "bench" / "results"
 SHOWN = RESULTS / "cpu-xeon"
 """The machine whose figures the README shows."""
@@ -42,6 +43,7 @@ def main() -> None:
         (folder / "README.md").write_text(page(folder))
     write_between(GPU / "README.md", gpu_text(GPU / "run.jsonl"))
     write_between(README, text(SHOWN))
+    write_between(LAST_LAYER, linear_text(SHOWN))
 
 
 def cpu_folders() -> list[Path]:
@@ -62,16 +64,22 @@ def written(path: Path) -> str:
 def text(folder: Path) -> str:
     """All that the README says in figures."""
     fresh, kept = records_of(folder, SPEED), records_of(folder, KEPT)
-    facts = machine_of(fresh)
-    sections = (
-        markdown.table_in_short(results_of(fresh), results_of(kept)),
+    table = markdown.table_in_short(results_of(fresh), results_of(kept))
+    return f"\n{table}\n\n{_measured_on(machine_of(fresh))}\n\n"
+
+
+def linear_text(folder: Path) -> str:
+    """The figures of the page on the last layer."""
+    records = records_of(folder, LINEAR)
+    table = markdown.linear_table_in_short(linear.measurements_of(records))
+    return f"\n{table}\n\n{_measured_on(machine_of(records))}\n\n"
+
+
+def _measured_on(facts: Record) -> str:
+    return (
         f"Medians on {facts['cpu']}, {facts['threads']} threads; "
-        f"torch {facts['versions']['torch']}, ours at α = 0.3. [The last layer and the "
-        "loss](#without-the-logits): time in units of the three matrix products alone, and the "
-        "peak of memory besides inputs and gradients in units of the logits:",
-        markdown.linear_table_in_short(linear.measurements_of(records_of(folder, LINEAR))),
+        f"torch {facts['versions']['torch']}, ours at α = 0.3."
     )
-    return "\n" + "\n\n".join(sections) + "\n\n"
 
 
 def page(folder: Path) -> str:
@@ -86,7 +94,7 @@ def page(folder: Path) -> str:
         "Medians of each round's ratio (not ratios of medians), ± half their 95 % interval; `ours` "
         "is this package. A step is the loss, forward and backward, with the gradient in a tensor "
         "of its own.",
-        "## Fresh memory",
+        "## First-touch memory",
         "As glibc hands it out by default: what is freed goes back to the system, and large "
         "tensors are made of pages that the system has to clear first. `F.cross_entropy` makes "
         "several, this package the gradient.",
@@ -97,9 +105,9 @@ def page(folder: Path) -> str:
     ]
     if kept:
         sections += [
-            "## Kept memory",
-            "The same with freed memory kept for the next tensor, as jemalloc and tcmalloc can do "
-            f"as well (here: `--allocator {machine_of(kept)['allocator']}`).",
+            "## Reused memory",
+            "Freed memory is reused for the next tensor, as by jemalloc and tcmalloc "
+            f"(here: `--allocator {machine_of(kept)['allocator']}`).",
             markdown.speed_table(kept_results),
         ]
     sections += [
@@ -109,7 +117,10 @@ def page(folder: Path) -> str:
         markdown.verdict_table(judge(results)),
     ]
     if kept:
-        sections += ["With kept memory:", markdown.verdict_table(judge(kept_results, "cpu", True))]
+        sections += [
+            "With reused memory:",
+            markdown.verdict_table(judge(kept_results, "cpu", True)),
+        ]
     if layers := records_of(folder, LINEAR):
         sections += [
             "## The last layer and the loss",
@@ -230,7 +241,17 @@ DRAWN_BY = {
     ),
     "sweep": lambda records: plots.draw_sweeps(sweep.points_of(records), machine_of(records)),
 }
-SOURCES = {"speed": SPEED, "overhead": ("overhead.jsonl",), "sweep": ("sweep.jsonl",)}
+SOURCES: dict[str, tuple[str, ...]] = {
+    "speed": SPEED,
+    "overhead": ("overhead.jsonl",),
+    "sweep": ("sweep.jsonl",),
+}
+for theme in headline.THEMES:
+    name = f"headline-{theme}"
+    SOURCES[name] = KEPT
+    DRAWN_BY[name] = lambda records, theme=theme: headline.draw_headline(
+        results_of(records), machine_of(records), theme
+    )
 
 
 def fingerprint(folder: Path, names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ class AlphaSchedule:
     Args:
         start: alpha at step 0, finite and > 0.
         end: alpha from step `steps` on; None: constant.
-        steps: how many steps there are; None: not known yet. Set :attr:`steps` before the first
+        steps: how many steps there are; None: not known yet. Set ``steps`` before the first
             step then; the callbacks in :mod:`powergrad_ext.integrations` do.
         shape: how alpha goes from start to end, "linear" or "cosine" (half a wave).
         hold: the share of the steps, in [0, 1), for which alpha stays at start.

@@ -17,6 +17,12 @@ def test_figures_of_the_readme() -> None:
     assert readme.written(readme.README) == readme.text(readme.SHOWN), "run python bench/readme.py"
 
 
+def test_figures_of_the_last_layer() -> None:
+    assert readme.written(readme.LAST_LAYER) == readme.linear_text(readme.SHOWN), (
+        "run python bench/readme.py"
+    )
+
+
 def test_figures_of_a_gpu() -> None:
     page = readme.GPU / "README.md"
     assert readme.written(page) == readme.gpu_text(readme.GPU / "run.jsonl"), (
@@ -48,4 +54,4 @@ def test_plots_are_drawn_from_the_results(folder: Path, name: str) -> None:
 
 
 def test_the_readme_can_be_read_in_one_sitting() -> None:
-    assert len(readme.README.read_text().splitlines()) <= 190
+    assert len(readme.README.read_text().splitlines()) <= 130

@@ -1,0 +1,1 @@
+"""One complete script for each guide of the documentation."""
