@@ -1,7 +1,7 @@
-// Cross-entropy backward: a map from the logits to the gradient, which may take their place.
+// Cross-entropy backward: elementwise from the logits to the gradient, which may replace them.
 //
-// Memory: the logits once, the gradient once. Nothing, where forward has written the gradient
-// already for the upstream gradient that has come.
+// Memory: the logits are read once, the gradient is written once. Neither, where forward has
+// already written the gradient for the right grad_output.
 #include "cuda/cross_entropy_gradient.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
@@ -9,14 +9,15 @@
 namespace powergrad {
 namespace {
 
-// Whether the gradient stands as forward wrote it. The same bits, so that zeros of either sign and
-// NaN are no special cases; if they differ, forward is to assume the new one next time.
+// Validates the gradient that forward has written for a speculative grad_output. Bits are compared,
+// so that signed zeros and NaN are no special cases. If they differ, the next forward speculates on
+// the new one.
 template <class Scalar>
-__device__ bool is_settled(const CrossEntropyParams& p) {
+__device__ bool is_gradient_valid(const CrossEntropyParams& p) {
   if (p.speculative_grad_output == nullptr) return false;
   const auto* grad_output = static_cast<const Scalar*>(p.grad_output);
-  const auto* assumed = static_cast<const Scalar*>(p.speculative_grad_output);
-  if (same_bits(*grad_output, *assumed)) return true;
+  const auto* speculative = static_cast<const Scalar*>(p.speculative_grad_output);
+  if (same_bits(*grad_output, *speculative)) return true;
   if (blockIdx.x == 0 && threadIdx.x == 0 && p.next_speculation != nullptr) {
     *static_cast<Scalar*>(p.next_speculation) = *grad_output;
   }
@@ -25,17 +26,18 @@ __device__ bool is_settled(const CrossEntropyParams& p) {
 
 template <class Rows, bool kDenseTarget>
 __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
-                               AccumulateOf<typename Rows::Element> exponent_scale, int block) {
+                               AccumulateOf<typename Rows::Element> alpha_scale, int block) {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, block);
-  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const DenseTargetIf<kDenseTarget, Rows> mass_of(p, rows);
-  const auto copy_in = [&](int round) {
-    rows.copy_in(logits, round, from_number<Storage>(kLowest<Scalar>));
-    if constexpr (kDenseTarget) mass_of.copy_in(round);
+  const auto logits =
+      rows.shared_tensor(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const DenseTargetIf<kDenseTarget, Rows> dense_target(p, rows);
+  const auto copy_in = [&](int pass) {
+    rows.copy_in(logits, pass, from_number<Storage>(kLowest<Scalar>));
+    if constexpr (kDenseTarget) dense_target.copy_in(pass);
   };
-  copy_in(0);  // before anything is waited for
+  copy_in(0);  // before the kernel waits for anything
   const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/false);
   const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
   Scalar maximum[Rows::kRows];
@@ -49,12 +51,12 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
   for (int r = 0; r < Rows::kRows; ++r) {
     softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_sumexp_m1[r], target_weight_sum[r]);
   }
-  const GradientMap<Rows, kDenseTarget> map(p, exponent_scale, rows, logits, mass_of, targets,
+  const GradientMap<Rows, kDenseTarget> map(p, alpha_scale, rows, logits, dense_target, targets,
                                             softmax);
-  for (int round = 0; round < rows.rounds(); ++round) {
-    if (round > 0) copy_in(round);
+  for (int pass = 0; pass < rows.passes(); ++pass) {
+    if (pass > 0) copy_in(pass);
     rows.template wait<0>();
-    map.write(round);
+    map.write(pass);
   }
   map.finish();
 }
@@ -63,22 +65,22 @@ template <class Rows, bool kDenseTarget>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
                                   kLeastBlocks<Rows, kDenseTarget>)
     cross_entropy_backward_kernel(const CrossEntropyParams p, const Plan plan,
-                                  const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
-  if (is_settled<AccumulateOf<typename Rows::Element>>(p)) return;
-  // A grid that only looks whether there is anything to do is a small one.
-  const int blocks = plan.units * plan.parts;
+                                  const Alpha<AccumulateOf<typename Rows::Element>> alpha) {
+  if (is_gradient_valid<AccumulateOf<typename Rows::Element>>(p)) return;
+  // The grid is small where the kernel may have nothing to do.
+  const int blocks = plan.row_groups * plan.blocks_per_row;
   for (int block = static_cast<int>(blockIdx.x); block < blocks;
        block += static_cast<int>(gridDim.x)) {
-    write_gradient<Rows, kDenseTarget>(p, plan, exponent.scaled(), block);
-    if (Rows::kLayout == Layout::chunks) __syncthreads();
+    write_gradient<Rows, kDenseTarget>(p, plan, alpha.scaled(), block);
+    if (Rows::kLayout == RowLayout::packed) __syncthreads();
   }
 }
 
 template <class Rows, bool kDenseTarget>
 cudaError_t launch(const CrossEntropyParams& p, cudaStream_t stream) {
   Work work = work_of<Rows>();
-  work.is_map = true;
-  work.tensors = has_narrow_probabilities(p) ? 2 : 1;
+  work.is_elementwise = true;
+  work.tensors = has_shared_probabilities(p) ? 2 : 1;
   work.is_persistent = p.speculative_grad_output != nullptr;
   return launch_rows<Rows>(cross_entropy_backward_kernel<Rows, kDenseTarget>, p, work, stream);
 }

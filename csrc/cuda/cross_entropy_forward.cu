@@ -1,8 +1,7 @@
-// Cross-entropy forward: the loss of every row, what backward needs of it, and, where it is asked
-// for, the gradient while the row is at hand.
+// Cross-entropy forward: the loss and the statistics of each row and, if asked for, the gradient.
 //
-// Memory: the logits once, and the gradient once if there is one. Rows that fit nowhere are read
-// again for the gradient.
+// Memory: the logits are read once, the gradient is written once. Rows that do not fit into shared
+// memory are read again for the gradient.
 #include "cuda/cross_entropy_gradient.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
@@ -11,24 +10,24 @@
 namespace powergrad {
 namespace {
 
-// What forward leaves behind of a thread's rows; 0 of those that do not count.
+// Of a thread's rows; 0 for rows that do not count.
 template <class Scalar, int kRows>
 struct RowResults {
   Scalar loss[kRows] = {};
   Scalar maximum[kRows] = {};
-  Scalar rest[kRows] = {};
+  Scalar sumexp_m1[kRows] = {};
   Scalar alpha_sumexp_m1[kRows] = {};
-  Scalar mass[kRows] = {};
+  Scalar target_weight[kRows] = {};
 
   __device__ void write(const CrossEntropyParams& p, int64_t row) const {
     write_numbers(static_cast<Scalar*>(p.losses) + row, loss);
-    if (p.sumexp_m1 != nullptr) write_numbers(static_cast<Scalar*>(p.sumexp_m1) + row, rest);
+    if (p.sumexp_m1 != nullptr) write_numbers(static_cast<Scalar*>(p.sumexp_m1) + row, sumexp_m1);
     if (p.statistics == nullptr) return;
     Scalar* statistics = static_cast<Scalar*>(p.statistics) + row;
     const int64_t rows = p.shape.rows();
     write_numbers(statistics + kMaximum * rows, maximum);
     write_numbers(statistics + kAlphaSumexpM1 * rows, alpha_sumexp_m1);
-    write_numbers(statistics + kTargetWeight * rows, mass);
+    write_numbers(statistics + kTargetWeight * rows, target_weight);
   }
 };
 
@@ -36,17 +35,18 @@ template <class Rows, class Kind, bool kDenseTarget, bool kGradient>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
                                   kLeastBlocks<Rows, kDenseTarget>)
     cross_entropy_forward_kernel(const CrossEntropyParams p, const Plan plan,
-                                 const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
+                                 const Alpha<AccumulateOf<typename Rows::Element>> alpha) {
   using Storage = typename Rows::Element;
   using Reduction = SoftmaxReduction<Rows, Kind, kDenseTarget>;
   using Scalar = AccumulateOf<Storage>;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
-  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const DenseTargetIf<kDenseTarget, Rows> mass_of(p, rows);
-  const Evaluator<Kind, Scalar> evaluate(exponent);
-  const Reduction reduction(plan, rows, logits, mass_of, evaluate);
+  const auto logits =
+      rows.shared_tensor(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const DenseTargetIf<kDenseTarget, Rows> dense_target(p, rows);
+  const Evaluator<Kind, Scalar> evaluate(alpha);
+  const Reduction reduction(plan, rows, logits, dense_target, evaluate);
   reduction.copy_in(0);
-  const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/rows.leads());
+  const RowTargets<Rows> targets(p, rows, logits, /*writes_losses=*/rows.is_leader());
   typename Reduction::State state[Rows::kRows];
   reduction.run(targets.any_counts(), state);
 
@@ -54,50 +54,50 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
   RowResults<Scalar, Rows::kRows> results;
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    const Scalar point_weight = targets.mass(p, r).point_weight;
-    Scalar mass = point_weight;
+    const Scalar point_weight = targets.weights(p, r).point_weight;
+    Scalar target_weight = point_weight;
     Scalar distance = 0;
     if constexpr (kDenseTarget) {
-      mass += p.target_probabilities != nullptr ? state[r].mass
-                                                : static_cast<Scalar>(smoothing_weight(p));
+      target_weight += p.target_probabilities != nullptr ? state[r].target_weight
+                                                         : static_cast<Scalar>(smoothing_weight(p));
       distance = state[r].distance;
     }
     if (p.sumexp_m1 == nullptr) {
-      state[r].rest += nan_if_infinite(state[r].maximum);
+      state[r].sumexp_m1 += nan_if_infinite(state[r].maximum);
       state[r].alpha_sumexp_m1 += nan_if_infinite(state[r].maximum);
     }
-    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, mass);
-    if (!rows.leads() || !targets.counts(r)) continue;
+    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, target_weight);
+    if (!rows.is_leader() || !targets.counts(r)) continue;
     if (targets.is_class(r)) {
       distance += point_weight * (reference_of(state[r].maximum) - targets.logit[r]);
     }
     // Both terms are >= 0, so nothing cancels.
-    if (p.sumexp_m1 == nullptr) distance += mass * std::log1p(state[r].rest);
+    if (p.sumexp_m1 == nullptr) distance += target_weight * std::log1p(state[r].sumexp_m1);
     results.loss[r] = distance;
     results.maximum[r] = state[r].maximum;
-    results.rest[r] = state[r].rest;
+    results.sumexp_m1[r] = state[r].sumexp_m1;
     results.alpha_sumexp_m1[r] = state[r].alpha_sumexp_m1;
-    results.mass[r] = mass;
+    results.target_weight[r] = target_weight;
   }
-  if (rows.leads()) results.write(p, rows.row);
+  if (rows.is_leader()) results.write(p, rows.row);
 
   if constexpr (kGradient) {
-    const GradientMap<Rows, kDenseTarget> map(p, exponent.scaled(), rows, logits, mass_of, targets,
-                                              softmax);
-    // What was copied last is still there.
-    for (int round = rows.rounds() - 1; round >= 0; --round) {
-      reduction.copy_again(round);
-      map.write(round);
+    const GradientMap<Rows, kDenseTarget> map(p, alpha.scaled(), rows, logits, dense_target,
+                                              targets, softmax);
+    // The last pass is still in shared memory.
+    for (int pass = rows.passes() - 1; pass >= 0; --pass) {
+      reduction.reload(pass);
+      map.write(pass);
     }
     map.finish();
   }
-  leave(plan);
+  leave_cluster(plan);
 }
 
 template <class Rows, class Kind, bool kDenseTarget, bool kGradient>
 cudaError_t launch(const CrossEntropyParams& p, cudaStream_t stream) {
   Work work = SoftmaxReduction<Rows, Kind, kDenseTarget>::work(work_of<Rows>());
-  work.tensors = has_narrow_probabilities(p) ? 2 : 1;
+  work.tensors = has_shared_probabilities(p) ? 2 : 1;
   return launch_rows<Rows>(cross_entropy_forward_kernel<Rows, Kind, kDenseTarget, kGradient>, p,
                            work, stream);
 }

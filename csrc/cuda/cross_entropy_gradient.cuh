@@ -1,4 +1,4 @@
-// The map from the logits of a row to its gradient, scale (p'_j W - target_j).
+// The gradient of a row from its logits: scale (p'_j W - target_j).
 #pragma once
 
 #include "cuda/dense_target.cuh"
@@ -7,26 +7,26 @@
 namespace powergrad {
 namespace {
 
-// Probabilities that are copied into slots: see DenseTarget.
-inline bool has_narrow_probabilities(const CrossEntropyParams& p) {
+// Probabilities of the logits' type are copied into shared memory: see DenseTarget.
+inline bool has_shared_probabilities(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr && !p.target_is_accumulate_type;
 }
 
-// Nothing is read through a target before this, and an ignored one is never an index, whatever its
-// value.
+// To be called before anything is indexed with a target. An ignored one is never an index, whatever
+// its value.
 __device__ inline void check_target(const CrossEntropyParams& p, int64_t target) {
   const bool is_valid = target == p.ignore_index || (0 <= target && target < all_classes(p));
   POWERGRAD_DEVICE_ASSERT(is_valid && "cross_entropy: a target is not in [0, classes)");
 }
 
-// The targets of a thread's rows, and the logits there: read by whoever writes the loss or the
-// gradient there, and by nobody else, as that gradient may take the logit's place meanwhile.
+// The targets of a thread's rows, and their logits. Only the threads that write the loss or the
+// gradient at a target read its logit, since that gradient may replace it at any time.
 template <class Rows>
 struct RowTargets {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
-  static constexpr int kNone = -1;     // no class: probabilities, or another shard's
-  static constexpr int kIgnored = -2;  // nor a row that counts
+  static constexpr int kNone = -1;     // probabilities, or a class of another shard
+  static constexpr int kIgnored = -2;  // the row does not count
   int index[Rows::kRows];
   Scalar logit[Rows::kRows];
 
@@ -39,7 +39,7 @@ struct RowTargets {
     for (int r = 0; r < Rows::kRows; ++r) {
       index[r] = rows.active ? checked_index(p, target[r]) : kIgnored;
       logit[r] = 0;
-      if (is_class(r) && (writes_losses || rows.owns(index[r]))) {
+      if (is_class(r) && (writes_losses || rows.owns_class(index[r]))) {
         logit[r] = to_number(*logits.at(r, index[r]));
       }
     }
@@ -52,8 +52,8 @@ struct RowTargets {
     for (int r = 0; r < Rows::kRows; ++r) any = any || counts(r);
     return any;
   }
-  // Read when it is wanted: a register is dearer in the loops before.
-  __device__ IndexTarget<Scalar> mass(const CrossEntropyParams& p, int r) const {
+  // Computed when needed, to save registers in the loops before.
+  __device__ IndexTarget<Scalar> weights(const CrossEntropyParams& p, int r) const {
     return is_class(r) ? IndexTarget<Scalar>::of_class(p, index[r]) : IndexTarget<Scalar>();
   }
 
@@ -83,83 +83,83 @@ class GradientMap {
   using Scalar = AccumulateOf<Storage>;
   static constexpr int kRows = Rows::kRows;
   static constexpr int kElements = Rows::kElements;
-  using Logits = typename Rows::template Resident<Storage>;
-  using Mass = DenseTargetIf<kDenseTarget, Rows>;
+  using Logits = typename Rows::template SharedTensor<Storage>;
+  using Dense = DenseTargetIf<kDenseTarget, Rows>;
   using Targets = RowTargets<Rows>;
   using Packed = typename Rows::template Packed<Storage>;
 
-  __device__ GradientMap(const CrossEntropyParams& p, Scalar exponent_scale, const Rows& rows,
-                         const Logits& logits, const Mass& mass, const Targets& targets,
+  __device__ GradientMap(const CrossEntropyParams& p, Scalar alpha_scale, const Rows& rows,
+                         const Logits& logits, const Dense& dense_target, const Targets& targets,
                          const SoftmaxRow<Scalar> (&softmax)[kRows])
       : rows_(rows),
         logits_(logits),
-        mass_(mass),
+        dense_target_(dense_target),
         targets_(targets),
         softmax_(softmax),
-        exponent_scale_(exponent_scale),
-        gradient_(rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides)) {
+        alpha_scale_(alpha_scale),
+        gradient_(rows.global_view(static_cast<Storage*>(p.gradient), p.gradient_strides)) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       scale_[r] = grad_output_of_row<Scalar>(p, rows.row + r);
       row_scale_[r] = scale_[r] * softmax[r].mass * softmax[r].inverse;
       if (!owns_target(r)) continue;
       const Scalar z = targets.logit[r];
-      const IndexTarget<Scalar> target = targets.mass(p, r);
-      // Where classes have no masses of their own the compiler need not know of smoothing.
-      const Scalar mass_at_target = kDenseTarget ? target.mass : target.point_weight;
+      const IndexTarget<Scalar> target = targets.weights(p, r);
+      // Without a dense target there is no smoothing, and the compiler may drop its code.
+      const Scalar target_j = kDenseTarget ? target.mass : target.point_weight;
       at_target_[r] = from_number<Storage>(
-          scale_[r] * softmax[r].minus_target_from(powered(z, r), z, mass_at_target));
+          scale_[r] * softmax[r].minus_target_from(powered(z, r), z, target_j));
     }
   }
 
-  // Of the elements that are in the slots.
-  __device__ void write(int round) const {
+  // Of the elements in shared memory.
+  __device__ void write(int pass) const {
     if (targets_.any_counts()) {
-      rows_.template each_place<kUnroll<Storage, kDenseTarget>>(
-          round, gradient_, [&](int i, auto is_whole) {
-            rows_.store(gradient_, round, i, of_slot(round, i, is_whole), is_whole);
+      rows_.template for_each_store<kUnroll<Storage, kDenseTarget>>(
+          pass, gradient_, [&](int i, auto is_whole) {
+            rows_.store(gradient_, pass, i, of_vector(pass, i, is_whole), is_whole);
           });
     } else {
       const Packed zeros = Packed::filled(from_number<Storage>(Scalar(0)));
-      rows_.template each_place<1>(round, gradient_, [&](int i, auto is_whole) {
-        rows_.store(gradient_, round, i, zeros, is_whole);
+      rows_.template for_each_store<1>(pass, gradient_, [&](int i, auto is_whole) {
+        rows_.store(gradient_, pass, i, zeros, is_whole);
       });
     }
   }
-  // Behind the writing of all rounds.
+  // After the last pass.
   __device__ void finish() const {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (owns_target(r)) rows_.put(gradient_, r, targets_.index[r], at_target_[r]);
+      if (owns_target(r)) rows_.store_class(gradient_, r, targets_.index[r], at_target_[r]);
     }
-    rows_.finish(gradient_);
+    rows_.finish_stores(gradient_);
   }
 
  private:
   __device__ bool owns_target(int r) const {
-    return targets_.is_class(r) && rows_.owns(targets_.index[r]);
+    return targets_.is_class(r) && rows_.owns_class(targets_.index[r]);
   }
 
   __device__ __forceinline__ Scalar powered(Scalar z, int r) const {
-    return exponential((z - softmax_[r].maximum) * exponent_scale_);
+    return exponential((z - softmax_[r].maximum) * alpha_scale_);
   }
 
   template <class IsWhole>
-  __device__ __forceinline__ Packed of_slot(int round, int i, IsWhole is_whole) const {
-    const Numbers<Storage, kElements> z(logits_.slots.get(i));
-    Scalar mass[kElements];
-    if constexpr (kDenseTarget) mass_.load(round, i, is_whole, mass);
+  __device__ __forceinline__ Packed of_vector(int pass, int i, IsWhole is_whole) const {
+    const Numbers<Storage, kElements> z(logits_.vectors.get(i));
+    Scalar target[kElements];
+    if constexpr (kDenseTarget) dense_target_.load(pass, i, is_whole, target);
     Scalar values[kElements];
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int r = kRows == 1 ? 0 : e;
       if constexpr (kDenseTarget) {
         values[e] =
-            scale_[r] * softmax_[r].minus_target_from(powered(z.at[e], r), z.at[e], mass[e]);
+            scale_[r] * softmax_[r].minus_target_from(powered(z.at[e], r), z.at[e], target[e]);
       } else {
         values[e] = powered(z.at[e], r) * row_scale_[r];
       }
-      // Rows of one thread that do not all count.
+      // Not all of the thread's rows may count.
       if (kRows > 1 && !targets_.counts(r)) values[e] = 0;
     }
     return packed<Storage>(values);
@@ -167,11 +167,11 @@ class GradientMap {
 
   const Rows& rows_;
   const Logits& logits_;
-  const Mass& mass_;
+  const Dense& dense_target_;
   const Targets& targets_;
   const SoftmaxRow<Scalar> (&softmax_)[kRows];
-  Scalar exponent_scale_;
-  typename Rows::template Output<Storage> gradient_;
+  Scalar alpha_scale_;
+  typename Rows::template GlobalView<Storage> gradient_;
   Scalar scale_[kRows];
   Scalar row_scale_[kRows];
   Storage at_target_[kRows];

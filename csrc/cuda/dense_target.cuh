@@ -1,15 +1,15 @@
-// The part of target_j that every class has: w_j (slope q_j + intercept). An index target adds its
-// own point mass at one class (see IndexTarget).
+// The target of a row that has one for every class, from probabilities or label smoothing:
+// w_j (slope q_j + intercept). An index target adds its point weight at one class (IndexTarget).
 #pragma once
 
-#include "cuda/resident.cuh"
+#include "cuda/shared_vectors.cuh"
 
 namespace powergrad {
 namespace {
 
-// Probabilities of the logits' type are copied into slots beside the logits. Wider ones and weights
-// are read where they lie whenever they are wanted: the second time, or for the next row, they are
-// still in a cache.
+// Probabilities of the logits' type are copied into shared memory beside the logits. Wider ones,
+// and weights, are read from global memory each time: for the gradient, or the next row, they come
+// from a cache.
 template <class Rows>
 class DenseTarget {
  public:
@@ -19,75 +19,76 @@ class DenseTarget {
 
   __device__ DenseTarget(const CrossEntropyParams& p, const Rows& rows)
       : rows_(rows),
-        is_narrow_(p.target_probabilities != nullptr && !p.target_is_accumulate_type),
-        is_wide_(p.target_probabilities != nullptr && p.target_is_accumulate_type),
-        narrow_(rows.resident(
-            1, static_cast<const Storage*>(is_narrow_ ? p.target_probabilities : nullptr),
+        is_shared_(p.target_probabilities != nullptr && !p.target_is_accumulate_type),
+        is_global_(p.target_probabilities != nullptr && p.target_is_accumulate_type),
+        shared_(rows.shared_tensor(
+            1, static_cast<const Storage*>(is_shared_ ? p.target_probabilities : nullptr),
             p.target_strides)),
-        wide_(rows.output(static_cast<const Scalar*>(is_wide_ ? p.target_probabilities : nullptr),
-                          p.target_strides)),
+        global_(rows.global_view(
+            static_cast<const Scalar*>(is_global_ ? p.target_probabilities : nullptr),
+            p.target_strides)),
         weight_(weights_of<Scalar>(p)),
         slope_(static_cast<Scalar>(1.0 - p.label_smoothing)),
         intercept_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(all_classes(p)))) {}
 
-  __device__ void copy_in(int round) const {
-    if (is_narrow_) rows_.copy_in(narrow_, round, Storage{});
+  __device__ void copy_in(int pass) const {
+    if (is_shared_) rows_.copy_in(shared_, pass, Storage{});
   }
 
-  // Of the elements of a slot; of those outside the row anything.
+  // Of the elements of a vector; unspecified outside the row.
   template <class IsWhole>
-  __device__ __forceinline__ void load(int round, int i, IsWhole is_whole,
-                                       Scalar (&mass)[kElements]) const {
+  __device__ __forceinline__ void load(int pass, int i, IsWhole is_whole,
+                                       Scalar (&target)[kElements]) const {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) mass[e] = intercept_;
-    if (is_narrow_) {
-      const Numbers<Storage, kElements> q(narrow_.slots.get(i));
+    for (int e = 0; e < kElements; ++e) target[e] = intercept_;
+    if (is_shared_) {
+      const Numbers<Storage, kElements> q(shared_.vectors.get(i));
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) mass[e] = std::fma(q.at[e], slope_, intercept_);
-    } else if (is_wide_) {
+      for (int e = 0; e < kElements; ++e) target[e] = std::fma(q.at[e], slope_, intercept_);
+    } else if (is_global_) {
       Scalar q[kElements];
-      read(wide_.at(0, rows_.first_class(round, i)), round, i, is_whole, q);
+      read(global_.at(0, rows_.first_class(pass, i)), pass, i, is_whole, q);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) mass[e] = std::fma(q[e], slope_, intercept_);
+      for (int e = 0; e < kElements; ++e) target[e] = std::fma(q[e], slope_, intercept_);
     }
     if (weight_ == nullptr) return;
     if constexpr (Rows::kRows > 1) {
-      const Scalar weight = weight_[rows_.first_class(round, i)];
+      const Scalar weight = weight_[rows_.first_class(pass, i)];
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) mass[e] *= weight;
+      for (int e = 0; e < kElements; ++e) target[e] *= weight;
     } else {
       Scalar weight[kElements];
-      read(weight_ + rows_.first_class(round, i), round, i, is_whole, weight);
+      read(weight_ + rows_.first_class(pass, i), pass, i, is_whole, weight);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) mass[e] *= weight[e];
+      for (int e = 0; e < kElements; ++e) target[e] *= weight[e];
     }
   }
 
  private:
   template <class IsWhole>
-  __device__ __forceinline__ void read(const Scalar* from, int round, int i, IsWhole,
+  __device__ __forceinline__ void read(const Scalar* from, int pass, int i, IsWhole,
                                        Scalar (&to)[kElements]) const {
     if constexpr (IsWhole::value) {
       read_numbers(from, to);
     } else {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        to[e] = rows_.contains(rows_.first_class(round, i) + e) ? from[e] : Scalar(0);
+        to[e] = rows_.contains(rows_.first_class(pass, i) + e) ? from[e] : Scalar(0);
       }
     }
   }
 
   const Rows& rows_;
-  bool is_narrow_;
-  bool is_wide_;
-  typename Rows::template Resident<Storage> narrow_;
-  typename Rows::template Output<const Scalar> wide_;
+  bool is_shared_;
+  bool is_global_;
+  typename Rows::template SharedTensor<Storage> shared_;
+  typename Rows::template GlobalView<const Scalar> global_;
   const Scalar* weight_;
   Scalar slope_;
   Scalar intercept_;
 };
 
-// Without probabilities and label smoothing no class has any.
+// Of index targets without label smoothing.
 struct NoDenseTarget {
   NoDenseTarget() = default;
   template <class Rows>

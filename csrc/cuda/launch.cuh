@@ -1,13 +1,15 @@
-// Launching a kernel over the rows of a call, and what of it has to be known when compiling.
+// Launches a kernel over the rows of a call, instantiated for its layout, type and kind of alpha.
 #pragma once
 
 #include <limits>
 #include <type_traits>
 
 #include "alpha.h"
+#include "cuda/contiguous_rows.cuh"
 #include "cuda/exponentials.cuh"
+#include "cuda/packed_rows.cuh"
 #include "cuda/plan.h"
-#include "cuda/resident.cuh"
+#include "cuda/strided_rows.cuh"
 
 namespace powergrad {
 namespace {
@@ -15,9 +17,9 @@ namespace {
 template <class Storage>
 inline constexpr int kMostThreadsOf = std::is_same_v<Storage, double> ? 256 : kMostThreads;
 
-// Blocks of so many on a multiprocessor that the compiler has to leave registers for: 1024
-// threads. float64, which is bound by its arithmetic, masses of every class and threads with
-// several rows, which are as many in flight, take more of them.
+// Blocks per multiprocessor, which limits the registers of a thread: room for 1024 threads. Three
+// kinds of kernels may use more registers: float64, which is bound by arithmetic; dense targets;
+// threads with several rows, which have as many loads in flight.
 template <class Rows, bool kDenseTarget>
 inline constexpr int kLeastBlocks =
     std::is_same_v<typename Rows::Element, double> || kDenseTarget || Rows::kRows > 1 ? 1 : 2;
@@ -27,32 +29,32 @@ struct Tag {
   using Type = T;
 };
 
-// Calls function(Tag<Layout>) for how a call's tensors lie in memory: see plan.h.
+// Calls function(Tag<Rows>) with the class of the layout that plan.h chooses for a call.
 template <class Storage, class Function>
-cudaError_t with_arrangement(const Arrangement& arrangement, const Function& function) {
-  switch (arrangement.layout) {
-    case Layout::rows:
-      return function(Tag<ResidentRows<Storage>>{});
-    case Layout::chunks:
-      return function(Tag<ResidentChunks<Storage>>{});
-    case Layout::tiles:
+cudaError_t with_layout(const LayoutChoice& choice, const Function& function) {
+  switch (choice.layout) {
+    case RowLayout::contiguous:
+      return function(Tag<ContiguousRows<Storage>>{});
+    case RowLayout::packed:
+      return function(Tag<PackedRows<Storage>>{});
+    case RowLayout::strided:
       if constexpr (sizeof(Storage) <= 4) {
-        if (arrangement.positions == kMostPositions) {
-          return function(Tag<ResidentTiles<Storage, kMostPositions>>{});
+        if (choice.positions == kMostPositions) {
+          return function(Tag<StridedRows<Storage, kMostPositions>>{});
         }
       }
-      return function(Tag<ResidentTiles<Storage, 1>>{});
+      return function(Tag<StridedRows<Storage, 1>>{});
   }
   return cudaErrorInvalidValue;
 }
 template <class Function>
 cudaError_t with_rows(const Shape& shape, DataType dtype, std::initializer_list<Extent> tensors,
                       const Function& function) {
-  const Arrangement arrangement = arrangement_of(shape, dtype, tensors);
+  const LayoutChoice choice = choose_layout(shape, dtype, tensors);
   switch (dtype) {
 #define POWERGRAD_CASE(name, storage, accumulate) \
   case DataType::name:                            \
-    return with_arrangement<storage>(arrangement, function);
+    return with_layout<storage>(choice, function);
     POWERGRAD_FORALL_TYPES(POWERGRAD_CASE)
 #undef POWERGRAD_CASE
   }
@@ -64,9 +66,9 @@ cudaError_t with_bool(bool value, const Function& function) {
   return value ? function(std::true_type{}) : function(std::false_type{});
 }
 
-// What the kernels make of a kind of alpha (alpha.h): one exponential for both where it is cheap to
-// have, over long rows. Not for 3/10: its tenth power multiplies the special function unit's error
-// to 4.1e-6, and two exponentials took the same time in a step.
+// The kind of alpha (alpha.h) that a kernel uses: one exponential for both sums where that is
+// cheaper, in long rows. Not for 3/10: the tenth power raises the error of fast_exp2 to 4.1e-6, and
+// two exponentials took the same time in a step.
 template <class Rows, bool kDenseTarget, class Kind>
 struct KindInKernels {
   using Type = AnyAlpha;
@@ -79,11 +81,11 @@ template <class Rows, int kDenominator>
 struct KindInKernels<Rows, false, RationalAlpha<1, kDenominator>> {
   static constexpr bool kPays =
       !std::is_same_v<typename Rows::Element, double> &&
-      (kDenominator == 1 || (kDenominator == 4 && Rows::kLayout == Layout::rows));
+      (kDenominator == 1 || (kDenominator == 4 && Rows::kLayout == RowLayout::contiguous));
   using Type = std::conditional_t<kPays, RationalAlpha<1, kDenominator>, AnyAlpha>;
 };
 
-// Calls function(kind) for this call's alpha; one that only the device knows may be anything.
+// Calls function(kind) for a call's alpha. One on the device may have any value.
 template <class Rows, bool kDenseTarget, class Params, class Function>
 cudaError_t with_kind(const Params& p, const Function& function) {
   const bool has_backward = p.statistics != nullptr;
@@ -103,7 +105,7 @@ Work work_of() {
   return work;
 }
 
-// How a kernel is launched by a plan, and what it has to be allowed for that.
+// A plan as a launch configuration, with the opt-ins that the kernel needs for it.
 struct Configuration {
   cudaLaunchConfig_t launch{};
   cudaLaunchAttribute cluster{};
@@ -115,9 +117,9 @@ struct Configuration {
         static_cast<size_t>(plan.scratch_bytes) + size_t(work.tensors) * plan.tensor_bytes;
     launch.stream = stream;
     cudaError_t error = cudaSuccess;
-    constexpr size_t kWithoutAsking = 48 * 1024;
-    if (launch.dynamicSmemBytes > kWithoutAsking) {
-      // Never less than all there is, as other threads launch this kernel for longer rows.
+    constexpr size_t kWithoutOptIn = 48 * 1024;
+    if (launch.dynamicSmemBytes > kWithoutOptIn) {
+      // Always for the maximum: another thread of the host may be launching it for longer rows.
       int most = 0;
       error = most_shared_bytes(&most);
       if (error != cudaSuccess) return error;
@@ -125,12 +127,12 @@ struct Configuration {
       if (error != cudaSuccess) return error;
     }
     if (!plan.is_cluster) return cudaSuccess;
-    if (plan.parts > kPortableCluster) {
+    if (plan.blocks_per_row > kPortableCluster) {
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
       if (error != cudaSuccess) return error;
     }
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);
+    cluster.val.clusterDim.x = static_cast<unsigned>(plan.blocks_per_row);
     cluster.val.clusterDim.y = 1;
     cluster.val.clusterDim.z = 1;
     launch.attrs = &cluster;
@@ -141,7 +143,7 @@ struct Configuration {
 
 // One kernel over all rows of a call.
 template <class Rows, class Params, class Scalar>
-cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Params& params,
+cudaError_t launch_rows(void (*kernel)(Params, Plan, Alpha<Scalar>), const Params& params,
                         const Work& work, cudaStream_t stream) {
   const void* address = reinterpret_cast<const void*>(kernel);
   for (int largest = kLargestCluster;; largest = kPortableCluster) {
@@ -151,16 +153,15 @@ cudaError_t launch_rows(void (*kernel)(Params, Plan, Exponent<Scalar>), const Pa
     Configuration configuration;
     error = configuration.set(address, plan, work, stream);
     if (error != cudaSuccess) return error;
-    if (plan.is_cluster && plan.parts > kPortableCluster) {
-      // Not every device whose architecture knows such clusters has room for one, and fewer have a
-      // part of a device.
+    if (plan.is_cluster && plan.blocks_per_row > kPortableCluster) {
+      // A device, or a MIG instance, may have no room for such a cluster.
       int clusters = 0;
       error = cudaOccupancyMaxActiveClusters(&clusters, address, &configuration.launch);
       if (error != cudaSuccess) return error;
       if (clusters == 0) continue;
     }
     return cudaLaunchKernelEx(&configuration.launch, kernel, Params(params), Plan(plan),
-                              Exponent<Scalar>(params));
+                              Alpha<Scalar>(params));
   }
 }
 

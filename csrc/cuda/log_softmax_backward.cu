@@ -1,11 +1,12 @@
-// Log-softmax backward: dz = g - p' sum(g), cross-entropy's gradient with the upstream gradient g
-// for a target, and -1 for a scale.
+// Log-softmax backward: dz = g - p' sum(g), which is minus the gradient of cross-entropy with g in
+// place of the weighted target.
 //
-// Memory: g and the logits once, the gradient once. Rows that fit nowhere take g twice.
+// Memory: g and the logits are read once, the gradient is written once. Rows that do not fit into
+// shared memory read g twice.
 #include "cuda/exponentials.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
-#include "cuda/meeting.cuh"
+#include "cuda/reductions.cuh"
 
 namespace powergrad {
 namespace {
@@ -13,32 +14,33 @@ namespace {
 template <class Rows>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeastBlocks<Rows, false>)
     log_softmax_backward_kernel(const LogSoftmaxParams p, const Plan plan,
-                                const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
+                                const Alpha<AccumulateOf<typename Rows::Element>> alpha) {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
   constexpr int kRows = Rows::kRows;
   constexpr int kElements = Rows::kElements;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
-  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const auto logits =
+      rows.shared_tensor(0, static_cast<const Storage*>(p.logits), p.logits_strides);
   const auto grad_output =
-      rows.resident(1, static_cast<const Storage*>(p.grad_output), p.grad_output_strides);
+      rows.shared_tensor(1, static_cast<const Storage*>(p.grad_output), p.grad_output_strides);
   const Storage lowest = from_number<Storage>(kLowest<Scalar>);
 
   Scalar sum[kRows] = {};
-  for (int round = 0; round < rows.rounds(); ++round) {
-    rows.copy_in(grad_output, round, Storage{});
-    if (round == rows.rounds() - 1) {
-      // What the map begins with is under way while the sum is taken.
-      rows.copy_in(logits, round, lowest);
+  for (int pass = 0; pass < rows.passes(); ++pass) {
+    rows.copy_in(grad_output, pass, Storage{});
+    if (pass == rows.passes() - 1) {
+      // The first logits that the gradient needs are loaded while g is summed.
+      rows.copy_in(logits, pass, lowest);
       rows.template wait<1>();
     } else {
       rows.template wait<0>();
     }
-    rows.each_run(round, [&](int begin, int end) {
+    rows.for_each_run(pass, [&](int begin, int end) {
       Scalar terms[kRows] = {};
 #pragma unroll 4
       for (int i = begin; i < end; ++i) {
-        const Numbers<Storage, kElements> g(grad_output.slots.get(i));
+        const Numbers<Storage, kElements> g(grad_output.vectors.get(i));
 #pragma unroll
         for (int e = 0; e < kElements; ++e) terms[kRows == 1 ? 0 : e] += g.at[e];
       }
@@ -46,14 +48,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
       for (int r = 0; r < kRows; ++r) sum[r] += terms[r];
     });
   }
-  const Meeting<Rows> meeting(plan);
-  meeting.template in_warp<Addition>(sum);
-  meeting.template of_warps<Addition>(0, sum);
+  BlockReduction<Rows>(plan).template reduce<Addition>(0, sum);
   if constexpr (kRows == 1) {
-    meet_in_cluster(plan, plan.meeting_bytes(sizeof(sum)), sum[0], MergeSums{});
+    cluster_reduce(plan, plan.reduction_bytes(sizeof(sum)), sum[0], MergeSums{});
   }
 
-  const Scalar scale = exponent.scaled();
+  const Scalar scale = alpha.scaled();
   SoftmaxRow<Scalar> softmax[kRows];
   const Scalar* statistics = static_cast<const Scalar*>(p.statistics) + rows.row;
 #pragma unroll
@@ -61,16 +61,16 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
     softmax[r] = SoftmaxRow<Scalar>(statistics[kMaximum * plan.rows + r],
                                     statistics[kAlphaSumexpM1 * plan.rows + r], sum[r]);
   }
-  const auto gradient = rows.output(static_cast<Storage*>(p.gradient), p.gradient_strides);
-  for (int round = rows.rounds() - 1; round >= 0; --round) {
-    if (round < rows.rounds() - 1) {
-      rows.copy_in(grad_output, round, Storage{});
-      rows.copy_in(logits, round, lowest);
+  const auto gradient = rows.global_view(static_cast<Storage*>(p.gradient), p.gradient_strides);
+  for (int pass = rows.passes() - 1; pass >= 0; --pass) {
+    if (pass < rows.passes() - 1) {
+      rows.copy_in(grad_output, pass, Storage{});
+      rows.copy_in(logits, pass, lowest);
     }
     rows.template wait<0>();
-    rows.template each_place<kUnroll<Storage, true>>(round, gradient, [&](int i, auto is_whole) {
-      const Numbers<Storage, kElements> z(logits.slots.get(i));
-      const Numbers<Storage, kElements> g(grad_output.slots.get(i));
+    rows.template for_each_store<kUnroll<Storage, true>>(pass, gradient, [&](int i, auto is_whole) {
+      const Numbers<Storage, kElements> z(logits.vectors.get(i));
+      const Numbers<Storage, kElements> g(grad_output.vectors.get(i));
       Scalar values[kElements];
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
@@ -78,11 +78,11 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
         const Scalar powered = exponential((z.at[e] - row.maximum) * scale);
         values[e] = -row.minus_target_from(powered, z.at[e], g.at[e]);
       }
-      rows.store(gradient, round, i, packed<Storage>(values), is_whole);
+      rows.store(gradient, pass, i, packed<Storage>(values), is_whole);
     });
   }
-  rows.finish(gradient);
-  leave(plan);
+  rows.finish_stores(gradient);
+  leave_cluster(plan);
 }
 
 template <class Rows>

@@ -1,6 +1,7 @@
-// Log-softmax forward: log-probabilities, and what backward needs of every row.
+// Log-softmax forward: log-probabilities, and the statistics of each row that backward needs.
 //
-// Memory: the logits once, the output once. Rows that fit nowhere are read again for the output.
+// Memory: the logits are read once, the output is written once. Rows that do not fit into shared
+// memory are read twice.
 #include "cuda/launch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/softmax.cuh"
@@ -11,13 +12,14 @@ namespace {
 template <class Rows, class Kind>
 __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeastBlocks<Rows, false>)
     log_softmax_forward_kernel(const LogSoftmaxParams p, const Plan plan,
-                               const Exponent<AccumulateOf<typename Rows::Element>> exponent) {
+                               const Alpha<AccumulateOf<typename Rows::Element>> alpha) {
   using Storage = typename Rows::Element;
   using Scalar = AccumulateOf<Storage>;
   using Reduction = SoftmaxReduction<Rows, Kind, false>;
   const Rows rows(plan, p.shape, p.logits, p.logits_strides, static_cast<int>(blockIdx.x));
-  const auto logits = rows.resident(0, static_cast<const Storage*>(p.logits), p.logits_strides);
-  const Evaluator<Kind, Scalar> evaluate(exponent);
+  const auto logits =
+      rows.shared_tensor(0, static_cast<const Storage*>(p.logits), p.logits_strides);
+  const Evaluator<Kind, Scalar> evaluate(alpha);
   const Reduction reduction(plan, rows, logits, {}, evaluate);
   reduction.copy_in(0);
   typename Reduction::State state[Rows::kRows];
@@ -26,31 +28,31 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>, kLeast
   Scalar log_sum[Rows::kRows];
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    log_sum[r] = std::log1p(state[r].rest + nan_if_infinite(state[r].maximum));
-    if (!rows.leads() || p.statistics == nullptr) continue;
+    log_sum[r] = std::log1p(state[r].sumexp_m1 + nan_if_infinite(state[r].maximum));
+    if (!rows.is_leader() || p.statistics == nullptr) continue;
     Scalar* statistics = static_cast<Scalar*>(p.statistics) + rows.row + r;
     statistics[kMaximum * plan.rows] = state[r].maximum;
     statistics[kAlphaSumexpM1 * plan.rows] =
         state[r].alpha_sumexp_m1 + nan_if_infinite(state[r].maximum);
   }
 
-  const auto output = rows.output(static_cast<Storage*>(p.output), p.output_strides);
-  for (int round = rows.rounds() - 1; round >= 0; --round) {
-    reduction.copy_again(round);
-    rows.template each_place<kUnroll<Storage, false>>(round, output, [&](int i, auto is_whole) {
-      const Numbers<Storage, Rows::kElements> z(logits.slots.get(i));
+  const auto output = rows.global_view(static_cast<Storage*>(p.output), p.output_strides);
+  for (int pass = rows.passes() - 1; pass >= 0; --pass) {
+    reduction.reload(pass);
+    rows.template for_each_store<kUnroll<Storage, false>>(pass, output, [&](int i, auto is_whole) {
+      const Numbers<Storage, Rows::kElements> z(logits.vectors.get(i));
       Scalar values[Rows::kElements];
 #pragma unroll
       for (int e = 0; e < Rows::kElements; ++e) {
         const int r = Rows::kRows == 1 ? 0 : e;
-        // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
+        // The difference first: it is exact or nearly so, however far from 0 the row lies.
         values[e] = (z.at[e] - state[r].maximum) - log_sum[r];
       }
-      rows.store(output, round, i, packed<Storage>(values), is_whole);
+      rows.store(output, pass, i, packed<Storage>(values), is_whole);
     });
   }
-  rows.finish(output);
-  leave(plan);
+  rows.finish_stores(output);
+  leave_cluster(plan);
 }
 
 template <class Rows, class Kind>

@@ -1,5 +1,4 @@
-// Puts together what the processes that share out a row's classes have found, a thread for each
-// row.
+// Merges the statistics of shards (shards.h), one row a thread.
 #include "cuda/launchers.h"
 #include "cuda/primitives.cuh"
 #include "shards.h"
@@ -8,7 +7,7 @@ namespace powergrad {
 namespace {
 
 constexpr int kThreads = 128;
-// On a multiprocessor, which registers have to be left for.
+// Per multiprocessor, which limits the registers of a thread.
 template <class Scalar>
 inline constexpr int kLeastBlocks = std::is_same_v<Scalar, double> ? 4 : 8;
 

@@ -1,4 +1,5 @@
-// Storage types as numbers, and the packs of them that threads copy, load and store at once.
+// Conversions between storage types and numbers, and packs of elements that are loaded and stored
+// at once.
 #pragma once
 
 #include "cuda/plan.h"
@@ -35,7 +36,7 @@ __device__ __forceinline__ Float16 from_number<Float16>(float x) {
 template <class Scalar>
 inline constexpr Scalar kLowest = -static_cast<Scalar>(INFINITY);
 
-// Two halves in a word, the first one low.
+// Two halves in a 32-bit word, the first in its low bits.
 template <class Half>
 struct HalfPair;
 template <>
@@ -72,9 +73,8 @@ __device__ __forceinline__ bool same_bits(double a, double b) {
   return __double_as_longlong(a) == __double_as_longlong(b);
 }
 
-// Halves are kept as whole 32-bit words. An array of registers that is indexed at run time goes to
-// local memory and halves the speed of all around it: `i` is known when compiling everywhere, and
-// what is not (a row's target) is written to memory behind the loops instead.
+// Halves are kept as 32-bit words. `i` has to be known when compiling: registers that are indexed
+// at run time go to local memory, which halves the speed of a kernel.
 template <class T, int kElements>
 struct alignas(sizeof(T) * kElements < kVectorBytes ? sizeof(T) * kElements : kVectorBytes) Pack {
   static constexpr bool kHalves = sizeof(T) == 2 && kElements > 1;
@@ -104,7 +104,7 @@ struct alignas(sizeof(T) * kElements < kVectorBytes ? sizeof(T) * kElements : kV
   }
 };
 
-// A pack of rounded numbers: two halves by one instruction.
+// Rounds numbers to a pack, two halves by one instruction.
 template <class T, int kElements>
 __device__ __forceinline__ Pack<T, kElements> packed(const AccumulateOf<T> (&x)[kElements]) {
   Pack<T, kElements> result;
@@ -120,7 +120,7 @@ __device__ __forceinline__ Pack<T, kElements> packed(const AccumulateOf<T> (&x)[
   return result;
 }
 
-// A pack as the word that is loaded and stored at once.
+// The type by which a pack is loaded and stored at once.
 template <class Packed>
 using WordOf = std::conditional_t<
     sizeof(Packed) == 16, uint4,
@@ -139,18 +139,18 @@ __device__ __forceinline__ Packed from_word(WordOf<Packed> word) {
   return pack;
 }
 
-// How often a loop over a thread's slots is unrolled. Where a step has many numbers at hand, more
-// than one of it at a time would not fit into registers.
+// How often a loop over a thread's vectors is unrolled: not at all where one iteration needs many
+// registers.
 template <class Element, bool kDenseTarget>
 inline constexpr int kUnroll = kDenseTarget || std::is_same_v<Element, double> ? 1 : 2;
 
-// What is not read or written again soon is marked to leave the caches first.
+// For results that are not read again soon: evicted from the caches first.
 template <class T, int kElements>
 __device__ __forceinline__ void store_streaming(T* to, Pack<T, kElements> pack) {
   __stcs(reinterpret_cast<WordOf<Pack<T, kElements>>*>(to), to_word(pack));
 }
 
-// Neighbouring numbers in memory: a vector at a time where they lie so.
+// Adjacent numbers in memory, by whole vectors where they are aligned.
 template <class T, int kCount>
 inline constexpr bool kFillVectors = kCount * static_cast<int>(sizeof(T)) % kVectorBytes == 0;
 template <class T>
@@ -189,7 +189,7 @@ __device__ __forceinline__ void write_numbers(T* to, const T (&from)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = from[i];
 }
 
-// Elements of a pack, as numbers.
+// The elements of a pack as numbers.
 template <class T, int kElements>
 struct Numbers {
   AccumulateOf<T> at[kElements];

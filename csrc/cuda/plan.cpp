@@ -7,29 +7,30 @@
 namespace powergrad {
 namespace {
 
-constexpr int kThreads = 128;  // of a block whose warps are on different rows
-constexpr int kMostClassesOfChunks = 512;
-constexpr int kRoomOfChunk = 32 * 1024;  // bytes that leave several blocks on a multiprocessor
-constexpr int kRoomOfTile = 40 * 1024;
-constexpr int kRoomOfRound = 64 * 1024;
+constexpr int kThreads = 128;  // of a block whose warps work on different rows
+constexpr int kMostPackedClasses = 512;
+// Shared memory in bytes that leaves room for several blocks on a multiprocessor.
+constexpr int kPackedBytes = 32 * 1024;
+constexpr int kStridedBytes = 40 * 1024;
+constexpr int kBytesOfPass = 64 * 1024;
 
-// Tries on an H100 (bench/results/gpu-h100): rows of up to so many packs of 16 bytes, and threads.
+// Measured on an H100 (bench/results/gpu-h100): the threads for rows of up to so many vectors.
 struct RowThreads {
-  int64_t packs;
+  int64_t vectors;
   int threads;
 };
 constexpr RowThreads kRowThreads[] = {{4, 2},    {16, 4},    {32, 8},    {256, 16},
                                       {600, 32}, {1100, 64}, {8500, 256}};
-constexpr int64_t kPacksOfBlock = 13500;  // of rows that a block takes alone
+constexpr int64_t kVectorsOfBlock = 13500;  // longer rows go to a cluster
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t multiple) { return divide_up(a, multiple) * multiple; }
 
-// The exponent of the least power of two that is at least x.
-int bits_of(int64_t x) {
-  int bits = 0;
-  while (int64_t{1} << bits < x) ++bits;
-  return bits;
+// The least n with 2^n >= x.
+int log2_ceil(int64_t x) {
+  int n = 0;
+  while (int64_t{1} << n < x) ++n;
+  return n;
 }
 
 int element_bytes(DataType dtype) {
@@ -59,8 +60,8 @@ struct Device {
     attribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     return error;
   }
-  // The most blocks of a cluster. Code that was compiled for an architecture without clusters takes
-  // them for blocks on their own.
+  // The most blocks of a cluster. Code compiled for an architecture without clusters would treat
+  // its blocks as independent.
   cudaError_t largest_cluster(const void* kernel, int* result) const {
     *result = 1;
     if (major < 9) return cudaSuccess;
@@ -77,121 +78,125 @@ class Planner {
   Planner(const Shape& shape, const Work& work, const Device& device)
       : shape_(shape), work_(work), device_(device), bytes_(element_bytes(work.dtype)) {
     plan_.rows = shape.rows();
-    plan_.parts = plan_.tiles = 1;
+    plan_.blocks_per_row = plan_.groups_per_outer = 1;
   }
 
-  // Shares of about 32 KB are the fastest. Rows that fit into one block are its own, unless there
-  // are too few of them for all multiprocessors.
+  // A row that fits into one block gets one, unless there are too few rows for all multiprocessors.
   bool wants_clusters() const {
-    if (work_.is_map) return false;
-    const int64_t packs = this->packs();
-    if (packs * work_.tensors > kPacksOfBlock) return true;
-    return packs > kRowThreads[std::size(kRowThreads) - 1].packs &&
+    if (work_.is_elementwise) return false;
+    const int64_t vectors = this->vectors();
+    if (vectors * work_.tensors > kVectorsOfBlock) return true;
+    return vectors > kRowThreads[std::size(kRowThreads) - 1].vectors &&
            shape_.rows() * 2 <= device_.multiprocessors;
   }
 
   // `largest`: the most blocks of a cluster; 1 where none is wanted.
-  Plan rows(int largest) {
-    const int64_t packs = this->packs();
+  Plan contiguous(int largest) {
+    const int64_t vectors = this->vectors();
     int threads = kMostThreads;
     for (const RowThreads& choice : kRowThreads) {
-      if (packs <= choice.packs) {
+      if (vectors <= choice.vectors) {
         threads = choice.threads;
         break;
       }
     }
-    if (work_.is_map) {
-      constexpr int kSteps = 8;
-      threads = std::min(threads, kWarp);  // small parts waste the least of a row's last one
-      plan_.parts = static_cast<int>(divide_up(packs, threads * kSteps));
+    if (work_.is_elementwise) {
+      constexpr int kVectors = 8;          // of a thread
+      threads = std::min(threads, kWarp);  // small blocks idle least at the end of a row
+      plan_.blocks_per_row = static_cast<int>(divide_up(vectors, threads * kVectors));
     } else if (largest > 1) {
-      // 16 slots a thread, which are shares of 32 or 64 KB, and one more for the pack on top: twice
-      // as many blocks for its sake took 1.58 copies at 262144 bfloat16 classes instead of 1.23.
-      constexpr int kSlots = 16;
-      const int64_t whole_packs = packs - 1;
-      threads = whole_packs <= kPortableCluster * 128 * kSlots ? 128 : 256;
-      const int64_t parts =
-          std::max<int64_t>(divide_up(whole_packs, threads * kSlots), kPortableCluster);
-      plan_.parts = 1 << bits_of(std::min<int64_t>(parts, largest));
+      // 16 vectors a thread (32 or 64 KB a block, the fastest), and one more for the vector that
+      // an unaligned row adds: twice as many blocks instead took 1.58 copies at 262144 bfloat16
+      // classes, not 1.23.
+      constexpr int kVectors = 16;
+      const int64_t aligned_vectors = vectors - 1;
+      threads = aligned_vectors <= kPortableCluster * 128 * kVectors ? 128 : 256;
+      const int64_t blocks =
+          std::max<int64_t>(divide_up(aligned_vectors, threads * kVectors), kPortableCluster);
+      plan_.blocks_per_row = 1 << log2_ceil(std::min<int64_t>(blocks, largest));
       plan_.is_cluster = true;
     }
     if (work_.dtype == DataType::float64) threads = std::min(threads, 256);  // see kMostThreadsOf
-    // Warps that meet have a block of their own.
-    share_out(threads > kWarp ? threads : kThreads, std::min(threads, kWarp),
-              divide_up(threads, kWarp));
-    set_slots(divide_up(packs, threads * plan_.parts), kVectorBytes);
+    // A row of several warps has a block to itself.
+    set_threads(threads > kWarp ? threads : kThreads, std::min(threads, kWarp),
+                divide_up(threads, kWarp));
+    set_vectors(divide_up(vectors, threads * plan_.blocks_per_row), kVectorBytes);
     return finished(divide_up(shape_.rows(), plan_.threads / threads));
   }
 
-  Plan chunks() {
+  Plan packed() {
     int lanes = 1;
     for (int more = 2; more <= 16; more *= 2) {
-      if (chunk_bytes(lanes) > kRoomOfChunk || cost_of(more) < cost_of(lanes)) lanes = more;
+      if (packed_bytes(lanes) > kPackedBytes || packed_cost(more) < packed_cost(lanes)) {
+        lanes = more;
+      }
     }
-    share_out(kThreads, lanes, 1);
-    plan_.steps = static_cast<int>(divide_up(shape_.classes, lanes));
-    plan_.rounds = 1;
-    plan_.tensor_bytes = static_cast<int>(chunk_bytes(lanes)) / work_.tensors;
+    set_threads(kThreads, lanes, 1);
+    plan_.vectors_per_thread = static_cast<int>(divide_up(shape_.classes, lanes));
+    plan_.passes = 1;
+    plan_.tensor_bytes = static_cast<int>(packed_bytes(lanes)) / work_.tensors;
     return finished(divide_up(shape_.rows(), kThreads / lanes));
   }
 
-  Plan tiles() {
-    // As many threads on a position's classes as keep a tile small; more than four are in several
-    // warps, so that neighbouring positions still fill a sector of memory.
-    const int slot_bytes = work_.positions * bytes_ * work_.tensors;
-    const auto steps = [&](int threads) { return divide_up(shape_.classes, threads); };
+  Plan strided() {
+    // As many threads on a row as keep the block's shared memory small. More than four are spread
+    // over several warps, so that a warp's loads still fill a sector of memory.
+    const int vector_bytes = work_.positions * bytes_;
+    const auto vectors_of = [&](int threads) { return divide_up(shape_.classes, threads); };
+    const auto bytes_of_block = [&](int threads) {
+      return vectors_of(threads) * kThreads * vector_bytes * work_.tensors;
+    };
     int threads = 1;
-    while (threads < 16 && steps(threads) * kThreads * slot_bytes > kRoomOfTile) threads *= 2;
+    while (threads < 16 && bytes_of_block(threads) > kStridedBytes) threads *= 2;
     const int lanes = std::min(threads, 4);
-    share_out(kThreads, lanes, threads / lanes);
-    set_slots(steps(threads), work_.positions * bytes_);
-    const int64_t positions = int64_t{kThreads} / threads * work_.positions;  // of a block
-    plan_.tiles = static_cast<int>(divide_up(shape_.inner, positions));
-    return finished(shape_.outer * plan_.tiles);
+    set_threads(kThreads, lanes, threads / lanes);
+    set_vectors(vectors_of(threads), vector_bytes);
+    const int64_t rows_of_block = int64_t{kThreads} / threads * work_.positions;
+    plan_.groups_per_outer = static_cast<int>(divide_up(shape_.inner, rows_of_block));
+    return finished(shape_.outer * plan_.groups_per_outer);
   }
 
  private:
-  // Of a row, which may start in the middle of one.
-  int64_t packs() const { return divide_up(shape_.classes, kVectorBytes / bytes_) + 1; }
+  // Of a row; one more for a row that begins in the middle of one.
+  int64_t vectors() const { return divide_up(shape_.classes, kVectorBytes / bytes_) + 1; }
 
-  void share_out(int threads, int lanes, int64_t warps) {
+  void set_threads(int threads, int lanes, int64_t warps) {
     plan_.threads = threads;
-    plan_.lanes_bits = bits_of(lanes);
-    plan_.warps_bits = bits_of(warps);
-    const int64_t bytes = 2 * plan_.meeting_bytes(work_.maxima_bytes) +
-                          plan_.meeting_bytes(work_.sums_bytes) + work_.state_bytes;
+    plan_.lanes_log2 = log2_ceil(lanes);
+    plan_.warps_log2 = log2_ceil(warps);
+    const int64_t bytes = 2 * plan_.reduction_bytes(work_.maxima_bytes) +
+                          plan_.reduction_bytes(work_.sums_bytes) + work_.state_bytes;
     plan_.scratch_bytes = static_cast<int>(round_up(bytes, kVectorBytes));
   }
 
-  // `wanted` slots a thread, in several rounds where there is no room.
-  void set_slots(int64_t wanted, int slot_bytes) {
-    const int64_t step = int64_t{plan_.threads} * slot_bytes * work_.tensors;
+  // `wanted` vectors a thread, in several passes where shared memory has no room for them.
+  void set_vectors(int64_t wanted, int vector_bytes) {
+    const int64_t bytes_of_each = int64_t{plan_.threads} * vector_bytes * work_.tensors;
     const auto fit = [&](int room) {
-      return std::max<int64_t>((room - plan_.scratch_bytes) / step, 1);
+      return std::max<int64_t>((room - plan_.scratch_bytes) / bytes_of_each, 1);
     };
-    int64_t steps = std::min(wanted, fit(device_.shared_bytes));
-    if (steps < wanted) steps = std::min(steps, fit(kRoomOfRound));
-    plan_.steps = static_cast<int>(steps);
-    plan_.rounds = static_cast<int>(divide_up(wanted, steps));
-    plan_.tensor_bytes = plan_.steps * plan_.threads * slot_bytes;
+    int64_t vectors = std::min(wanted, fit(device_.shared_bytes));
+    if (vectors < wanted) vectors = std::min(vectors, fit(kBytesOfPass));
+    plan_.vectors_per_thread = static_cast<int>(vectors);
+    plan_.passes = static_cast<int>(divide_up(wanted, vectors));
+    plan_.tensor_bytes = plan_.vectors_per_thread * plan_.threads * vector_bytes;
   }
 
-  int64_t chunk_bytes(int lanes) const {
+  int64_t packed_bytes(int lanes) const {
     const int64_t elements = kThreads / lanes * shape_.classes;
-    // It may start in the middle of a vector.
+    // One more vector, since the rows may begin in the middle of one.
     return work_.tensors * (round_up(elements * bytes_, kVectorBytes) + kVectorBytes);
   }
 
-  // How long a row's threads take, in about an instruction's time: in every step each has a class,
-  // and those of a warp that lie in one bank of shared memory have to wait for each other: chunks
-  // lie there as they do in device memory, and rows of 32 words, or a multiple, all begin in one
-  // bank.
-  int64_t cost_of(int lanes) const {
+  // Roughly the instructions of a row's threads. Each reads one class at a time; those of a warp
+  // that hit the same bank of shared memory wait for each other. Rows keep their pitch, so that
+  // rows of a multiple of 32 words all begin in the same bank.
+  int64_t packed_cost(int lanes) const {
     constexpr int kBanks = 32;
-    constexpr int kOfStep = 24;
+    constexpr int kOfClass = 24;
     constexpr int kOfConflict = 6;
     constexpr int kOfThread = 60;
-    constexpr int kOfMeeting = 16;
+    constexpr int kOfShuffle = 16;
     int words[kBanks] = {};
     int64_t last = -1;
     for (int thread = 0; thread < kWarp; ++thread) {
@@ -200,23 +205,23 @@ class Planner {
       last = word;
     }
     const int conflicts = *std::max_element(words, words + kBanks) - 1;
-    const int64_t steps = divide_up(shape_.classes, lanes);
-    return lanes *
-           (steps * (kOfStep + kOfConflict * conflicts) + kOfThread + kOfMeeting * bits_of(lanes));
+    const int64_t classes = divide_up(shape_.classes, lanes);
+    return lanes * (classes * (kOfClass + kOfConflict * conflicts) + kOfThread +
+                    kOfShuffle * log2_ceil(lanes));
   }
 
-  Plan finished(int64_t units) {
+  // No blocks where the grid would be too large.
+  Plan finished(int64_t row_groups) {
     constexpr int64_t kMost = std::numeric_limits<int>::max();
-    plan_.units = static_cast<int>(std::min(units, kMost));
-    int64_t at_once = units;
+    plan_.row_groups = static_cast<int>(std::min(row_groups, kMost));
+    int64_t resident_groups = row_groups;
     if (work_.is_persistent) {
-      constexpr int kBlocksOfMultiprocessor = 4;
-      at_once = std::min(
-          units,
-          divide_up(int64_t{kBlocksOfMultiprocessor} * device_.multiprocessors, plan_.parts));
+      constexpr int64_t kBlocksOfMultiprocessor = 4;
+      const int64_t blocks = kBlocksOfMultiprocessor * device_.multiprocessors;
+      resident_groups = std::min(row_groups, divide_up(blocks, plan_.blocks_per_row));
     }
-    const bool fits = units <= kMost && at_once * plan_.parts <= kMost;
-    plan_.blocks = fits ? static_cast<int>(at_once * plan_.parts) : 0;
+    const int64_t blocks = resident_groups * plan_.blocks_per_row;
+    plan_.blocks = row_groups <= kMost && blocks <= kMost ? static_cast<int>(blocks) : 0;
     return plan_;
   }
 
@@ -227,7 +232,7 @@ class Planner {
   Plan plan_{};
 };
 
-bool follow_each_other(const Shape& shape, const Strides& strides) {
+bool are_packed(const Shape& shape, const Strides& strides) {
   if (shape.inner == 1) return shape.outer == 1 || strides.outer == shape.classes;
   return strides.inner == shape.classes &&
          (shape.outer == 1 || strides.outer == shape.classes * shape.inner);
@@ -235,7 +240,7 @@ bool follow_each_other(const Shape& shape, const Strides& strides) {
 
 }  // namespace
 
-Arrangement arrangement_of(const Shape& shape, DataType dtype,
+LayoutChoice choose_layout(const Shape& shape, DataType dtype,
                            std::initializer_list<Extent> tensors) {
   const auto all = [&](const auto& holds) {
     return std::all_of(tensors.begin(), tensors.end(), [&](const Extent& tensor) {
@@ -243,23 +248,24 @@ Arrangement arrangement_of(const Shape& shape, DataType dtype,
     });
   };
   if (tensors.begin()->strides.classes == 1) {
-    const bool in_chunks = shape.classes <= kMostClassesOfChunks && all([&](const Extent& tensor) {
-                             return follow_each_other(shape, tensor.strides);
-                           });
-    return {in_chunks ? Layout::chunks : Layout::rows, 1};
-  }
-  // Of many classes in four bytes a tile of fours would be too large; halves have no asynchronous
-  // copy of a single one.
-  constexpr int64_t kMostClassesOfFours = 512;
-  const int bytes = element_bytes(dtype);
-  const bool in_fours = (bytes == 2 || (bytes == 4 && shape.classes <= kMostClassesOfFours)) &&
-                        shape.inner % kMostPositions == 0 && all([&](const Extent& tensor) {
-                          const auto address = reinterpret_cast<uintptr_t>(tensor.data);
-                          return address % (kMostPositions * bytes) == 0 &&
-                                 tensor.strides.classes % kMostPositions == 0 &&
-                                 (shape.outer == 1 || tensor.strides.outer % kMostPositions == 0);
+    const bool packed = shape.classes <= kMostPackedClasses && all([&](const Extent& tensor) {
+                          return are_packed(shape, tensor.strides);
                         });
-  return {Layout::tiles, in_fours ? kMostPositions : 1};
+    return {packed ? RowLayout::packed : RowLayout::contiguous, 1};
+  }
+  // Vectors of several rows take more shared memory: too much for many classes of four bytes.
+  // Halves need them, since no asynchronous copy is as small as one.
+  constexpr int64_t kMostClassesOfFloats = 512;
+  const int bytes = element_bytes(dtype);
+  const bool has_vectors =
+      (bytes == 2 || (bytes == 4 && shape.classes <= kMostClassesOfFloats)) &&
+      shape.inner % kMostPositions == 0 && all([&](const Extent& tensor) {
+        const auto address = reinterpret_cast<uintptr_t>(tensor.data);
+        return address % (kMostPositions * bytes) == 0 &&
+               tensor.strides.classes % kMostPositions == 0 &&
+               (shape.outer == 1 || tensor.strides.outer % kMostPositions == 0);
+      });
+  return {RowLayout::strided, has_vectors ? kMostPositions : 1};
 }
 
 cudaError_t most_shared_bytes(int* bytes) {
@@ -269,27 +275,27 @@ cudaError_t most_shared_bytes(int* bytes) {
   return error;
 }
 
-cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const void* kernel,
+cudaError_t make_plan(RowLayout layout, const Shape& shape, const Work& work, const void* kernel,
                       int largest_cluster, Plan* plan) {
   Device device;
   cudaError_t error = device.read();
   if (error != cudaSuccess) return error;
-  // Class and pack numbers are ints, also of those just past a row's end.
+  // Kernels count classes and vectors in ints, past the end of a row too.
   if (shape.classes > std::numeric_limits<int>::max() / 2) return cudaErrorInvalidValue;
   Planner planner(shape, work, device);
   switch (layout) {
-    case Layout::rows: {
+    case RowLayout::contiguous: {
       int largest = 1;
       if (planner.wants_clusters()) error = device.largest_cluster(kernel, &largest);
       if (error != cudaSuccess) return error;
-      *plan = planner.rows(std::min(largest, largest_cluster));
+      *plan = planner.contiguous(std::min(largest, largest_cluster));
       break;
     }
-    case Layout::chunks:
-      *plan = planner.chunks();
+    case RowLayout::packed:
+      *plan = planner.packed();
       break;
-    case Layout::tiles:
-      *plan = planner.tiles();
+    case RowLayout::strided:
+      *plan = planner.strided();
       break;
   }
   return plan->blocks > 0 ? cudaSuccess : cudaErrorInvalidConfiguration;

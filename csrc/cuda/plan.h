@@ -1,15 +1,13 @@
-// How the rows of a call are shared out among threads: the one place where that is chosen.
+// How the rows of a call are divided among threads: the only place where that is decided.
 //
-// A block, or a cluster of them, copies what it works on into shared memory and goes over it there:
-// a row with neighbouring classes (`rows`), a run of short ones (`chunks`), or neighbouring
-// positions whose classes lie a stride apart (`tiles`; segmentation). It is not persistent: several
-// blocks on a multiprocessor overlap one's loading with another's arithmetic and a third's stores,
-// which was faster everywhere than a loop with stages.
+// A block, or a cluster of blocks, copies its rows into shared memory and makes all passes over
+// them there. Blocks are not persistent: several on a multiprocessor overlap one's loads with
+// another's arithmetic and a third's stores, which was faster everywhere than a persistent loop
+// with stages.
 //
-// `lanes` threads of a warp and `warps` warps of each of `parts` blocks are on the same row. Each
-// has slots in shared memory: 16 bytes of neighbouring classes in rows, one class in chunks, one
-// class of one or four positions in tiles. What does not fit comes in several rounds, and is read
-// again for the gradient.
+// `lanes` threads of a warp and `warps` warps of each of `blocks_per_row` blocks work on the same
+// row. Each thread owns vectors in shared memory; what a vector holds depends on the layout. Rows
+// that do not fit are loaded in several passes, and loaded again for the gradient.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,73 +21,78 @@ namespace powergrad {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 512;    // of a block
-inline constexpr int kVectorBytes = 16;     // of one transaction of a thread, at a multiple of 16
-inline constexpr int kPortableCluster = 8;  // more blocks have to be asked for
+inline constexpr int kVectorBytes = 16;     // the widest load or store of a thread
+inline constexpr int kPortableCluster = 8;  // larger clusters need an opt-in
 inline constexpr int kLargestCluster = 16;
-inline constexpr int kMostPositions = 4;  // of a thread, in tiles
+inline constexpr int kMostPositions = 4;  // of a thread, in strided rows
 
-enum class Layout { rows, chunks, tiles };
+enum class RowLayout {
+  contiguous,  // a row's classes are adjacent; a vector is 16 bytes of them
+  packed,      // short contiguous rows without gaps between them; a vector is one class
+  strided,     // classes are a stride apart, rows adjacent (segmentation); a vector is one class
+               // of one or kMostPositions rows
+};
 
-// A tensor of a call, as far as the layout depends on it; none where `data` is null.
+// What the layout depends on of a tensor. Tensors with null `data` are not there.
 struct Extent {
   const void* data;
   Strides strides;
 };
 
-struct Arrangement {
-  Layout layout;
-  int positions;  // tiles: copied at once, 1 or kMostPositions
+struct LayoutChoice {
+  RowLayout layout;
+  int positions;  // rows of a thread: 1, or kMostPositions in strided rows
 };
 
 // For a call's tensors of the logits' type, the logits first.
-Arrangement arrangement_of(const Shape& shape, DataType dtype,
+LayoutChoice choose_layout(const Shape& shape, DataType dtype,
                            std::initializer_list<Extent> tensors);
 
-// What a kernel does, as far as sharing out depends on it.
+// What the plan depends on of a kernel.
 struct Work {
   DataType dtype;
-  int positions;               // of a slot of a tile
-  int tensors = 1;             // in slots side by side
-  bool is_map = false;         // nobody meets: each part of a row is on its own
-  bool is_persistent = false;  // a grid that may find nothing to do, and had better be small
-  int maxima_bytes = 0;        // what a row's threads of a warp bring to a meeting about maxima,
-  int sums_bytes = 0;          // to one about sums,
-  int state_bytes = 0;         // and its block to the cluster's
+  int positions;                // of a vector of strided rows
+  int tensors = 1;              // in shared memory
+  bool is_elementwise = false;  // no cross-thread reduction
+  bool is_persistent = false;  // a small grid whose blocks loop, for a kernel that may return early
+  int maxima_bytes = 0;        // a thread's share of a row in the block reduction of maxima,
+  int sums_bytes = 0;          // in that of sums,
+  int state_bytes = 0;         // and a block's share in the cluster reduction
 };
 
-// Passed to the kernels. Lanes and warps are powers of two, as kernels have to divide by them.
+// Passed to the kernels. Lanes and warps are powers of two, since kernels divide by them.
 struct Plan {
-  int64_t rows;       // of the call
-  int units;          // blocks, or clusters, that all rows take
-  int tiles;          // of one outer index
-  int threads;        // of a block
-  int lanes_bits;     // threads of one warp on the same row
-  int warps_bits;     // warps of one block on the same row
-  int parts;          // blocks on the same row
-  bool is_cluster;    // they are a cluster, and merge what they found
-  int steps;          // slots of a thread
-  int rounds;         // times that they are filled
-  int scratch_bytes;  // of shared memory, where the block's warps meet; slots follow
-  int tensor_bytes;   // of the slots of one tensor
-  int blocks;         // of the grid
+  int64_t rows;            // of the call
+  int row_groups;          // blocks, or clusters, that all rows take
+  int groups_per_outer;    // strided rows: blocks for one outer index
+  int threads;             // of a block
+  int lanes_log2;          // threads of one warp on the same row
+  int warps_log2;          // warps of one block on the same row
+  int blocks_per_row;      // blocks on the same row
+  bool is_cluster;         // these blocks are a cluster, and reduce together
+  int vectors_per_thread;  // in one pass
+  int passes;              // over global memory
+  int scratch_bytes;       // of shared memory for reductions; the tensors' vectors follow
+  int tensor_bytes;        // of the vectors of one tensor
+  int blocks;              // of the grid
 
-  POWERGRAD_FUNCTION int lanes() const { return 1 << lanes_bits; }
-  POWERGRAD_FUNCTION int warps() const { return 1 << warps_bits; }
-  // Of a block's threads on the same row.
-  POWERGRAD_FUNCTION int row_bits() const { return lanes_bits + warps_bits; }
+  POWERGRAD_FUNCTION int lanes() const { return 1 << lanes_log2; }
+  POWERGRAD_FUNCTION int warps() const { return 1 << warps_log2; }
+  // A block's threads on the same row.
+  POWERGRAD_FUNCTION int row_threads_log2() const { return lanes_log2 + warps_log2; }
 
-  // Room for one meeting of a block's warps.
-  POWERGRAD_FUNCTION int meeting_bytes(int bytes_of_row) const {
-    return warps_bits == 0 ? 0 : (kWarp >> lanes_bits) * (threads / kWarp) * bytes_of_row;
+  // Scratch of one block reduction.
+  POWERGRAD_FUNCTION int reduction_bytes(int bytes_of_row) const {
+    return warps_log2 == 0 ? 0 : (kWarp >> lanes_log2) * (threads / kWarp) * bytes_of_row;
   }
 };
 
-// Of a block on the current device.
+// The most shared memory that a block of the current device can have.
 cudaError_t most_shared_bytes(int* bytes);
 
-// For `kernel` on the current device, which may run code of the kernel for an older one.
-// `largest_cluster`: blocks of a cluster, at most.
-cudaError_t make_plan(Layout layout, const Shape& shape, const Work& work, const void* kernel,
+// For `kernel` on the current device, which may run code compiled for an older one. Clusters have
+// at most `largest_cluster` blocks.
+cudaError_t make_plan(RowLayout layout, const Shape& shape, const Work& work, const void* kernel,
                       int largest_cluster, Plan* plan);
 
 }  // namespace powergrad

@@ -1,6 +1,5 @@
-// What the kernels use of the device beyond ordinary C++. Everything that is written in PTX or
-// depends on the architecture is here, each beside what stands for it when the tests run the
-// kernels on a CPU (POWERGRAD_HOST_CUDA).
+// What the kernels use beyond ordinary C++: everything in PTX or for a certain architecture, and
+// its replacement when the tests run the kernels on a CPU (POWERGRAD_HOST_CUDA).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,7 +14,7 @@
 #if !defined(POWERGRAD_HOST_CUDA)
 #include <cooperative_groups.h>
 
-// As torch's CUDA_KERNEL_ASSERT: <cassert> leaves it out of code that is compiled with NDEBUG.
+// As in torch's CUDA_KERNEL_ASSERT: <cassert> omits it under NDEBUG.
 extern "C" __device__ void __assert_fail(const char* assertion, const char* file, unsigned int line,
                                          const char* function) noexcept;
 #endif
@@ -27,7 +26,8 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 #if defined(POWERGRAD_HOST_CUDA)
 
-// 2^x as wrong as the instruction may be: off by up to 2^-22.5, a subnormal result flushed to 0.
+// 2^x with the largest error that the instruction may have (see below), of a sign that depends on
+// x.
 inline float fast_exp2(float x) {
   const float exact = std::exp2(x);
   if (exact < 0x1p-126f) return 0.0f;
@@ -46,7 +46,6 @@ using host_cuda::copy_async;
 using host_cuda::wait_for_copies;
 
 inline unsigned char* dynamic_shared_memory() { return host_cuda::dynamic_shared_memory(); }
-inline int cluster_rank() { return static_cast<int>(host_cuda::cluster_rank()); }
 inline void cluster_sync() { host_cuda::cluster_sync(); }
 template <class T>
 T* map_to_rank(T* pointer, int rank) {
@@ -58,19 +57,21 @@ T* map_to_rank(T* pointer, int rank) {
 
 #else
 
+// 2^x for every x. Maximum error: 2 ulp, a relative error of 2^-22.5; exactly 1 at 0.
+// Results below 2^-126 are flushed to 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// A product that is not fused with what it is added to.
+// A product that the compiler must not fuse with an addition.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
-// Asynchronous copies of 4, 8 or 16 bytes from device memory to shared memory, both at multiples of
-// their size. Until it has waited for them, a thread may not look at what it copies to, and other
-// threads only after a barrier that follows.
+// An asynchronous copy of 4, 8 or 16 bytes from global to shared memory, both aligned to its size.
+// The thread may access the destination after waiting for the copy, other threads after a barrier
+// that follows the wait.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -86,31 +87,26 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// For all copies but those of this thread's last kPending commits.
+// Waits for all copies but those of this thread's last kPending commits.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// The only shared memory: its parts are laid out by Plan.
+// The only shared memory; Plan divides it.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(16) unsigned char powergrad_shared_memory[];
   return powergrad_shared_memory;
 }
 
-// A launch without clusters is one of clusters of one block; code for architectures before sm_90
-// knows no other (the plan has none where such code runs).
+// Architectures before sm_90 have no clusters, and plans for them none.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ int cluster_rank() {
-  return static_cast<int>(cooperative_groups::this_cluster().block_rank());
-}
 __device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
 template <class T>
 __device__ __forceinline__ T* map_to_rank(T* pointer, int rank) {
   return cooperative_groups::this_cluster().map_shared_rank(pointer, rank);
 }
 #else
-__device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_sync() {}
 template <class T>
 __device__ __forceinline__ T* map_to_rank(T* pointer, int) {

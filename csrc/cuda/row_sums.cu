@@ -1,20 +1,20 @@
-// Sums over the rows of a call: what the mean divides by, and the reduced loss. In float64, in an
-// order that depends only on the number of rows: blocks leave partial sums, and one block adds
-// those.
+// Sums over the rows of a call: the divisor of the mean and the reduced loss. In float64, in an
+// order that depends only on the number of rows: each block writes a partial sum, and one block
+// adds those.
 #include <algorithm>
 
 #include "cuda/cross_entropy_gradient.cuh"
 #include "cuda/launchers.h"
-#include "cuda/meeting.cuh"
+#include "cuda/reductions.cuh"
 
 namespace powergrad {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLeastBlocks = 6;                 // on a multiprocessor
-constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before another one joins
+constexpr int kLeastBlocks = 6;                 // per multiprocessor
+constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before there is another block
 
-// Of a thread, read before the first of them is looked at: they come one after another otherwise.
+// Loads of a thread that are issued together, to hide their latency.
 constexpr int kRowsAtOnce = 4;
 
 // The sum of term(term.read(row)) over the rows of this block, to finish(block, sum).
@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     }
   }
   double* sums_of_warps = reinterpret_cast<double*>(dynamic_shared_memory());
-  sum = of_warp<Addition>(sum);
+  sum = warp_reduce<Addition>(sum);
   if (thread % kWarp == 0) sums_of_warps[thread / kWarp] = sum;
   __syncthreads();
   if (thread >= kWarp) return;
-  sum = of_warp<Addition>(thread < kThreads / kWarp ? sums_of_warps[thread] : 0.0);
+  sum = warp_reduce<Addition>(thread < kThreads / kWarp ? sums_of_warps[thread] : 0.0);
   if (thread == 0) finish(static_cast<int>(blockIdx.x), sum);
 }
 
@@ -76,7 +76,7 @@ cudaError_t sum_rows(int64_t rows, double* partials, const Term& term, const Fin
   return launch(1, blocks, parts, finish, stream);
 }
 
-// The weight of a row's target, if it counts.
+// The weight of a row's target; 0 if the row does not count.
 template <class Scalar>
 struct TargetWeight {
   CrossEntropyParams params;
@@ -89,17 +89,18 @@ struct TargetWeight {
   }
 };
 
-// And settles what forward is to assume of the upstream gradient: one number for all of its blocks,
-// whatever becomes of the place it is kept at meanwhile.
+// Also copies the last grad_output, which another stream may change, for all blocks of forward to
+// speculate on the same number.
 template <class Scalar>
 struct StoreTotalWeight {
   double* result;
   const void* last_grad_output;
-  void* assumed;
+  void* speculative_grad_output;
   __device__ void operator()(int, double sum) const {
     *result = sum;
-    if (last_grad_output != nullptr) {
-      *static_cast<Scalar*>(assumed) = *static_cast<const Scalar*>(last_grad_output);
+    if (speculative_grad_output != nullptr) {
+      *static_cast<Scalar*>(speculative_grad_output) =
+          *static_cast<const Scalar*>(last_grad_output);
     }
   }
 };
@@ -132,12 +133,13 @@ cudaError_t with_accumulate(DataType dtype, const Function& function) {
 
 }  // namespace
 
-cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weight, double* partials,
+cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weight,
+                                void* speculative_grad_output, double* partials,
                                 cudaStream_t stream) {
   return with_accumulate(p.dtype, [&](auto scalar) {
     using Scalar = decltype(scalar);
     const StoreTotalWeight<Scalar> finish{total_weight, p.next_speculation,
-                                          const_cast<void*>(p.grad_output)};
+                                          speculative_grad_output};
     if (p.target_index == nullptr) {
       return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
     }

@@ -88,7 +88,7 @@ class CrossEntropyCall {
         functions_.last_grad_output(params, reduction_ == Reduction::mean, input_.device());
     if (params.next_speculation == nullptr) return false;
     upstream_ = new_empty({}, logits_.accumulate_options());
-    params.grad_output = upstream_.mutable_data_ptr();
+    params.grad_output = upstream_.const_data_ptr();
     return true;
   }
   const at::Tensor& upstream() const { return upstream_; }
@@ -130,7 +130,10 @@ class CrossEntropyCall {
  private:
   void add_total_weight() {
     total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
-    functions_.total_weight(params, total_weight_.mutable_data_ptr<double>(), input_.device());
+    functions_.total_weight(
+        params, total_weight_.mutable_data_ptr<double>(),
+        params.next_speculation != nullptr ? upstream_.mutable_data_ptr() : nullptr,
+        input_.device());
   }
 
   // What losses and gradients are divided by, if by anything.

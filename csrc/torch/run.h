@@ -21,8 +21,9 @@ struct DeviceFunctions {
 
   // What reduction="mean" divides by: the summed weights of the targets that count. Stops at a
   // target out of range, by IndexError on a CPU and a device-side assertion on a GPU. On a GPU
-  // *params.next_speculation, unless that is null, becomes the call's *params.grad_output.
-  void (*total_weight)(const CrossEntropyParams&, double* total_weight, c10::Device);
+  // *params.next_speculation becomes *speculative_grad_output, unless that is null.
+  void (*total_weight)(const CrossEntropyParams&, double* total_weight,
+                       void* speculative_grad_output, c10::Device);
   // The same for a call that has its total weight already.
   void (*check_targets)(const CrossEntropyParams&, c10::Device);
   // The sum of params.losses, divided by *divisor unless that is null, to `loss`.

@@ -143,13 +143,13 @@ double total_weight_of(const CrossEntropyParams& p) {
 
 void* no_last_grad_output(const CrossEntropyParams&, bool, c10::Device) { return nullptr; }
 
-void total_weight(const CrossEntropyParams& p, double* total, c10::Device) {
+void total_weight(const CrossEntropyParams& p, double* total, void*, c10::Device) {
   *total = is_double(p.dtype) ? total_weight_of<double>(p) : total_weight_of<float>(p);
 }
 
 void check_targets(const CrossEntropyParams& p, c10::Device device) {
   double unused;
-  total_weight(p, &unused, device);
+  total_weight(p, &unused, nullptr, device);
 }
 
 template <class Scalar>

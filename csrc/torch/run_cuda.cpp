@@ -28,10 +28,12 @@ at::Tensor sum_partials(c10::Device device) {
   return at::empty({kSumPartials}, at::TensorOptions(device).dtype(at::kDouble));
 }
 
-void total_weight(const CrossEntropyParams& params, double* total, c10::Device device) {
+void total_weight(const CrossEntropyParams& params, double* total, void* speculative_grad_output,
+                  c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   const at::Tensor partials = sum_partials(device);
-  C10_CUDA_CHECK(launch_total_weight(params, total, partials.mutable_data_ptr<double>(),
+  C10_CUDA_CHECK(launch_total_weight(params, total, speculative_grad_output,
+                                     partials.mutable_data_ptr<double>(),
                                      c10::cuda::getCurrentCUDAStream()));
 }
 

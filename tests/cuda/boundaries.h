@@ -1,13 +1,13 @@
-// Row lengths around every boundary of the plan.
+// Row lengths on both sides of every boundary of the plan.
 #pragma once
 
 #include "ordinary_problems.h"
 
 namespace powergrad::test {
 
-// In vectors of 16 bytes: the longest rows of each number of threads, of a block, and of clusters
-// of 8 and 16 blocks (see plan.cpp, which counts one vector more, as a row may begin in the middle
-// of one); and a share that takes all of a block's shared memory.
+// In vectors of 16 bytes: the longest rows for each number of threads, for one block, and for
+// clusters of 8 and 16 blocks (plan.cpp counts one vector more, since a row may begin in the middle
+// of one); and rows of which each block's part fills its shared memory.
 inline constexpr int64_t kLongestRows[] = {3,    15,    31,    255,   599,   1099,
                                            8499, 13499, 16384, 32768, 65536, 200000};
 inline constexpr int64_t kVectorsOfShortRows = 2000;
@@ -29,8 +29,7 @@ void check_boundaries(Reports& reports) {
       const Problem<Storage> problem(options, random, 0.0, 3.0);
       const CrossEntropyReference<Storage> reference(problem, problem.softmax_rows());
       for (Report& report : reports) {
-        // Where rows are shared out among clusters; the small machines read all but the shortest
-        // twice.
+        // Only on the machine whose clusters hold such rows.
         if (!is_short && report.machine().device.shared_memory < host_cuda::kSm90.shared_memory) {
           continue;
         }

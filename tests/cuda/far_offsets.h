@@ -43,7 +43,7 @@ class FarCheck {
         logits_(count_),
         gradient_(count_),
         output_(count_),
-        upstream_(count_),
+        far_grad_output_(count_),
         targets_(shape.rows()),
         losses_(shape.rows()),
         statistics_(kStatistics * shape.rows()) {
@@ -51,7 +51,7 @@ class FarCheck {
       targets_.data()[far_row(row)] = problem.target(row);
       for (int64_t j = 0; j < problem.classes(); ++j) {
         at(logits_, row, j) = problem.logits.at(row, j);
-        at(upstream_, row, j) = problem.grad_output.at(row, j);
+        at(far_grad_output_, row, j) = problem.grad_output.at(row, j);
       }
     }
   }
@@ -83,7 +83,7 @@ class FarCheck {
     LogSoftmaxParams q = problem_.log_softmax();
     q.shape = shape_;
     q.logits = logits_.data();
-    q.grad_output = upstream_.data();
+    q.grad_output = far_grad_output_.data();
     q.output = output_.data();
     q.gradient = gradient_.data();
     q.statistics = statistics_.data();
@@ -123,7 +123,7 @@ class FarCheck {
   Expanse<float> logits_;
   Expanse<float> gradient_;
   Expanse<float> output_;
-  Expanse<float> upstream_;
+  Expanse<float> far_grad_output_;
   Expanse<int64_t> targets_;
   Expanse<float> losses_;
   Expanse<float> statistics_;

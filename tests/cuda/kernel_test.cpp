@@ -23,7 +23,7 @@ void check_all(Reports& reports) {
   check_row_sums<Storage>(reports);
   check_alpha_on_device<Storage>(reports);
   check_wrong_alpha_on_device<Storage>(reports);
-  check_settling<Storage>(reports);
+  check_speculation<Storage>(reports);
   check_target_assertions<Storage>(reports);
 }
 

@@ -1,5 +1,5 @@
-// What the launchers promise besides the equations: sums over rows, an exponent that only the
-// device knows, and a stop at targets that are out of range.
+// What the launchers promise besides the equations: sums over rows, an alpha on the device, a
+// speculative grad_output, and an assertion for targets that are out of range.
 #pragma once
 
 #include "ordinary_problems.h"
@@ -36,7 +36,7 @@ void check_row_sums(Reports& reports) {
       Block<Accumulate> sum(1);
       Block<Accumulate> mean(1);
       const bool launched =
-          launch_total_weight(p, weight.data(), partials.data(), nullptr) == cudaSuccess &&
+          launch_total_weight(p, weight.data(), nullptr, partials.data(), nullptr) == cudaSuccess &&
           launch_reduce_losses(p, nullptr, sum.data(), partials.data(), nullptr) == cudaSuccess &&
           launch_reduce_losses(p, weight.data(), mean.data(), partials.data(), nullptr) ==
               cudaSuccess;
@@ -85,8 +85,7 @@ void check_alpha_on_device(Reports& reports) {
   }
 }
 
-// Nobody looks at an alpha on the device before the kernels do: a wrong one makes gradients NaN,
-// not plausible.
+// Nothing checks an alpha on the device before the kernels run: a wrong one makes gradients NaN.
 template <class Storage>
 void check_wrong_alpha_on_device(Reports& reports) {
   const Execution on_device{"a wrong alpha on the device", 0, true};
@@ -108,69 +107,68 @@ void check_wrong_alpha_on_device(Reports& reports) {
   }
 }
 
-// A gradient that forward wrote for an assumed upstream gradient stays as it is where that one
-// comes, and becomes the same bits as a backward of its own where another one does.
+// Backward leaves a gradient for a speculative grad_output as it is if that one comes; for another
+// one it writes the bits of an ordinary backward.
 template <class Storage>
-void check_settling(Reports& reports) {
+void check_speculation(Reports& reports) {
   using Accumulate = AccumulateOf<Storage>;
   Random random = random_for<Storage>(25);
   for (const Arrangement arrangement : arrangements(99, 0)) {
     for (const int64_t classes : {int64_t{5}, int64_t{99}, int64_t{4099}}) {
       Options options = random_options(random);
-      options.grad_output = Upstream::scalar;
+      options.grad_output = GradOutput::scalar;
       options.arrangement = arrangement;
       options.shape = shape_of(arrangement, classes, 1);
-      options.shape.outer *= is_small(classes) ? 64 : 3;  // several units for each block
+      options.shape.outer *= is_small(classes) ? 64 : 3;  // several row groups for each block
       Problem<Storage> problem(options, random, 0.0, 3.0);
-      const auto come = static_cast<Accumulate>(0.37);
+      const auto actual = static_cast<Accumulate>(0.37);
       for (Report& report : reports) {
-        problem.row_upstream[0] = 1;
+        problem.row_grad_output[0] = 1;
         const CrossEntropyRunner<Storage> runner(problem, report);
         auto outputs = runner.forward(true, whole(), false);
-        problem.row_upstream[0] = come;
+        problem.row_grad_output[0] = actual;
         const auto expected = runner.backward(outputs.statistics, whole(), false);
         report.expect(
             same_numbers(runner.forward(true, whole(), false).gradient.block, expected.block),
-            "forward and backward: other bits for the same upstream gradient");
-        // The divisor's kernel hands out what forward is to assume.
-        Accumulate assumed = -1;
+            "forward and backward: other bits for the same grad_output");
+        // The kernel of the divisor hands the last grad_output to forward.
+        Accumulate speculative = -1;
         Accumulate last = 1;
         CrossEntropyParams p = problem.cross_entropy();
         Block<double> sums(kSumPartials + 1);
-        p.grad_output = &assumed;
         p.next_speculation = &last;
         Machine machine = report.machine();
-        machine.device.multiprocessors = 1;  // so that its blocks go round
+        machine.device.multiprocessors = 1;  // so that blocks loop over row groups
         configure(machine, whole());
-        report.expect(
-            launch_total_weight(p, sums.data(), sums.data() + 1, nullptr) == cudaSuccess &&
-                assumed == 1 && last == 1,
-            "nothing to assume");
+        report.expect(launch_total_weight(p, sums.data(), &speculative, sums.data() + 1, nullptr) ==
+                              cudaSuccess &&
+                          speculative == 1 && last == 1,
+                      "nothing to speculate on");
 
-        p.grad_output = problem.row_upstream.data();
-        p.speculative_grad_output = &assumed;
+        p.grad_output = problem.row_grad_output.data();
+        p.speculative_grad_output = &speculative;
         p.statistics = outputs.statistics.data();
         p.gradient = outputs.gradient.block.data();
         p.gradient_strides = outputs.gradient.strides;
         report.expect(launch_cross_entropy_backward(p, nullptr) == cudaSuccess,
                       host_cuda::failure());
-        report.expect(same_numbers(outputs.gradient.block, expected.block) && last == come,
-                      "not settled for another upstream gradient");
+        report.expect(same_numbers(outputs.gradient.block, expected.block) && last == actual,
+                      "not validated against another grad_output");
 
         outputs.gradient.at(0, 0) = narrow<Storage>(7.0);
         const auto untouched = outputs.gradient.block;
-        assumed = come;
+        speculative = actual;
         last = 1;
         report.expect(launch_cross_entropy_backward(p, nullptr) == cudaSuccess,
                       host_cuda::failure());
         report.expect(same_numbers(outputs.gradient.block, untouched) && last == 1,
-                      "a settled gradient was touched");
+                      "a valid gradient was written again");
       }
     }
   }
 }
 
-// Every launcher that looks at targets stops before it reads through one that is out of range.
+// Every launcher that reads targets asserts that they are in range before it indexes with them.
 template <class Storage>
 void check_target_assertions(Reports& reports) {
   Random random = random_for<Storage>(22);
@@ -196,7 +194,7 @@ void check_target_assertions(Reports& reports) {
                       "expected an assertion, got: " + host_cuda::failure());
       };
       configure(report.machine(), whole());
-      expect_assertion(launch_total_weight(p, sums.data(), sums.data() + 1, nullptr));
+      expect_assertion(launch_total_weight(p, sums.data(), nullptr, sums.data() + 1, nullptr));
       expect_assertion(launch_cross_entropy_forward(p, nullptr));
       expect_assertion(launch_cross_entropy_backward(p, nullptr));
     }

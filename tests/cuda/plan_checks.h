@@ -1,4 +1,4 @@
-// Which strategy serves which number of classes: what the README says of plan.h.
+// The plan for each number of classes, as csrc/README.md has it.
 #pragma once
 
 #include "cuda/plan.h"
@@ -9,13 +9,13 @@ namespace powergrad::test {
 inline constexpr host_cuda::Device kSm120{12, 188, 99 * 1024};
 inline constexpr host_cuda::Device kOldCodeOnSm90{9, 132, 227 * 1024, 8};
 
-inline Plan plan_of(const host_cuda::Device& device, Layout layout, const Shape& shape,
-                    DataType dtype, bool is_map = false) {
+inline Plan plan_of(const host_cuda::Device& device, RowLayout layout, const Shape& shape,
+                    DataType dtype, bool is_elementwise = false) {
   host_cuda::configure({device, 0, std::nullopt});
   Work work{};
   work.dtype = dtype;
-  work.positions = layout == Layout::tiles ? kMostPositions : 1;
-  work.is_map = is_map;
+  work.positions = layout == RowLayout::strided ? kMostPositions : 1;
+  work.is_elementwise = is_elementwise;
   Plan plan{};
   if (make_plan(layout, shape, work, nullptr, kLargestCluster, &plan) != cudaSuccess) plan = {};
   return plan;
@@ -41,41 +41,45 @@ inline void check_plans(Report& report) {
       const Shape shape{4096, half ? row.bfloat16_classes : row.float32_classes, 1};
       report.enter("the plan for " + std::to_string(shape.classes) + " classes");
       const auto plan = [&](const host_cuda::Device& device) {
-        return plan_of(device, Layout::rows, shape, dtype);
+        return plan_of(device, RowLayout::contiguous, shape, dtype);
       };
       const Plan sm90 = plan(host_cuda::kSm90);
-      report.expect((1 << sm90.row_bits()) == row.threads && sm90.parts == row.blocks_with_clusters,
-                    "another share on sm_90: " + std::to_string(1 << sm90.row_bits()) +
-                        " threads of " + std::to_string(sm90.parts) + " blocks");
-      report.expect(sm90.rounds == 1, "read twice on sm_90");
+      report.expect((1 << sm90.row_threads_log2()) == row.threads &&
+                        sm90.blocks_per_row == row.blocks_with_clusters,
+                    "another plan on sm_90: " + std::to_string(1 << sm90.row_threads_log2()) +
+                        " threads of " + std::to_string(sm90.blocks_per_row) + " blocks");
+      report.expect(sm90.passes == 1, "loaded twice on sm_90");
       const bool fits_sm120 = shape.classes <= (half ? 49000 : 24500);
-      report.expect(!fits_sm120 || plan(kSm120).rounds == 1, "read twice on sm_120");
+      report.expect(!fits_sm120 || plan(kSm120).passes == 1, "loaded twice on sm_120");
       const Plan sm80 = plan(host_cuda::kSm80);
-      report.expect(sm80.parts == 1, "clusters on sm_80");
+      report.expect(sm80.blocks_per_row == 1, "clusters on sm_80");
       const bool fits_sm80 = shape.classes <= (half ? 80000 : 40000);
-      report.expect((sm80.rounds == 1) == fits_sm80, "residence on sm_80");
-      report.expect(plan(kOldCodeOnSm90).parts == 1, "clusters for code that knows none");
-      const Plan map = plan_of(host_cuda::kSm90, Layout::rows, shape, dtype, true);
-      report.expect(map.rounds == 1 && !map.is_cluster, "a map whose blocks meet");
+      report.expect((sm80.passes == 1) == fits_sm80, "loaded once or twice on sm_80");
+      report.expect(plan(kOldCodeOnSm90).blocks_per_row == 1, "clusters for code without them");
+      const Plan elementwise = plan_of(host_cuda::kSm90, RowLayout::contiguous, shape, dtype, true);
+      report.expect(elementwise.passes == 1 && !elementwise.is_cluster,
+                    "clusters for an elementwise kernel");
     }
   }
   for (const DataType dtype : {DataType::bfloat16, DataType::float32}) {
     report.enter("the plan for 16 million classes");
-    const Plan plan = plan_of(host_cuda::kSm90, Layout::rows, {64, 1 << 24, 1}, dtype);
-    report.expect(plan.parts == 16 && plan.rounds > 1, "they do not fit");
+    const Plan plan = plan_of(host_cuda::kSm90, RowLayout::contiguous, {64, 1 << 24, 1}, dtype);
+    report.expect(plan.blocks_per_row == 16 && plan.passes > 1, "they do not fit");
   }
   for (const int64_t classes : {2, 19, 21, 150, 1000}) {
-    report.enter("the plan for tiles of " + std::to_string(classes) + " classes");
+    report.enter("the plan for strided rows of " + std::to_string(classes) + " classes");
     const Plan plan =
-        plan_of(host_cuda::kSm90, Layout::tiles, {16, classes, 1 << 16}, DataType::bfloat16);
-    report.expect(plan.rounds == 1 && plan.tensor_bytes <= 64 * 1024, "few blocks fit");
+        plan_of(host_cuda::kSm90, RowLayout::strided, {16, classes, 1 << 16}, DataType::bfloat16);
+    report.expect(plan.passes == 1 && plan.tensor_bytes <= 64 * 1024,
+                  "few blocks fit on a multiprocessor");
   }
   report.enter("the plan for few rows");
-  const Plan few = plan_of(host_cuda::kSm90, Layout::rows, {4, 100000, 1}, DataType::bfloat16);
-  report.expect(few.parts == 8, "a few rows are not spread");
+  const Plan few =
+      plan_of(host_cuda::kSm90, RowLayout::contiguous, {4, 100000, 1}, DataType::bfloat16);
+  report.expect(few.blocks_per_row == 8, "a few rows leave multiprocessors idle");
   report.enter("the plan for 2^31 classes");
   const Plan none =
-      plan_of(host_cuda::kSm90, Layout::rows, {1, int64_t{1} << 31, 1}, DataType::float32);
+      plan_of(host_cuda::kSm90, RowLayout::contiguous, {1, int64_t{1} << 31, 1}, DataType::float32);
   report.expect(none.threads == 0, "accepted");
 }
 

@@ -1,5 +1,5 @@
-// The CUDA kernels as the checks run them: a machine is a device that the host layer plays, and an
-// execution an order of its threads. Each must leave the same bits on one machine.
+// How the checks run the CUDA kernels: a machine is a device that the host layer emulates, and an
+// execution an order of its threads. All executions must give the same bits on one machine.
 #pragma once
 
 #include <cmath>
@@ -15,14 +15,14 @@ namespace powergrad::test {
 struct Machine {
   const char* name;
   host_cuda::Device device;
-  int turns = 1;  // it takes one problem of so many
+  int turns = 1;  // it checks one of so many problems
 };
 
 inline int turns_of(const Machine& machine) { return machine.turns; }
 inline bool flushes_denormals(const Machine&, DataType) { return false; }
 
-// Clusters on one, none on the other; and so little shared memory that everything but short rows
-// comes in several rounds, in clusters, of 8 at most, and without.
+// With clusters and without; and with so little shared memory that all but short rows take several
+// passes, in clusters of at most 8 blocks and without.
 inline constexpr host_cuda::Device kSmallSm80{8, 108, 24 * 1024};
 inline constexpr host_cuda::Device kSmallSm90{9, 132, 24 * 1024, 9, 8};
 inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
@@ -30,19 +30,19 @@ inline const Machine kMachines[] = {{"sm_80", host_cuda::kSm80},
                                     {"a small sm_80", kSmallSm80, 8},
                                     {"a small sm_90", kSmallSm90, 8}};
 
-// Classes that some threads reduce at once: more than a warp does, in any type.
+// More classes than a warp reduces at once in any type.
 inline constexpr int64_t kPiece = 2048;
 // Several of those, the last one partial.
 inline constexpr int64_t kLongRow = 9001;
-// One class and two; around the sizes of packs (2, 4 and 8 classes); chunks of rows, up to the last
-// one; a warp, or less, for several rows; blocks of 2 warps to 16; clusters.
+// One class and two; around the sizes of vectors (2, 4 and 8 classes); packed rows up to the last
+// size; several rows a warp; a row for 2 warps to 16; clusters.
 inline constexpr int64_t kSizes[] = {1, 2, 7, 8, 9, 31, 65, 99, 511, 513, 1000, 4099, 12001, 40009};
 
-// A float has no room for exponents of -25 and less to 4e-6, and the kernels do not compute them in
-// two parts: 6.6e-6 was seen at -75.
+// The kernels do not split exponents in two floats, and one float holds an exponent below -25 to
+// less than 4e-6: 6.6e-6 was seen at -75.
 inline constexpr long double kRemoteFactor = 2.5L;
 
-// Which problems are checked: ThreadSanitizer needs ten times as long for one.
+// One of so many problems is checked: ThreadSanitizer takes ten times as long.
 #if defined(POWERGRAD_SANITIZE_THREAD)
 inline constexpr int kEvery = 5;
 #else
@@ -68,7 +68,7 @@ inline void configure(const Machine& machine, const Execution& execution) {
   host_cuda::configure({machine.device, execution.seed, execution.only_block});
 }
 
-// A launcher, as the checks call it. What is wrong with how it ran, else nothing.
+// Runs a launcher; returns a description of what went wrong, else nothing.
 #define POWERGRAD_RUN(name, Params)                                                           \
   inline std::string run_##name(const Machine& machine, Params p, const Execution& execution, \
                                 bool) {                                                       \

@@ -31,7 +31,7 @@ struct CrossEntropyReference {
         continue;
       }
       const Row z = problem.logits_row(i);
-      const Row mass = problem.mass_row(i);
+      const Row mass = problem.weighted_target_row(i);
       const SoftmaxReference& softmax = softmax_rows[i];
       long double loss = 0;
       long double total = 0;

@@ -28,7 +28,7 @@ struct LogSoftmaxReference {
         row.output.push_back(B::log_probability(softmax.log_probability(z)));
       }
       // dz = g - p' sum(g): the opposite of cross-entropy's with g for the target's masses.
-      Row gradient = softmax.gradient(problem.upstream_row(i));
+      Row gradient = softmax.gradient(problem.log_softmax_grad_output_row(i));
       for (long double& g : gradient) g = -g;
       row.gradient = B::gradient(gradient);
       rows.push_back(std::move(row));

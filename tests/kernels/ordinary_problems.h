@@ -60,7 +60,7 @@ inline Options random_options(Random& random) {
   options.target = static_cast<TargetKind>(random.below(4));
   options.weighted = random.one_in(2);
   options.smoothing = random.one_in(3) ? 0.1 : 0.0;
-  options.grad_output = static_cast<Upstream>(random.below(3));
+  options.grad_output = static_cast<GradOutput>(random.below(3));
   if (random.one_in(2)) options.total_weight = 37.5;
   // An ignored index is no index: that of a class, and far behind the last one, too.
   constexpr int64_t kIgnoreIndices[] = {-7, 0, kFarIndex};

@@ -11,7 +11,7 @@
 namespace powergrad::test {
 
 enum class TargetKind { index64, index32, probabilities, wide_probabilities };
-enum class Upstream { none, scalar, per_row };
+enum class GradOutput { none, scalar, per_row };
 
 struct Options {
   Shape shape;
@@ -21,7 +21,7 @@ struct Options {
   TargetKind target = TargetKind::index64;
   bool weighted = false;
   double smoothing = 0.0;
-  Upstream grad_output = Upstream::none;
+  GradOutput grad_output = GradOutput::none;
   std::optional<double> total_weight;
   int64_t ignore_index = -7;
 
@@ -30,7 +30,7 @@ struct Options {
 
   std::string describe() const {
     static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
-    static const char* const kUpstreams[] = {"no", "one", "row"};
+    static const char* const kGradOutputs[] = {"no", "one", "row"};
     char text[256];
     std::snprintf(
         text, sizeof(text),
@@ -39,7 +39,7 @@ struct Options {
         static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
         static_cast<long long>(shape.inner), name_of(arrangement), static_cast<long long>(lead),
         alpha, kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted", smoothing,
-        kUpstreams[static_cast<int>(grad_output)], total_weight.value_or(1.0));
+        kGradOutputs[static_cast<int>(grad_output)], total_weight.value_or(1.0));
     return text;
   }
 };
@@ -56,7 +56,7 @@ struct Problem {
   Tensor<Accumulate> wide_probabilities;
   Block<Accumulate> weight;
   double weight_sum = 0.0;
-  Block<Accumulate> row_upstream;
+  Block<Accumulate> row_grad_output;
   Tensor<Storage> grad_output;  // of log-softmax
 
   // Random everything; logits are origin + spread * normal. A target that happens to be close to
@@ -68,9 +68,9 @@ struct Problem {
         index64(options.target == TargetKind::index64 ? rows() : 0),
         index32(options.target == TargetKind::index32 ? rows() : 0),
         weight(options.weighted ? classes() : 0),
-        row_upstream(options.grad_output == Upstream::none     ? 0
-                     : options.grad_output == Upstream::scalar ? 1
-                                                               : rows()),
+        row_grad_output(options.grad_output == GradOutput::none     ? 0
+                        : options.grad_output == GradOutput::scalar ? 1
+                                                                    : rows()),
         grad_output(shape(), strides(3)) {
     if (options.target == TargetKind::probabilities) {
       probabilities = Tensor<Storage>(shape(), strides(1));
@@ -80,8 +80,8 @@ struct Problem {
     for (int64_t j = 0; j < weight.count(); ++j) {
       weight[j] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : 0.25 + random.uniform());
     }
-    for (int64_t row = 0; row < row_upstream.count(); ++row) {
-      row_upstream[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
+    for (int64_t row = 0; row < row_grad_output.count(); ++row) {
+      row_grad_output[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
     }
     for (int64_t j = 0; j < weight.count(); ++j) weight_sum += weight[j];
     const bool ties = random.one_in(4);
@@ -135,10 +135,10 @@ struct Problem {
     }
     return result;
   }
-  Row upstream_row(int64_t row) const { return read(grad_output, row); }
+  Row log_softmax_grad_output_row(int64_t row) const { return read(grad_output, row); }
 
   // w_j ((1 - s) q_j + s / C)
-  Row mass_row(int64_t row) const {
+  Row weighted_target_row(int64_t row) const {
     Row q(classes(), 0.0L);
     if (options.by_index()) {
       q[target(row)] = 1;
@@ -156,8 +156,8 @@ struct Problem {
   // What the gradient of a row is multiplied by.
   long double scale(int64_t row) const {
     long double result = 1;
-    if (options.grad_output != Upstream::none) {
-      result = row_upstream[options.grad_output == Upstream::scalar ? 0 : row];
+    if (options.grad_output != GradOutput::none) {
+      result = row_grad_output[options.grad_output == GradOutput::scalar ? 0 : row];
     }
     return result / options.total_weight.value_or(1.0);
   }
@@ -193,8 +193,8 @@ struct Problem {
       p.weight = weight.data();
       p.weight_sum = &weight_sum;
     }
-    if (options.grad_output != Upstream::none) p.grad_output = row_upstream.data();
-    p.grad_output_stride = options.grad_output == Upstream::per_row ? 1 : 0;
+    if (options.grad_output != GradOutput::none) p.grad_output = row_grad_output.data();
+    p.grad_output_stride = options.grad_output == GradOutput::per_row ? 1 : 0;
     if (options.total_weight) p.total_weight = &*options.total_weight;
     return p;
   }
@@ -238,7 +238,8 @@ struct Problem {
     const auto is_large = [&](const Row& mass) {
       return 8 * largest_magnitude(softmax.gradient(mass)) >= largest_magnitude(mass);
     };
-    return is_large(upstream_row(row)) && (ignored(row) || is_large(mass_row(row)));
+    return is_large(log_softmax_grad_output_row(row)) &&
+           (ignored(row) || is_large(weighted_target_row(row)));
   }
 };
 

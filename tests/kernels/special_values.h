@@ -24,7 +24,7 @@ enum class Edit {
 };
 inline constexpr int kEdits = 13;
 
-inline bool poisons(Edit edit) { return edit >= Edit::all_masked; }
+inline bool becomes_nan(Edit edit) { return edit >= Edit::all_masked; }
 
 template <class Storage>
 void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
@@ -82,7 +82,7 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
   }
 }
 
-// Whatever poisons a row, the bits of the other rows are those without it.
+// Whatever becomes_nan a row, the bits of the other rows are those without it.
 template <class Storage>
 void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& clean,
                       const std::vector<Edit>& edits, bool has_scratch, Report& report) {
@@ -97,7 +97,7 @@ void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& c
   const auto output = log_softmax(problem);
   const auto clean_output = log_softmax(clean);
   for (int64_t row = 0; row < problem.rows(); ++row) {
-    if (poisons(edits[row])) continue;
+    if (becomes_nan(edits[row])) continue;
     const auto same_at = [row](const Tensor<Storage>& a, const Tensor<Storage>& b, int64_t j) {
       return same_number(a.at(row, j), b.at(row, j));
     };
@@ -133,7 +133,7 @@ void check_special_values(Reports& reports) {
         for (int64_t row = 0; row < kEdits; ++row) {
           edits.push_back(static_cast<Edit>(row * 5 % kEdits));
           apply(edits[row], row, problem);
-          if (!poisons(edits[row])) apply(edits[row], row, clean);
+          if (!becomes_nan(edits[row])) apply(edits[row], row, clean);
         }
         check_on_all(problem, reports);
         for (Report& report : reports) {
@@ -153,7 +153,7 @@ void check_nothing_counted(Reports& reports) {
     Options options;
     options.arrangement = arrangement;
     options.shape = shape_of(arrangement, 17, 1);
-    options.grad_output = Upstream::scalar;
+    options.grad_output = GradOutput::scalar;
     options.total_weight = 0.0;
     Problem<Storage> problem(options, random, 0.0, 1.0);
     for (int64_t row = 0; row < problem.rows(); ++row) {

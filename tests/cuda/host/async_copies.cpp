@@ -37,7 +37,7 @@ void AsyncCopies::issue(void* to, const void* from, std::size_t size, bool early
   unsigned char nan[sizeof(copy.bytes)];
   for (unsigned char& byte : nan) byte = kNaN;
   write(copy.to, early ? copy.bytes : nan, size);
-  nan_if_infinite(to, size);
+  poison(to, size);
   const Bookkeeping bookkeeping;
   uncommitted_.push_back(copy);
 }

@@ -18,7 +18,7 @@ namespace powergrad::host_cuda {
 
 #if defined(POWERGRAD_SANITIZE_ADDRESS)
 
-inline void nan_if_infinite(void* begin, std::size_t size) {
+inline void poison(void* begin, std::size_t size) {
   __asan_poison_memory_region(begin, size);
 }
 inline void unpoison(void* begin, std::size_t size) { __asan_unpoison_memory_region(begin, size); }
@@ -34,7 +34,7 @@ inline void end_switch(void* saved, const void** old_stack, std::size_t* old_siz
 
 #else
 
-inline void nan_if_infinite(void*, std::size_t) {}
+inline void poison(void*, std::size_t) {}
 inline void unpoison(void*, std::size_t) {}
 inline bool is_poisoned(const void*, std::size_t) { return false; }
 inline void begin_switch(void**, const void*, std::size_t) {}

@@ -36,14 +36,14 @@ void SharedMemory::close() {
   // Volatile, lest it becomes memset, which ThreadSanitizer takes for a write of the kernels'.
   volatile unsigned char* bytes = begin();
   for (std::size_t i = 0; i < size_; ++i) bytes[i] = kNaN;
-  nan_if_infinite(begin(), size_);
+  poison(begin(), size_);
 }
 
 void SharedMemory::open() { unpoison(begin(), size_); }
 
 void SharedMemory::close_for_good() {
   report_write(begin(), size_);
-  nan_if_infinite(begin(), size_);
+  poison(begin(), size_);
 }
 
 }  // namespace powergrad::host_cuda
