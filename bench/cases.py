@@ -20,6 +20,9 @@ class Case:
     """On a GPU, where a step has more rows; None for as many."""
 
 
+FEW_CLASSES = (2, 3, 5, 10, 20, 50, 100, 200)
+SHORT_BATCHES = (8, 32, 256)
+
 CASES = {
     case.name: case
     for case in (
@@ -42,9 +45,28 @@ CASES = {
         Case("cityscapes", 8, 19, (512, 512), gpu_rows=16),
         Case("pascal-voc", 8, 21, (513, 513), gpu_rows=16),
         Case("ade20k", 4, 150, (256, 256), gpu_rows=16),
+        *(
+            Case(f"{classes}-classes", 65536, classes)
+            for classes in FEW_CLASSES
+            if classes not in (2, 10)  # binary and few-classes
+        ),
+        *(
+            Case(f"{rows}-rows-of-{classes}", rows, classes)
+            for rows in SHORT_BATCHES
+            for classes in FEW_CLASSES
+            if (rows, classes) != (8, 10)  # tiny
+        ),
     )
 }
-GPU_ONLY = ("binary", "vq-vae", "pascal-voc")
+MANY_ROWS_OF_FEW = tuple(
+    case.name for case in CASES.values() if case.rows == 65536 and case.classes in FEW_CLASSES
+)
+SHORT_BATCHES_OF_FEW = tuple(
+    case.name
+    for case in CASES.values()
+    if case.rows in SHORT_BATCHES and case.classes in FEW_CLASSES and not case.inner
+)
+GPU_ONLY = ("vq-vae", "pascal-voc")
 """What is shared out in another way than its neighbours there, and on a CPU as they are."""
 CPU_CASES = tuple(name for name in CASES if name not in GPU_ONLY)
 DEFAULT_CASES = ("tiny", "cifar10", "imagenet", "imagenet-large", "llama2", "llama3")

@@ -27,8 +27,10 @@ from .cases import (
     IN_PLACE,
     LOG_SOFTMAX_BACKWARD,
     LOG_SOFTMAX_FORWARD,
+    MANY_ROWS_OF_FEW,
     PROBABILITIES,
     ROWS_ON_GPU,
+    SHORT_BATCHES_OF_FEW,
     SMALL_ON_GPU,
     SMOOTHING,
     WEIGHTS,
@@ -168,6 +170,10 @@ KEPT_MEMORY_REQUIREMENTS = tuple(
             dtypes=FLOAT,
             modes=(FRESH,),
         ),
+        speedup("65536 x 10", COMPILERS, 2.5, None, ("few-classes",), DEFAULT_DTYPES),
+        speedup("8 x 2 x 512 x 512", COMPILERS, 2.0, None, ("mask",), DEFAULT_DTYPES),
+        speedup("65536 rows, C ≤ 200", COMPILERS, 1.4, 2.5, MANY_ROWS_OF_FEW, DEFAULT_DTYPES),
+        speedup("8 to 256 rows, C ≤ 200", EAGER, 1.0, 1.8, SHORT_BATCHES_OF_FEW, DEFAULT_DTYPES),
     )
 )
 

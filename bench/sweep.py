@@ -103,6 +103,12 @@ def at_classes(device: str, peers: Sequence[Peer], budget: float, classes: int) 
     return measure(group, (*peers, ours(DEFAULT_ALPHA)), budget)
 
 
+def at_few_classes(device: str, peers: Sequence[Peer], budget: float, classes: int) -> Result:
+    """Around the number of classes at which the CPU's kernels no longer transpose rows."""
+    group = Group(Case("few-classes", 4096, classes), "float32", FRESH, device)
+    return measure(group, (*peers, ours(DEFAULT_ALPHA)), budget)
+
+
 def at_alpha(device: str, peers: Sequence[Peer], budget: float, alpha: float) -> Result:
     """PGT, ours and as people have it without us; of the others, who know no alpha, the usual one.
 
@@ -142,6 +148,12 @@ SWEEPS = {
     for sweep in (
         Sweep("rows", "rows (1000 classes)", [4**k for k in range(1, 8)], at_rows),
         Sweep("classes", "classes (256 rows)", [10 * 4**k for k in range(8)], at_classes),
+        Sweep(
+            "few-classes",
+            "classes (4096 rows)",
+            [2, 3, 5, 10, 20, 50, 80, 100, 120, 150, 180, 200, 220, 256, 300, 400],
+            at_few_classes,
+        ),
         Sweep(
             "alpha",
             "α (256 x 32000)",

@@ -13,10 +13,14 @@
 #include "cpu/row_reductions.h"
 #include "cpu/cross_entropy_row.h"
 #include "cpu/log_softmax_row.h"
-#include "cpu/inner_tile.h"
-#include "cpu/inner_reductions.h"
-#include "cpu/inner_map.h"
-#include "cpu/inner.h"
+#include "cpu/tile.h"
+#include "cpu/transpose.h"
+#include "cpu/tile_memory.h"
+#include "cpu/tile_sums.h"
+#include "cpu/tile_targets.h"
+#include "cpu/tile_gradient.h"
+#include "cpu/cross_entropy_tile.h"
+#include "cpu/log_softmax_tile.h"
 
 namespace powergrad {
 namespace {
@@ -24,6 +28,7 @@ namespace {
 template <class Storage>
 struct Kernels {
   using Scalar = AccumulateOf<Storage>;
+  static constexpr int64_t kFewClasses = 200;
 
   template <class Row, class Params>
   static void reduce_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
@@ -33,16 +38,18 @@ struct Kernels {
     });
   }
 
-  template <class Row, class Inner, class Params>
+  template <class Row, class Tiles, class Params>
   static void forward(const Params& p, int64_t begin, int64_t end, Workspace& workspace) {
     with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
       using Kind = decltype(kind);
-      if (p.logits_strides.classes != 1) {
-        const int64_t width = TileLogits<Storage>::tile_width(p.shape, workspace);
-        for_each_tile(p.shape, width, begin, end, [&](const InnerTile& tile) {
-          Inner::template forward_tile<Kind>(p, tile, workspace);
+      if (works_across_rows(p)) {
+        const int64_t width =
+            workspace.tile != nullptr ? tile_rows(p.shape, sizeof(Scalar)) : Vector<Scalar>::kWidth;
+        const TileScratch<Scalar> strided{false, width, static_cast<Scalar*>(workspace.tile),
+                                          nullptr};
+        for_each_tile_of<Tiles>(p, strided, begin, end, [](const Tiles& tiles, const Tile& tile) {
+          tiles.template forward<Kind>(tile);
         });
-        finish_streams();
         return;
       }
       const int64_t chunks = chunk_count(p.shape);
@@ -55,13 +62,12 @@ struct Kernels {
   }
 
   // One kernel of the table from its phases; backward has no alpha kinds.
-  template <auto kReduce, auto kMerge, auto kMap, class Inner, class Params>
+  template <auto kReduce, auto kMerge, auto kMap, class Tiles, class Params>
   static void backward(const Params& p, int64_t begin, int64_t end, Workspace& workspace) {
-    if (p.logits_strides.classes != 1) {
-      const PoweredExponential<Vector<Scalar>> exponential(p.alpha);
-      for_each_tile(p.shape, kTileRows, begin, end,
-                    [&](const InnerTile& tile) { Inner::backward_tile(p, tile, exponential); });
-      finish_streams();
+    if (works_across_rows(p)) {
+      const TileScratch<Scalar> in_place{false, kTileRows, nullptr, nullptr};
+      for_each_tile_of<Tiles>(p, in_place, begin, end,
+                              [](const Tiles& tiles, const Tile& tile) { tiles.backward(tile); });
       return;
     }
     const int64_t chunks = chunk_count(p.shape);
@@ -72,6 +78,55 @@ struct Kernels {
     }
   }
 
+  // Whether a vector has a lane for each row: where classes are strided, and where rows are
+  // contiguous, but have so few classes that to transpose them is cheaper than what is done once a
+  // row. Half a vector of rows takes as long as a whole one.
+  template <class Params>
+  static bool works_across_rows(const Params& p) {
+    if (p.logits_strides.classes != 1) return true;
+    constexpr int64_t kWidth = Vector<Scalar>::kWidth;
+    const int64_t neighbours = p.shape.inner == 1 ? p.shape.outer : p.shape.inner;
+    return p.shape.classes * kWidth <= kFewClasses * std::min(neighbours, kWidth);
+  }
+
+  // Calls each(tiles, tile) for the rows [begin, end), with the scratch that is given for strided
+  // classes, or one of its own for contiguous rows.
+  template <class Tiles, class Params, class Each>
+  static void for_each_tile_of(const Params& p, const TileScratch<Scalar>& strided, int64_t begin,
+                               int64_t end, const Each& each) {
+    if (p.logits_strides.classes != 1) {
+      const Tiles tiles(p, strided);
+      for_each_tile(p.shape, strided.width, begin, end,
+                    [&](const Tile& tile) { each(tiles, tile); });
+      finish_streams();
+      return;
+    }
+    constexpr int64_t kWidth = Vector<Scalar>::kWidth;
+    alignas(64) Scalar columns[2][kFewClasses * kWidth];
+    const TileScratch<Scalar> transposed{true, kWidth, columns[0], columns[1]};
+    const Params neighbours = with_neighbours(p);
+    const Tiles tiles(neighbours, transposed);
+    for_each_tile(neighbours.shape, kWidth, begin, end,
+                  [&](const Tile& tile) { each(tiles, tile); });
+  }
+
+  // The same problem where rows that follow one another are neighbours, not outer indices.
+  static CrossEntropyParams with_neighbours(CrossEntropyParams p) {
+    if (p.shape.inner != 1) return p;
+    to_neighbours(p.shape, {&p.logits_strides, &p.target_strides, &p.gradient_strides});
+    return p;
+  }
+  static LogSoftmaxParams with_neighbours(LogSoftmaxParams p) {
+    if (p.shape.inner != 1) return p;
+    to_neighbours(p.shape, {&p.logits_strides, &p.output_strides, &p.grad_output_strides,
+                            &p.gradient_strides});
+    return p;
+  }
+  static void to_neighbours(Shape& shape, std::initializer_list<Strides*> all_strides) {
+    std::swap(shape.outer, shape.inner);
+    for (Strides* strides : all_strides) std::swap(strides->outer, strides->inner);
+  }
+
   // Cross-entropy's backward has nothing to reduce.
   static void no_reduce(const CrossEntropyParams&, int64_t, int64_t, int64_t, Workspace&) {}
   static void no_merge(const CrossEntropyParams&, int64_t, Workspace&) {}
@@ -79,19 +134,17 @@ struct Kernels {
   static constexpr KernelTable table() {
     using CrossEntropy = CrossEntropyRow<Storage>;
     using LogSoftmax = LogSoftmaxRow<Storage>;
-    using CrossEntropyTiles = CrossEntropyInner<Storage>;
-    using LogSoftmaxTiles = LogSoftmaxInner<Storage>;
     return {
-        {forward<CrossEntropy, CrossEntropyTiles, CrossEntropyParams>,
+        {forward<CrossEntropy, CrossEntropyTiles<Storage>, CrossEntropyParams>,
          reduce_forward<CrossEntropy, CrossEntropyParams>, CrossEntropy::merge,
          CrossEntropy::map_forward},
-        {backward<no_reduce, no_merge, CrossEntropy::map_backward, CrossEntropyTiles,
+        {backward<no_reduce, no_merge, CrossEntropy::map_backward, CrossEntropyTiles<Storage>,
                   CrossEntropyParams>,
          no_reduce, no_merge, CrossEntropy::map_backward},
-        {forward<LogSoftmax, LogSoftmaxTiles, LogSoftmaxParams>,
+        {forward<LogSoftmax, LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
          reduce_forward<LogSoftmax, LogSoftmaxParams>, LogSoftmax::merge, LogSoftmax::map_forward},
         {backward<LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward,
-                  LogSoftmaxTiles, LogSoftmaxParams>,
+                  LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
          LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward},
     };
   }

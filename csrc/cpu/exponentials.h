@@ -100,28 +100,35 @@ class ExactExponential {
 inline constexpr double kRemote = 1e-11;
 inline bool is_remote(double sum) { return 0.0 < sum && sum < kRemote; }
 
+// Coefficients of 2 atanh(t) / t over t^2: so many that what is left out of the series is below a
+// rounding step for t = 1/3, the largest one.
+template <class Scalar>
+inline constexpr int kAtanhTerms = sizeof(Scalar) == sizeof(float) ? 8 : 17;
+template <class Scalar>
+struct AtanhSeries {
+  Scalar coefficients[kAtanhTerms<Scalar>];
+  constexpr AtanhSeries() : coefficients{} {
+    for (int i = 0; i < kAtanhTerms<Scalar>; ++i) {
+      coefficients[i] = static_cast<Scalar>(2.0L / (2 * i + 1));
+    }
+  }
+};
+
 // log(1 + r) for r >= 0. Below 1 the series runs on r itself, so that nothing of a tiny r is lost;
 // above, 1 + r = 2^k s with s in [1, 2). log(1 + f) = 2 atanh(f / (2 + f)).
-inline Vector<float> log1p(Vector<float> r) {
-  using V = Vector<float>;
-  static constexpr float kCoefficients[] = {2.0f,        2.0f / 3.0f,  2.0f / 5.0f,  2.0f / 7.0f,
-                                            2.0f / 9.0f, 2.0f / 11.0f, 2.0f / 13.0f, 2.0f / 15.0f};
-  const V one = V::broadcast(1.0f);
-  const V zero = V::broadcast(0.0f);
+template <class Scalar>
+Vector<Scalar> log1p(Vector<Scalar> r) {
+  using V = Vector<Scalar>;
+  static constexpr AtanhSeries<Scalar> kSeries;
+  const V one = V::broadcast(1);
+  const V zero = V::broadcast(0);
   const V sum = one + r;
   const auto small = less(r, one);
   const V k = select(small, zero, exponent(sum));
   const V f = select(small, r, sum * power_of_two(step_origin<V>() - k) - one);
-  const V t = f / (V::broadcast(2.0f) + f);
-  const V series = t * polynomial(t * t, kCoefficients);
-  return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<float>(kLn2)), series), r);
-}
-
-inline Vector<double> log1p(Vector<double> r) {
-  double lanes[Vector<double>::kWidth];
-  r.store(lanes);
-  for (double& lane : lanes) lane = std::log1p(lane);
-  return Vector<double>::load(lanes);
+  const V t = f / (V::broadcast(2) + f);
+  const V series = t * polynomial(t * t, kSeries.coefficients);
+  return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<Scalar>(kLn2)), series), r);
 }
 
 // For one row: the library's function branches, and took as long as ten classes' exponentials.

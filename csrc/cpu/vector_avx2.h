@@ -28,6 +28,74 @@ inline __m256i lane_64(int number) {
   return _mm256_cmpeq_epi64(_mm256_set1_epi64x(number), lane);
 }
 
+// Up to 8 bytes, an even number of them, in the low bits of an integer: AVX2 masks no single bytes.
+inline uint64_t load_few_bytes(const char* p, int bytes) {
+  uint64_t bits = 0;
+  if (bytes >= 8) {
+    std::memcpy(&bits, p, 8);
+    return bits;
+  }
+  int done = 0;
+  if ((bytes & 4) != 0) {
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    bits = four;
+    done = 4;
+  }
+  if ((bytes & 2) != 0) {
+    uint16_t two;
+    std::memcpy(&two, p + done, 2);
+    bits |= static_cast<uint64_t>(two) << (8 * done);
+  }
+  return bits;
+}
+
+inline void store_few_bytes(uint64_t bits, char* p, int bytes) {
+  if (bytes >= 8) {
+    std::memcpy(p, &bits, 8);
+    return;
+  }
+  if ((bytes & 4) != 0) {
+    std::memcpy(p, &bits, 4);
+    bits >>= 32;
+    p += 4;
+  }
+  if ((bytes & 2) != 0) std::memcpy(p, &bits, 2);
+}
+
+// For each 128 bits of the result, the 16 bytes at p and p + distance.
+inline __m256i load_quads_256(const char* p, int64_t distance) {
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + distance));
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+inline void store_quads_256(__m256i v, char* p, int64_t distance) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + distance), _mm256_extracti128_si256(v, 1));
+}
+// Of the first `quads` addresses the first `bytes` bytes; the rest of the result is 0.
+inline __m256i load_quads_first_256(const char* p, int64_t distance, int quads, int bytes) {
+  const auto quad = [&](int i) {
+    const char* from = p + i * distance;
+    if (i >= quads) return _mm_setzero_si128();
+    const uint64_t high = bytes > 8 ? load_few_bytes(from + 8, bytes - 8) : 0;
+    return _mm_set_epi64x(static_cast<int64_t>(high),
+                          static_cast<int64_t>(load_few_bytes(from, bytes)));
+  };
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(quad(0)), quad(1), 1);
+}
+inline void store_quads_first_256(__m256i v, char* p, int64_t distance, int quads, int bytes) {
+  const auto store = [&](int i, __m128i quad) {
+    if (i >= quads) return;
+    char* to = p + i * distance;
+    store_few_bytes(static_cast<uint64_t>(_mm_extract_epi64(quad, 0)), to, bytes);
+    if (bytes <= 8) return;
+    store_few_bytes(static_cast<uint64_t>(_mm_extract_epi64(quad, 1)), to + 8, bytes - 8);
+  };
+  store(0, _mm256_castsi256_si128(v));
+  store(1, _mm256_extracti128_si256(v, 1));
+}
+
 template <>
 struct Vector<float> {
   using Scalar = float;
@@ -50,12 +118,9 @@ struct Vector<float> {
   }
 
   static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static Vector load(const BFloat16* p) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
-  }
-  static Vector load(const Float16* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  template <class Half>
+  static Vector load(const Half* p) {
+    return from_bits(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Vector load_first(const float* p, int count) {
     return {_mm256_maskload_ps(p, first_lanes_32(count))};
@@ -68,31 +133,15 @@ struct Vector<float> {
   }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  void store(BFloat16* p) const {
-    const __m256i bits = _mm256_castps_si256(v);
-    // Round to nearest even: add 0x7fff plus the lowest bit that is kept; NaN keeps its payload.
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i rounded = _mm256_add_epi32(bits, bias);
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    const __m256i packed = _mm256_packus_epi32(wide, wide);  // within each 128-bit half
-    const __m256i ordered = _mm256_permute4x64_epi64(packed, 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
-  }
-  void store(Float16* p) const {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  template <class Half>
+  void store(Half* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bits(p));
   }
   // Past the caches; p is aligned to all that is stored.
   void stream(float* p) const { _mm256_stream_ps(p, v); }
   template <class Half>
   void stream(Half* p) const {
-    alignas(16) Half buffer[kWidth];
-    store(buffer);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_load_si128(reinterpret_cast<const __m128i*>(buffer)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bits(p));
   }
   void store_first(float* p, int count) const { _mm256_maskstore_ps(p, first_lanes_32(count), v); }
   template <class Half>
@@ -100,6 +149,73 @@ struct Vector<float> {
     Half buffer[kWidth];
     store(buffer);
     std::memcpy(p, buffer, count * sizeof(Half));
+  }
+  static Vector load_quads(const char* p, int64_t distance) {
+    return {_mm256_castsi256_ps(load_quads_256(p, distance))};
+  }
+  static Vector load_quads_first(const char* p, int64_t distance, int quads, int bytes) {
+    return {_mm256_castsi256_ps(load_quads_first_256(p, distance, quads, bytes))};
+  }
+  void store_quads(char* p, int64_t distance) const {
+    store_quads_256(_mm256_castps_si256(v), p, distance);
+  }
+  void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
+    store_quads_first_256(_mm256_castps_si256(v), p, distance, quads, bytes);
+  }
+  // data[offset] for each lane; offsets are integers.
+  static Vector gather(const float* data, Vector offsets) {
+    return {_mm256_i32gather_ps(data, _mm256_cvttps_epi32(offsets.v), sizeof(float))};
+  }
+
+  // Pairs of half-precision numbers, one in each lane: the first in the lower bits.
+  template <class Half>
+  static Vector first_of_pairs(const Half* which, Vector pairs) {
+    return from_bits(which, low_halves_of_lanes(_mm256_castps_si256(pairs.v)));
+  }
+  static Vector first_of_pairs(const BFloat16*, Vector pairs) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs.v), 16))};
+  }
+  template <class Half>
+  static Vector second_of_pairs(const Half* which, Vector pairs) {
+    const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(pairs.v), 16);
+    return from_bits(which, low_halves_of_lanes(upper));
+  }
+  static Vector second_of_pairs(const BFloat16*, Vector pairs) {
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pairs.v), upper))};
+  }
+  template <class Half>
+  static Vector pairs_of(const Half* which, Vector first, Vector second) {
+    const __m256i lower = _mm256_cvtepu16_epi32(first.to_bits(which));
+    const __m256i upper = _mm256_slli_epi32(_mm256_cvtepu16_epi32(second.to_bits(which)), 16);
+    return {_mm256_castsi256_ps(_mm256_or_si256(lower, upper))};
+  }
+
+  // Half precision; the pointer only says which.
+  static Vector from_bits(const BFloat16*, __m128i bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static Vector from_bits(const Float16*, __m128i bits) { return {_mm256_cvtph_ps(bits)}; }
+  __m128i to_bits(const BFloat16*) const {
+    const __m256i bits = _mm256_castps_si256(v);
+    // Round to nearest even: add 0x7fff plus the lowest bit that is kept; NaN keeps its payload.
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_add_epi32(bits, bias);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return low_halves_of_lanes(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16));
+  }
+  __m128i to_bits(const Float16*) const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+
+ private:
+  // The lower 16 bits of each lane.
+  static __m128i low_halves_of_lanes(__m256i x) {
+    const __m256i lower = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+    const __m256i packed = _mm256_packus_epi32(lower, lower);  // within each 128-bit half
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
   }
 };
 
@@ -144,6 +260,20 @@ inline Vector<float>::Mask less(Vector<float> a, Vector<float> b) {
 inline Vector<float> select(Vector<float>::Mask mask, Vector<float> yes, Vector<float> no) {
   return {_mm256_blendv_ps(no.v, yes.v, mask.bits)};
 }
+// Within each 128 bits: a0 b0 a1 b1, and a2 b2 a3 b3.
+inline Vector<float> interleave_low(Vector<float> a, Vector<float> b) {
+  return {_mm256_unpacklo_ps(a.v, b.v)};
+}
+inline Vector<float> interleave_high(Vector<float> a, Vector<float> b) {
+  return {_mm256_unpackhi_ps(a.v, b.v)};
+}
+// Within each 128 bits: the lower halves of a and b, and their upper halves.
+inline Vector<float> low_halves(Vector<float> a, Vector<float> b) {
+  return {_mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a.v), _mm256_castps_pd(b.v)))};
+}
+inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
+  return {_mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a.v), _mm256_castps_pd(b.v)))};
+}
 inline int first_set(Vector<float>::Mask mask) {
   const int bits = _mm256_movemask_ps(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
@@ -174,6 +304,21 @@ struct Vector<double> {
   void store(double* p) const { _mm256_storeu_pd(p, v); }
   void stream(double* p) const { _mm256_stream_pd(p, v); }
   void store_first(double* p, int count) const { _mm256_maskstore_pd(p, first_lanes_64(count), v); }
+  static Vector load_quads(const char* p, int64_t distance) {
+    return {_mm256_castsi256_pd(load_quads_256(p, distance))};
+  }
+  static Vector load_quads_first(const char* p, int64_t distance, int quads, int bytes) {
+    return {_mm256_castsi256_pd(load_quads_first_256(p, distance, quads, bytes))};
+  }
+  void store_quads(char* p, int64_t distance) const {
+    store_quads_256(_mm256_castpd_si256(v), p, distance);
+  }
+  void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
+    store_quads_first_256(_mm256_castpd_si256(v), p, distance, quads, bytes);
+  }
+  static Vector gather(const double* data, Vector offsets) {
+    return {_mm256_i32gather_pd(data, _mm256_cvttpd_epi32(offsets.v), sizeof(double))};
+  }
 };
 
 inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
@@ -197,6 +342,13 @@ inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
 inline Vector<double> power_of_two(Vector<double> shifted) {
   const __m256i power = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
   return {_mm256_castsi256_pd(_mm256_add_epi64(power, _mm256_castpd_si256(_mm256_set1_pd(1.0))))};
+}
+// floor(log2(a)) for positive a: its biased exponent as the last bits of 2^52.
+inline Vector<double> exponent(Vector<double> a) {
+  const __m256i biased = _mm256_srli_epi64(_mm256_castpd_si256(a.v), 52);
+  const __m256d origin = _mm256_set1_pd(0x1p52);
+  const __m256d number = _mm256_castsi256_pd(_mm256_or_si256(biased, _mm256_castpd_si256(origin)));
+  return {_mm256_sub_pd(number, _mm256_set1_pd(0x1p52 + 1023.0))};
 }
 inline Vector<double>::Mask equal(Vector<double> a, Vector<double> b) {
   return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)};
@@ -224,6 +376,12 @@ inline float largest_of_lanes(Vector<float> a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
+  return {_mm256_unpacklo_pd(a.v, b.v)};
+}
+inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
+  return {_mm256_unpackhi_pd(a.v, b.v)};
 }
 inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);

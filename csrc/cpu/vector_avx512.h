@@ -11,6 +11,44 @@ namespace {
 template <class Scalar>
 struct Vector;
 
+// For each 128 bits of the result, the 16 bytes at p, p + distance, ...
+inline __m512i load_quads_512(const char* p, int64_t distance) {
+  const auto quad = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * distance));
+  };
+  __m512i result = _mm512_castsi128_si512(quad(0));
+  result = _mm512_inserti32x4(result, quad(1), 1);
+  result = _mm512_inserti32x4(result, quad(2), 2);
+  return _mm512_inserti32x4(result, quad(3), 3);
+}
+inline void store_quads_512(__m512i v, char* p, int64_t distance) {
+  const auto store = [&](int i, __m128i quad) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * distance), quad);
+  };
+  store(0, _mm512_castsi512_si128(v));
+  store(1, _mm512_extracti32x4_epi32(v, 1));
+  store(2, _mm512_extracti32x4_epi32(v, 2));
+  store(3, _mm512_extracti32x4_epi32(v, 3));
+}
+// Of the first `quads` addresses the first `bytes` bytes; the rest of the result is 0.
+inline __m512i load_quads_first_512(const char* p, int64_t distance, int quads, int bytes) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << bytes) - 1u);
+  const auto quad = [&](int i) {
+    return i < quads ? _mm_maskz_loadu_epi8(mask, p + i * distance) : _mm_setzero_si128();
+  };
+  __m512i result = _mm512_castsi128_si512(quad(0));
+  result = _mm512_inserti32x4(result, quad(1), 1);
+  result = _mm512_inserti32x4(result, quad(2), 2);
+  return _mm512_inserti32x4(result, quad(3), 3);
+}
+inline void store_quads_first_512(__m512i v, char* p, int64_t distance, int quads, int bytes) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << bytes) - 1u);
+  if (quads > 0) _mm_mask_storeu_epi8(p, mask, _mm512_castsi512_si128(v));
+  if (quads > 1) _mm_mask_storeu_epi8(p + distance, mask, _mm512_extracti32x4_epi32(v, 1));
+  if (quads > 2) _mm_mask_storeu_epi8(p + 2 * distance, mask, _mm512_extracti32x4_epi32(v, 2));
+  if (quads > 3) _mm_mask_storeu_epi8(p + 3 * distance, mask, _mm512_extracti32x4_epi32(v, 3));
+}
+
 template <>
 struct Vector<float> {
   using Scalar = float;
@@ -60,6 +98,47 @@ struct Vector<float> {
     _mm256_mask_storeu_epi16(p, first_lanes(count), to_bits(p));
   }
 
+  static Vector load_quads(const char* p, int64_t distance) {
+    return {_mm512_castsi512_ps(load_quads_512(p, distance))};
+  }
+  static Vector load_quads_first(const char* p, int64_t distance, int quads, int bytes) {
+    return {_mm512_castsi512_ps(load_quads_first_512(p, distance, quads, bytes))};
+  }
+  void store_quads(char* p, int64_t distance) const {
+    store_quads_512(_mm512_castps_si512(v), p, distance);
+  }
+  void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
+    store_quads_first_512(_mm512_castps_si512(v), p, distance, quads, bytes);
+  }
+  // data[offset] for each lane; offsets are integers.
+  static Vector gather(const float* data, Vector offsets) {
+    return {_mm512_i32gather_ps(_mm512_cvttps_epi32(offsets.v), data, sizeof(float))};
+  }
+
+  // Pairs of half-precision numbers, one in each lane: the first in the lower bits.
+  template <class Half>
+  static Vector first_of_pairs(const Half* which, Vector pairs) {
+    return from_bits(which, _mm512_cvtepi32_epi16(_mm512_castps_si512(pairs.v)));
+  }
+  static Vector first_of_pairs(const BFloat16*, Vector pairs) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs.v), 16))};
+  }
+  template <class Half>
+  static Vector second_of_pairs(const Half* which, Vector pairs) {
+    const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(pairs.v), 16);
+    return from_bits(which, _mm512_cvtepi32_epi16(upper));
+  }
+  static Vector second_of_pairs(const BFloat16*, Vector pairs) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs.v), upper))};
+  }
+  template <class Half>
+  static Vector pairs_of(const Half* which, Vector first, Vector second) {
+    const __m512i lower = _mm512_cvtepu16_epi32(first.to_bits(which));
+    const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second.to_bits(which)), 16);
+    return {_mm512_castsi512_ps(_mm512_or_si512(lower, upper))};
+  }
+
   // Half precision; the pointer only says which.
   static Vector from_bits(const BFloat16*, __m256i bits) { return {from_bfloat16(bits)}; }
   static Vector from_bits(const Float16*, __m256i bits) { return {_mm512_cvtph_ps(bits)}; }
@@ -107,6 +186,20 @@ inline __mmask16 less(Vector<float> a, Vector<float> b) {
 inline Vector<float> select(__mmask16 mask, Vector<float> yes, Vector<float> no) {
   return {_mm512_mask_blend_ps(mask, no.v, yes.v)};
 }
+// Within each 128 bits: a0 b0 a1 b1, and a2 b2 a3 b3.
+inline Vector<float> interleave_low(Vector<float> a, Vector<float> b) {
+  return {_mm512_unpacklo_ps(a.v, b.v)};
+}
+inline Vector<float> interleave_high(Vector<float> a, Vector<float> b) {
+  return {_mm512_unpackhi_ps(a.v, b.v)};
+}
+// Within each 128 bits: the lower halves of a and b, and their upper halves.
+inline Vector<float> low_halves(Vector<float> a, Vector<float> b) {
+  return {_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a.v), _mm512_castps_pd(b.v)))};
+}
+inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
+  return {_mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a.v), _mm512_castps_pd(b.v)))};
+}
 inline int first_set(__mmask16 mask) { return mask ? __builtin_ctz(mask) : -1; }
 
 template <>
@@ -133,6 +226,21 @@ struct Vector<double> {
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void stream(double* p) const { _mm512_stream_pd(p, v); }
   void store_first(double* p, int count) const { _mm512_mask_storeu_pd(p, first_lanes(count), v); }
+  static Vector load_quads(const char* p, int64_t distance) {
+    return {_mm512_castsi512_pd(load_quads_512(p, distance))};
+  }
+  static Vector load_quads_first(const char* p, int64_t distance, int quads, int bytes) {
+    return {_mm512_castsi512_pd(load_quads_first_512(p, distance, quads, bytes))};
+  }
+  void store_quads(char* p, int64_t distance) const {
+    store_quads_512(_mm512_castpd_si512(v), p, distance);
+  }
+  void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
+    store_quads_first_512(_mm512_castpd_si512(v), p, distance, quads, bytes);
+  }
+  static Vector gather(const double* data, Vector offsets) {
+    return {_mm512_i32gather_pd(_mm512_cvttpd_epi32(offsets.v), data, sizeof(double))};
+  }
 };
 
 inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
@@ -157,6 +265,8 @@ inline Vector<double> power_of_two(Vector<double> shifted) {
   const __m512i power = _mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52);
   return {_mm512_castsi512_pd(_mm512_add_epi64(power, _mm512_castpd_si512(_mm512_set1_pd(1.0))))};
 }
+// floor(log2(a)) for positive a.
+inline Vector<double> exponent(Vector<double> a) { return {_mm512_getexp_pd(a.v)}; }
 inline __mmask8 equal(Vector<double> a, Vector<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
 }
@@ -187,6 +297,12 @@ inline float largest_of_lanes(Vector<float> a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
+  return {_mm512_unpacklo_pd(a.v, b.v)};
+}
+inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
+  return {_mm512_unpackhi_pd(a.v, b.v)};
 }
 inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
 

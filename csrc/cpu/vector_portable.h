@@ -78,6 +78,24 @@ struct PortableVector {
   typedef std::make_unsigned_t<Integer> Bits __attribute__((vector_size(16)));  // may wrap around
   Lanes v;
 
+  // A vector is one quad of 16 bytes; those of other instruction sets are several.
+  static Lanes quad(const void* p) {
+    Lanes lanes;
+    std::memcpy(&lanes, p, sizeof(lanes));
+    return lanes;
+  }
+  // Its first `bytes` bytes, or none of them; the rest is 0.
+  static Lanes quad_first(const char* p, int quads, int bytes) {
+    char buffer[16] = {};
+    for (int i = 0; i < bytes * quads; i += 2) std::memcpy(buffer + i, p + i, 2);
+    return quad(buffer);
+  }
+  void store_quads(char* p, int64_t) const { std::memcpy(p, &v, sizeof(v)); }
+  void store_quads_first(char* p, int64_t, int quads, int bytes) const {
+    char buffer[16];
+    std::memcpy(buffer, &v, sizeof(v));
+    for (int i = 0; i < bytes * quads; i += 2) std::memcpy(p + i, buffer + i, 2);
+  }
   static Mask first_lanes(int count) {
     Mask mask;
     for (int i = 0; i < kWidth; ++i) mask[i] = i < count ? -1 : 0;
@@ -120,6 +138,45 @@ struct Vector<float> : PortableVector<float, int32_t> {
   void store_first(Storage* p, int count) const {
     for (int i = 0; i < count; ++i) from_float(v[i], p + i);
   }
+  static Vector load_quads(const char* p, int64_t) { return {{quad(p)}}; }
+  static Vector load_quads_first(const char* p, int64_t, int quads, int bytes) {
+    return {{quad_first(p, quads, bytes)}};
+  }
+  // data[offset] for each lane; offsets are integers.
+  static Vector gather(const float* data, Vector offsets) {
+    Vector result;
+    for (int i = 0; i < kWidth; ++i) result.v[i] = data[static_cast<int64_t>(offsets.v[i])];
+    return result;
+  }
+
+  // Pairs of half-precision numbers, one in each lane.
+  template <class Half>
+  static Vector first_of_pairs(const Half*, Vector pairs) {
+    return of_pairs<Half>(pairs, 0);
+  }
+  template <class Half>
+  static Vector second_of_pairs(const Half*, Vector pairs) {
+    return of_pairs<Half>(pairs, 1);
+  }
+  template <class Half>
+  static Vector pairs_of(const Half*, Vector first, Vector second) {
+    Half halves[2 * kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      from_float(first.v[i], halves + 2 * i);
+      from_float(second.v[i], halves + 2 * i + 1);
+    }
+    return {{quad(halves)}};
+  }
+
+ private:
+  template <class Half>
+  static Vector of_pairs(Vector pairs, int which) {
+    Half halves[2 * kWidth];
+    std::memcpy(halves, &pairs.v, sizeof(pairs.v));
+    Vector result;
+    for (int i = 0; i < kWidth; ++i) result.v[i] = to_float(halves[2 * i + which]);
+    return result;
+  }
 };
 
 template <>
@@ -140,6 +197,14 @@ struct Vector<double> : PortableVector<double, int64_t> {
   void stream(double* p) const { store(p); }
   void store_first(double* p, int count) const {
     for (int i = 0; i < count; ++i) p[i] = v[i];
+  }
+  static Vector load_quads(const char* p, int64_t) { return {{quad(p)}}; }
+  static Vector load_quads_first(const char* p, int64_t, int quads, int bytes) {
+    return {{quad_first(p, quads, bytes)}};
+  }
+  static Vector gather(const double* data, Vector offsets) {
+    return {{Lanes{data[static_cast<int64_t>(offsets.v[0])],
+                   data[static_cast<int64_t>(offsets.v[1])]}}};
   }
 };
 
@@ -188,6 +253,28 @@ inline Vector<double> power_of_two(Vector<double> shifted) {
 inline Vector<float> exponent(Vector<float> a) {
   using Mask = Vector<float>::Mask;
   return {{__builtin_convertvector(((Mask)a.v >> 23) - 127, Vector<float>::Lanes)}};
+}
+inline Vector<double> exponent(Vector<double> a) {
+  using Mask = Vector<double>::Mask;
+  return {{__builtin_convertvector(((Mask)a.v >> 52) - 1023, Vector<double>::Lanes)}};
+}
+inline Vector<float> interleave_low(Vector<float> a, Vector<float> b) {
+  return {{Vector<float>::Lanes{a.v[0], b.v[0], a.v[1], b.v[1]}}};
+}
+inline Vector<float> interleave_high(Vector<float> a, Vector<float> b) {
+  return {{Vector<float>::Lanes{a.v[2], b.v[2], a.v[3], b.v[3]}}};
+}
+inline Vector<float> low_halves(Vector<float> a, Vector<float> b) {
+  return {{Vector<float>::Lanes{a.v[0], a.v[1], b.v[0], b.v[1]}}};
+}
+inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
+  return {{Vector<float>::Lanes{a.v[2], a.v[3], b.v[2], b.v[3]}}};
+}
+inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
+  return {{Vector<double>::Lanes{a.v[0], b.v[0]}}};
+}
+inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
+  return {{Vector<double>::Lanes{a.v[1], b.v[1]}}};
 }
 template <class Scalar>
 double sum_of_lanes(Vector<Scalar> a) {

@@ -42,6 +42,8 @@ template <class Storage>
 void check_all(Reports& reports) {
   check_sizes<Storage>(reports);
   check_confident_rows<Storage>(reports);
+  check_many_rows<Storage>(reports);
+  check_few_classes<Storage>(reports);
   check_many_neighbours<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);

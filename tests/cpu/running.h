@@ -132,19 +132,16 @@ inline std::string run_merge_shards(const Machine&, const MergeParams& p, const 
 
 inline Execution whole() { return {"whole", false, {}}; }
 
-// Rows one by one where they share vectors, else cut once; where rows are contiguous, chunks cut in
-// every way.
+// Rows cut once and one by one, which may share vectors. Contiguous rows of several chunks, the
+// only ones that threads share, cut into chunks in every way.
 inline std::vector<Execution> splits(const Shape& shape, const Strides& strides) {
-  const bool contiguous = strides.classes == 1;
   const int64_t rows = shape.rows();
   std::vector<Execution> result;
   if (rows > 1) result.push_back({"rows cut once", false, {(rows + 1) / 2}});
-  if (!contiguous) {
-    Cuts every;
-    for (int64_t row = 1; row < rows; ++row) every.push_back(row);
-    result.push_back({"rows one by one", false, every});
-    return result;
-  }
+  Cuts every;
+  for (int64_t row = 1; row < rows; ++row) every.push_back(row);
+  result.push_back({"rows one by one", false, every});
+  if (strides.classes != 1 || chunk_count(shape) == 1) return result;
   const int64_t places = chunk_count(shape) - 1;
   for (int64_t chosen = 0; chosen < int64_t{1} << places; ++chosen) {
     Cuts cuts;

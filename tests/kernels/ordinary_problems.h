@@ -107,6 +107,35 @@ void check_many_rows(Reports& reports) {
   }
 }
 
+// Contiguous rows of few classes, which the CPU transposes: every number of classes up to two times
+// 16 bytes, then some around 16 and 64; more rows than a vector and fewer; every kind of target;
+// the first and the last class as a target, and a row that does not count among others.
+template <class Storage>
+void check_few_classes(Reports& reports) {
+  Random random = random_for<Storage>(8);
+  std::vector<int64_t> sizes = {17, 31, 32, 63, 65, 100, 150};
+  for (int64_t classes = 1; classes <= 16; ++classes) sizes.push_back(classes);
+  int64_t turn = 0;
+  for (const int64_t classes : sizes) {
+    for (const TargetKind target : {TargetKind::index64, TargetKind::index32,
+                                    TargetKind::probabilities, TargetKind::wide_probabilities}) {
+      constexpr int64_t kRows[] = {33, 21, 16, 47, 8};
+      Options options = random_options(random);
+      options.target = target;
+      options.alpha = kAlphas[turn % 7];
+      options.arrangement = static_cast<Arrangement>(turn % 3);  // those of contiguous rows
+      options.shape = {kRows[turn % 5], classes, 1};
+      if (options.arrangement == Arrangement::nested) options.shape = {2, classes, kRows[turn % 5]};
+      ++turn;
+      Problem<Storage> problem(options, random, 0.0, 3.0);
+      problem.set_target(3, 0);
+      problem.set_target(4, classes - 1);
+      problem.set_target(5, options.ignore_index);
+      check_on_all(problem, reports);
+    }
+  }
+}
+
 // Neighbouring rows in several tiles of the CPU's, full ones and a rest; tiles narrowed by many
 // classes; a rest of a rest when rows are cut. Every kind of target with and without smoothing.
 template <class Storage>

@@ -1,5 +1,5 @@
-// Sums over the classes of neighbouring rows, lane by lane: what a row comes to must not depend on
-// the rows that share its vectors. Included inside the target region.
+// Sums over the classes of a tile's rows, lane by lane: what a row comes to must not depend on the
+// rows that share its vectors. Included inside the target region.
 #pragma once
 
 namespace powergrad {
@@ -16,28 +16,29 @@ void for_each_class_in_runs(int64_t classes, const Term& term, const CloseRun& c
 }
 
 // The largest logit of every lane's row; NaN may be passed over (the sums catch it).
-template <class V, class Storage>
-V find_inner_maximum(const Column<V, Storage>& z, int64_t classes) {
+template <class V, class T>
+V find_lane_maxima(const Column<V, T>& z, int64_t classes) {
   V best = V::broadcast(-kInfinity);
   for (int64_t c = 0; c < classes; ++c) best = maximum(z[c], best);
   return best;
 }
 
+// Sums of exponentials without the largest one, which is 1.
 template <class V>
-struct InnerSums {
-  V rest;
+struct LaneSums {
+  V sumexp_m1;
   V alpha_sumexp_m1;
 
-  InnerSums poisoned(V maximum) const {
-    return {rest + nan_if_infinite(maximum), alpha_sumexp_m1 + nan_if_infinite(maximum)};
+  LaneSums with_nan_if_infinite(V maximum) const {
+    return {sumexp_m1 + nan_if_infinite(maximum), alpha_sumexp_m1 + nan_if_infinite(maximum)};
   }
 };
 
 // The sums of every lane's row. keep(c, powered) gets the powered exponentials; prefetch(c) asks
 // for what is read after this.
-template <class Evaluate, class V, class Storage, class Keep, class Prefetch>
-InnerSums<V> sum_inner(const Evaluate& evaluate, const Column<V, Storage>& z, int64_t classes,
-                       V largest, const Keep& keep, const Prefetch& prefetch) {
+template <class Evaluate, class V, class T, class Keep, class Prefetch>
+LaneSums<V> sum_lanes(const Evaluate& evaluate, const Column<V, T>& z, int64_t classes, V largest,
+                      const Keep& keep, const Prefetch& prefetch) {
   const V zero = V::broadcast(0);
   const V one = V::broadcast(1);
   auto plain = LongSum<V>::start();
@@ -59,21 +60,17 @@ InnerSums<V> sum_inner(const Evaluate& evaluate, const Column<V, Storage>& z, in
   return {plain.total + ties, powered.total + ties};
 }
 
-// The sums of a tile's rows, read class by class.
-template <class V, class Storage>
-TileLanes<V> sum_tile(const InnerTile& tile, const Storage* data, int64_t classes, int64_t stride) {
-  const ClassWalk walk(classes, stride, kTileRows);
+// The sums of a tensor's rows, read class by class.
+template <class V, class Columns>
+TileLanes<V> sum_columns(const Tile& tile, const Columns& columns, int64_t classes) {
   LongSum<V> sums[kTileVectors<V>];
   const auto each_vector = [&](const auto& function) {
     for_each_vector_of<V>(tile,
                           [&](const TileVector& vector) { function(vector, sums[vector.number]); });
   };
   const auto add = [&](int64_t c) {
-    each_vector([&](const TileVector& vector, LongSum<V>& sum) {
-      const Storage* from = data + c * stride + vector.first;
-      walk.prefetch(from, c);
-      sum.add(load_lanes<V>(from, vector.lanes));
-    });
+    each_vector(
+        [&](const TileVector& vector, LongSum<V>& sum) { sum.add(columns.next(vector, c)); });
   };
   each_vector([](const TileVector&, LongSum<V>& sum) { sum = LongSum<V>::start(); });
   for_each_class_in_runs<V>(classes, add, [&] {
@@ -98,9 +95,10 @@ V remote_lanes(V sums) {
   const V positive = select(less(zero, sums), V::broadcast(1), zero);
   return select(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive, zero);
 }
+// Whether one of the first lanes is 1.
 template <class V>
-bool has_remote(V remote, int lanes) {
-  const int first = first_set(equal(remote, V::broadcast(1)));
+bool any_of(V flags, int lanes) {
+  const int first = first_set(equal(flags, V::broadcast(1)));
   return first >= 0 && first < lanes;
 }
 
@@ -118,20 +116,20 @@ struct LanewiseEvaluator {
 
 // The sums of one vector of a tile.
 template <class Kind, class V, class Storage, class Keep>
-InnerSums<V> reduce_inner(double alpha, const TileLogits<Storage>& logits, const TileVector& vector,
-                          int64_t classes, V largest, const Keep& keep) {
-  const auto sum = [&](const auto& evaluate, const auto& column) {
-    return sum_inner(evaluate, column, classes, largest, keep,
+LaneSums<V> reduce_lanes(double alpha, const TileLogits<Storage>& logits, const TileVector& vector,
+                         int64_t classes, V largest, const Keep& keep) {
+  const auto sum = [&](const auto& evaluate, const auto& columns) {
+    return sum_lanes(evaluate, columns.of(vector), classes, largest, keep,
                      [&](int64_t c) { logits.prefetch_next(vector, c); });
   };
   const Evaluator<Kind, Exponential<V>> fast(alpha);
-  const InnerSums<V> sums =
-      logits.with_column(vector, [&](const auto& column) { return sum(fast, column); });
-  const V remote = maximum(remote_lanes(sums.rest), remote_lanes(sums.alpha_sumexp_m1));
-  if (!has_remote(remote, vector.lanes)) return sums;
-  // Packed logits may have made room for the exponentials by now.
-  const Evaluator<Kind, ExactExponential<V>> exact(alpha);
-  return sum(LanewiseEvaluator<Kind, V>{fast, exact, remote}, logits.in_place(vector));
+  const LaneSums<V> sums =
+      logits.with_columns([&](const auto& columns) { return sum(fast, columns); });
+  const V remote = maximum(remote_lanes(sums.sumexp_m1), remote_lanes(sums.alpha_sumexp_m1));
+  if (!any_of(remote, vector.lanes)) return sums;
+  const LanewiseEvaluator<Kind, V> lanewise{fast, Evaluator<Kind, ExactExponential<V>>(alpha),
+                                            remote};
+  return logits.with_columns_again([&](const auto& columns) { return sum(lanewise, columns); });
 }
 
 }  // namespace

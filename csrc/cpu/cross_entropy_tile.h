@@ -1,0 +1,176 @@
+// Cross-entropy on tiles of rows, forward and backward. Included inside the target region.
+#pragma once
+
+namespace powergrad {
+namespace {
+
+template <class Storage>
+class CrossEntropyTiles {
+ public:
+  using Scalar = AccumulateOf<Storage>;
+  using V = Vector<Scalar>;
+  using Params = CrossEntropyParams;
+
+  CrossEntropyTiles(const Params& p, const TileScratch<Scalar>& scratch)
+      : p_(p), scratch_(scratch), targets_(p), exponential_(p.alpha) {}
+
+  template <class Kind>
+  void forward(const Tile& tile) const {
+    const int64_t classes = p_.shape.classes;
+    const TileLogits<Storage> logits(tile, p_.logits, p_.shape, p_.logits_strides, scratch_);
+    const TileDenseTarget<Storage> dense(p_, tile, scratch_);
+    const KeptTile<V> exponentials = kept(tile);
+    Gradient gradient;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const RowLanes<V> rows(tile, vector);
+      const LaneTargets<V> target = targets_.read(rows);
+      const V zero = V::broadcast(0);
+      LaneDistance<V> loss{zero, zero};
+      const V maximum = logits.with_columns([&](const auto& columns) {
+        const auto column = columns.of(vector);
+        const V largest = find_lane_maxima(column, classes);
+        if (has_dense_target(p_)) {
+          loss = sum_dense_target<Storage>(p_, dense, vector, column, lane_references(largest));
+        }
+        return largest;
+      });
+      V z_target = zero;
+      if (p_.target_index != nullptr) {
+        z_target = logits.gather(vector, target.number);
+        loss.target_weight = loss.target_weight + target.point_weight;
+        // Not for a row without a class, whose logit may be infinite.
+        const V below = lane_references(maximum) - z_target;
+        const V distance = select(less(target.number, zero), zero, target.point_weight * below);
+        loss.distance = loss.distance + distance;
+      }
+      LaneSums<V> sums =
+          reduce_lanes<Kind>(p_.alpha, logits, vector, classes, maximum, [&](int64_t c, V powered) {
+            if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
+          });
+      const V ignored = target.ignored();
+      const auto write = [&](V value, void* to) {
+        rows.store(select(equal(ignored, zero), value, zero), to);
+      };
+      if (p_.sumexp_m1 != nullptr) {
+        write(sums.sumexp_m1, p_.sumexp_m1);
+      } else {
+        sums = sums.with_nan_if_infinite(maximum);
+        // Both terms are >= 0, so nothing cancels.
+        loss.distance = multiply_add(loss.target_weight, log1p(sums.sumexp_m1), loss.distance);
+      }
+      write(loss.distance, p_.losses);
+      if (p_.statistics != nullptr) {
+        write(maximum, statistic(kMaximum));
+        write(sums.alpha_sumexp_m1, statistic(kAlphaSumexpM1));
+        write(loss.target_weight, statistic(kTargetWeight));
+      }
+      if (p_.gradient == nullptr) return;
+      gradient.softmax.set(vector, maximum, sums.alpha_sumexp_m1, loss.target_weight, scale(rows),
+                           ignored);
+      set_target(gradient, vector, target, z_target);
+    });
+    if (p_.gradient == nullptr) return;
+    if (exponentials.data != nullptr) {
+      write(tile, gradient, dense, exponentials);
+    } else {
+      write_again(tile, gradient, dense, logits);
+    }
+  }
+
+  void backward(const Tile& tile) const {
+    const TileLogits<Storage> logits(tile, p_.logits, p_.shape, p_.logits_strides, scratch_);
+    const TileDenseTarget<Storage> dense(p_, tile, scratch_);
+    Gradient gradient;
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const RowLanes<V> rows(tile, vector);
+      const LaneTargets<V> target = targets_.read(rows);
+      gradient.softmax.set(vector, rows.load(statistic(kMaximum)),
+                           rows.load(statistic(kAlphaSumexpM1)),
+                           rows.load(statistic(kTargetWeight)), scale(rows), target.ignored());
+      set_target(gradient, vector, target, logits.gather(vector, target.number));
+    });
+    write_again(tile, gradient, dense, logits);
+  }
+
+ private:
+  // What the gradient of a tile is made of besides its exponentials.
+  struct Gradient {
+    TileSoftmax<V> softmax;
+    TileLanes<V> number;  // of the index target, where the target is dense as well
+    TileLanes<V> target_weight;
+  };
+
+  void set_target(Gradient& gradient, const TileVector& vector, const LaneTargets<V>& target,
+                  V z_target) const {
+    if (has_dense_target(p_)) {
+      gradient.number.set(vector, target.number);
+      gradient.target_weight.set(vector, target.target_weight);
+    } else {
+      gradient.softmax.set_index_target(vector, target, z_target, exponential_);
+    }
+  }
+
+  Scalar* statistic(Statistic which) const { return statistic_of_rows<Scalar>(p_, which); }
+
+  V scale(const RowLanes<V>& rows) const {
+    V value = V::broadcast(1);
+    if (p_.grad_output != nullptr) {
+      value = p_.grad_output_stride == 0 ? V::broadcast(*static_cast<const Scalar*>(p_.grad_output))
+                                         : rows.load(p_.grad_output);
+    }
+    if (p_.total_weight == nullptr) return value;
+    return value / V::broadcast(static_cast<Scalar>(*p_.total_weight));
+  }
+
+  // Exponentials are kept over the packed logits, or else in a gradient that is wide enough.
+  KeptTile<V> kept(const Tile& tile) const {
+    if (p_.gradient == nullptr) return {nullptr, 0, false};
+    if (scratch_.logits != nullptr) return {scratch_.logits, scratch_.width, true};
+    if constexpr (kIsAccumulate<Storage>) {
+      return {static_cast<Scalar*>(p_.gradient) + tile.offset(p_.gradient_strides),
+              p_.gradient_strides.classes, false};
+    } else {
+      return {nullptr, 0, false};
+    }
+  }
+
+  void write_again(const Tile& tile, const Gradient& gradient,
+                   const TileDenseTarget<Storage>& dense, const TileLogits<Storage>& logits) const {
+    logits.with_columns([&](const auto& columns) {
+      using Columns = std::decay_t<decltype(columns)>;
+      write(tile, gradient, dense, FreshTile<V, Columns>{columns, gradient.softmax, exponential_});
+    });
+  }
+
+  template <class Powered>
+  void write(const Tile& tile, const Gradient& gradient, const TileDenseTarget<Storage>& dense,
+             const Powered& powered) const {
+    const TileOutput<Storage> out(tile, p_.gradient, p_.shape, p_.gradient_strides, scratch_);
+    const auto each = [&](const auto& value) {
+      for_each_class_of<V>(tile, p_.shape.classes,
+                           [&](const TileVector& vector, int64_t c, V number) {
+                             out.write(vector, c, value(vector, c, powered(vector, c), number));
+                           });
+    };
+    if (has_dense_target(p_)) {
+      each([&](const TileVector& vector, int64_t c, V e, V number) {
+        const V target_c = select(equal(number, gradient.number.at(vector)),
+                                  gradient.target_weight.at(vector), dense(vector, c));
+        return gradient.softmax.gradient(vector, e, target_c);
+      });
+    } else {
+      each([&](const TileVector& vector, int64_t, V e, V number) {
+        return gradient.softmax.gradient_of_index_target(vector, e, number);
+      });
+    }
+    out.finish();
+  }
+
+  const Params& p_;
+  const TileScratch<Scalar>& scratch_;
+  TargetReader<Scalar> targets_;
+  PoweredExponential<V> exponential_;
+};
+
+}  // namespace
+}  // namespace powergrad
