@@ -17,7 +17,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_bui
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help demo test pytest test-torch build lint format core-test bench bench-results gpu clean
+.PHONY: help demo check test test-all test-rest docs pytest test-torch build lint format core-test
+.PHONY: bench bench-results gpu clean
 
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk '{ name = $$0; sub(/:.*/, "", name); sub(/^[^:]*:/, ""); printf "  make %-14s %s\n", name, $$0 }'
@@ -25,9 +26,27 @@ help: ## list what can be done
 demo: $(VENV)/.demo ## install, build and train on real data with cross-entropy and with PGT
 	python -m examples.digits
 
-test: lint core-test $(VENV)/.frameworks ## install, build and run every check
-	REQUIRED_FRAMEWORKS='lightning transformers trl' python -m pytest
+# Three levels. Each test runs in a worker with one torch thread.
+check: lint build/core ## after a change: style, types, kernels, semantics; at most 3 minutes once built
+	$(PYTEST) --level check $(CHECKED)
+
+test: lint build/core docs ## every change: install, build, and test all behaviour; about 15 minutes
+	$(PYTEST)
+
+test-all: test test-rest ## before a release: all of that, and what takes long
+
+test-rest: build/address build/thread $(VENV)/.frameworks ## what test leaves out: sanitizers, builds, other instruction sets and torch
+	$(PYTEST) --level rest
 	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
+
+WORKERS = 2
+PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='lightning transformers trl' \
+    python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
+CHECKED = tests/semantics tests/accuracy/test_sizes.py tests/accuracy/test_special_values.py \
+    tests/framework/test_operator_registration.py tests/framework/test_modules.py
+
+docs: $(VENV)/.frameworks ## build the documentation, strictly, into build/docs
+	sphinx-build -W --keep-going --quiet --builder html docs build/docs
 
 pytest: $(VENV)/.test $(if $(VISION),$(VENV)/.vision)
 	$(if $(VISION),REQUIRED_FRAMEWORKS='fastai timm torchtitan torchvision') python -m pytest $(TESTS)
@@ -35,14 +54,14 @@ pytest: $(VENV)/.test $(if $(VISION),$(VENV)/.vision)
 # A second environment: torchvision, and so timm, does not import beside the CPU build of torch. This
 # build is for CUDA, of which the tests here need nothing.
 VISION_TORCH = torch==2.14.1 torchvision==0.29.1
-VISION_TESTS = tests/integrations tests/examples/test_imagenet.py tests/semantics/test_like_torch.py \
+VISION_TESTS = tests/integrations tests/docs tests/examples/test_imagenet.py tests/semantics/test_like_torch.py \
     tests/semantics/test_shapes.py tests/accuracy/test_sizes.py
 
 # A copy, since a tree holds one compiled module, which is kept; what is gone here is gone there.
 TREE = build/trees/$(subst ==,-,$(firstword $(TORCH)))
 test-torch: ## run the tests with another torch, in a copy with an environment of its own (TORCH=...)
 	@mkdir -p $(TREE)
-	@rm -rf $(addprefix $(TREE)/,bench csrc examples tests)
+	@rm -rf $(addprefix $(TREE)/,bench csrc docs examples tests)
 	@git ls-files -z --cached --others --exclude-standard | \
 	    xargs -0 cp --parents --update --preserve=timestamps --target-directory=$(TREE)
 	$(if $(VISION),POWERGRAD_CUDA=OFF) $(MAKE) --no-print-directory -C $(TREE) \
@@ -50,7 +69,7 @@ test-torch: ## run the tests with another torch, in a copy with an environment o
 
 build: $(VENV)/.test ## compile what has changed
 
-lint: $(VENV)/.test ## check style and types
+lint: $(VENV)/.frameworks ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
@@ -103,7 +122,7 @@ clean: ## remove all that was built; the virtual environment stays
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
 $(VENV)/.bench: NEEDS = bench
 $(VENV)/.demo: NEEDS = demo
-$(VENV)/.test: NEEDS = demo,lint,test
+$(VENV)/.test: NEEDS = demo,docs,lint,test
 $(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing what is needed and compiling the extension: about a minute or two'
 	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]'

@@ -1,4 +1,9 @@
-"""Fixtures that every test shares: where to run, and with which instructions."""
+"""What every test shares: the level that is run, devices, and instruction sets.
+
+Levels: `check` runs each test with the CPU's best instruction set; `test`, the default, with that
+and the scalar one; `rest` is what `test` leaves out: tests marked slow, all other instruction sets,
+and long runs of hypothesis.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +21,44 @@ from powergrad_ext._native import _C
 # What most machines that run tests have, and Inductor then refuses more: so on a desk too.
 os.environ.setdefault("CI", "true")
 
-with suppress(ModuleNotFoundError):  # where it is missing, its tests are skipped
-    import hypothesis
-
-    # The same examples in every run: a failure in CI is a failure on a desk.
-    hypothesis.settings.register_profile(
-        "ci", deadline=None, max_examples=300, derandomize=True, database=None
-    )
-    hypothesis.settings.register_profile("explore", deadline=None, max_examples=5000)
-    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+EXAMPLES = {"check": 20, "test": 100, "rest": 1000}
+ISAS = tuple(_C.available_isas())
+BEST = ISAS[0]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A GPU has no instruction set to choose: one run of each test is enough there."""
-    items[:] = [item for item in items if not _repeats_on_gpu(getattr(item, "callspec", None))]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--level", choices=tuple(EXAMPLES), default="test")
 
 
-def _repeats_on_gpu(call: Any) -> bool:
-    if call is None or call.params.get("device") != "cuda":
-        return False
-    first = _C.available_isas()[0]
-    return call.params.get("isa", first) != first
+def pytest_configure(config: pytest.Config) -> None:
+    level = config.getoption("--level")
+    with suppress(ModuleNotFoundError):  # where it is missing, its tests are skipped
+        import hypothesis
+
+        # The same examples in every run: a failure in CI is a failure on a desk.
+        hypothesis.settings.register_profile(
+            level, deadline=None, max_examples=EXAMPLES[level], derandomize=True, database=None
+        )
+        hypothesis.settings.load_profile(level)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    level = config.getoption("--level")
+    left_out = [item for item in items if not _is_run(item, level)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if _is_run(item, level)]
+
+
+def _is_run(item: pytest.Item, level: str) -> bool:
+    parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    isa = parameters.get("isa", BEST)
+    if parameters.get("device") == "cuda" and isa != BEST:
+        return False  # a GPU has no instruction set to choose
+    in_test = item.get_closest_marker("slow") is None and isa in (BEST, "scalar")
+    if level == "rest":
+        function = getattr(item, "obj", None)
+        return not in_test or getattr(function, "is_hypothesis_test", False)
+    return in_test and (level == "test" or isa == BEST)
 
 
 @pytest.fixture(params=devices())
@@ -44,7 +66,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(params=_C.available_isas())
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with each instruction set that this CPU has."""
     with instruction_set(request.param):

@@ -1,8 +1,8 @@
 """Any shape, strides, type and options at once, against the float64 identity.
 
 By way of the definition in long double, which has the digits to judge by (see oracle.py).
-Bounded in time by the number and size of the examples, which are the same in every run; set
-HYPOTHESIS_PROFILE=explore for many more, and new ones.
+Bounded in time by the number and size of the examples, which are the same in every run;
+--level=rest for many more.
 """
 
 import pytest

@@ -50,6 +50,6 @@ def test_a_python_without_venv_is_named(tmp_path: Path, old_python: Path) -> Non
 
 def test_make_alone_lists_what_can_be_done() -> None:
     result = run("make", cwd=REPOSITORY)
-    targets = "demo test test-torch build lint format core-test bench bench-results gpu clean"
+    targets = "demo check test test-all docs test-torch build lint format core-test bench gpu clean"
     for target in targets.split():
         assert f"make {target} " in result.stdout
