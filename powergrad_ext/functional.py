@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import jagged, onnx, sharded
+from powergrad_ext import dtensor, jagged, onnx
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, as_tensor
+from powergrad_ext.vocab_parallel import Options
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -98,9 +99,9 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
-    if type(input) is not Tensor and sharded.is_sharded(input):
-        arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
-        return sharded.cross_entropy(*arguments, alpha)
+    if type(input) is not Tensor and dtensor.is_dtensor(input):
+        options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
+        return dtensor.cross_entropy(input, target, options)
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,
@@ -174,8 +175,8 @@ def log_softmax(
         dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
-    if type(input) is not Tensor and sharded.is_sharded(input):
-        return sharded.log_softmax(input, dim, as_tensor(alpha, input))
+    if type(input) is not Tensor and dtensor.is_dtensor(input):
+        return dtensor.log_softmax(input, dim, as_tensor(alpha, input))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     if torch._C._is_tracing():

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import sharded
+from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
 from powergrad_ext.functional import cross_entropy, require_tensor, require_type
+from powergrad_ext.vocab_parallel import Options
 
 
 def linear_cross_entropy(
@@ -98,18 +99,10 @@ def linear_cross_entropy(
                 f"got {chunk_rows}"
             )
     exponent = as_alpha(alpha)
-    if type(linear_weight) is not Tensor and sharded.is_sharded(linear_weight):
-        return sharded.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            exponent,
-            chunk_rows,
+    if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
+        options = Options(weight, ignore_index, reduction, label_smoothing, exponent)
+        return dtensor.linear_cross_entropy(
+            input, linear_weight, target, linear_bias, options, chunk_rows
         )
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
@@ -243,6 +236,16 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
                 alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
                 chunk_rows=0 if self.chunk_rows is None else self.chunk_rows,
             )
+        if type(self.linear).forward is not nn.Linear.forward:
+            raise TypeError(
+                "PowerGradLinearCrossEntropyLoss: .linear must compute what nn.Linear does, since "
+                f"it is fused with the loss, got {type(self.linear).__name__}"
+            )
+        if dtensor.has_hooks(self.linear):
+            return dtensor.within_layer(self.linear, lambda input: self._loss(input, target), input)
+        return self._loss(input, target)
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         return linear_cross_entropy(
             input,
             self.linear.weight,
