@@ -1,4 +1,4 @@
-"""Losses of logits whose classes are shared out over processes (vocabulary parallel)."""
+"""Losses of logits whose classes are sharded over processes (vocabulary parallel)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def vocab_parallel_cross_entropy(
         reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
         label_smoothing: in [0, 1], over the classes of all ranks.
         alpha: as for cross_entropy.
-        group: the process group that shares out the classes; None is the default group.
+        group: the process group that shards the classes; None is the default group.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of

@@ -50,7 +50,7 @@ def cross_entropy(
 
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
-            (N, C, d1, ..., dK), any strides. Or a DTensor: what is shared out over a dimension of
+            (N, C, d1, ..., dK), any strides. Or a DTensor: what is sharded over a dimension of
             rows stays where it is, classes over one mesh dimension take an all-gather of five
             numbers a row (:mod:`powergrad_ext.distributed`), any other placement is undone first.
         target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
@@ -148,7 +148,8 @@ def log_softmax(
     Args:
         input: float32, float64, bfloat16 or float16, any shape and strides; or jagged, where dim is
             neither the batch nor the ragged dimension; or a DTensor, as for :func:`cross_entropy`,
-            whose backward then adds up a number a row where dim is shared out.
+            whose backward then adds up a number a row where dim is sharded, and which is refused
+            inside torch's loss_parallel().
         dim: the dimension of the classes.
         alpha: as for :func:`cross_entropy`.
         dtype: input is converted to it first. Under CUDA's autocast half-precision input is

@@ -112,9 +112,13 @@ def default_row_chunks(mesh):
 
 
 def exact_layer(dtype):
-    """Many rows, whose logits are exact in half precision, and a class that is never a target."""
+    """Many rows, whose logits are exact in half precision, and a class that is never a target.
+
+    The first feature is 1, so the gradient of its weights is that of the bias.
+    """
     random = torch.Generator().manual_seed(0)
     input = torch.randint(0, 2, (600, 4), generator=random)
+    input[:, 0] = 1
     linear_weight = torch.randint(-2, 3, (CLASSES, 4), generator=random)
     linear_bias = torch.randint(-1, 2, (CLASSES,), generator=random)
     target = torch.randint(1, CLASSES, (600,), generator=random)
@@ -137,6 +141,8 @@ def check_half(found, tensors, target, dtype, options):
     for one, other, bound in zip(found[1:], right, bounds, strict=True):
         rounding = eps / 2 * other.abs() + 1e-5 * other.abs().max()
         assert ((one.double() - other).abs() <= bound + rounding).all()
+    of_weight, of_bias = (one.double() for one in found[2:])
+    torch.testing.assert_close(of_weight[:, 0], of_bias, rtol=eps, atol=0)
 
 
 def half_precision(mesh):
