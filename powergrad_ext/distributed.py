@@ -1,4 +1,4 @@
-"""Losses of logits whose classes are shared out over processes (vocabulary parallel)."""
+"""Losses of logits whose classes are sharded over processes (vocabulary parallel)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch import Tensor
 
-from powergrad_ext import sharded
+from powergrad_ext import dtensor
 from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_alpha
 from powergrad_ext.functional import require_tensor, require_type
-from powergrad_ext.shards import Shard, cross_entropy
+from powergrad_ext.vocab_parallel import Options, Shard, cross_entropy
 
 
 def vocab_parallel_cross_entropy(
@@ -47,7 +47,7 @@ def vocab_parallel_cross_entropy(
         reduction: "none", "mean" (divided by the summed weights of the rows that count) or "sum".
         label_smoothing: in [0, 1], over the classes of all ranks.
         alpha: as for cross_entropy.
-        group: the process group that shares out the classes; None is the default group.
+        group: the process group that shards the classes; None is the default group.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
@@ -70,7 +70,7 @@ def vocab_parallel_cross_entropy(
     require_type(name, "reduction", reduction, str, "str")
     require_type(name, "label_smoothing", label_smoothing, Real, "float")
     exponent = as_alpha(alpha)
-    if sharded.is_sharded(input):
+    if dtensor.is_dtensor(input):
         raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")
     if input.dim() == target.dim() and target.is_floating_point():
         raise RuntimeError(
@@ -88,16 +88,9 @@ def vocab_parallel_cross_entropy(
     classes = input.shape[min(input.dim() - 1, 1)] if input.dim() > 0 else 0
     # A compiler takes the index of a size for a constant.
     shard = _shard_of(operator.index(classes), group.group_name)
-    return cross_entropy(
-        input,
-        target,
-        weight,
-        operator.index(ignore_index),
-        reduction,
-        float(label_smoothing),
-        exponent,
-        shard,
-    )[0]
+    index, smoothing = operator.index(ignore_index), float(label_smoothing)
+    options = Options(weight, index, reduction, smoothing, exponent)
+    return cross_entropy(input, target, options, shard)[0]
 
 
 @assume_constant_result

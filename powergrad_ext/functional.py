@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import jagged, onnx, sharded
+from powergrad_ext import dtensor, jagged, onnx
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, as_tensor
+from powergrad_ext.vocab_parallel import Options
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -49,7 +50,7 @@ def cross_entropy(
 
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
-            (N, C, d1, ..., dK), any strides. Or a DTensor: what is shared out over a dimension of
+            (N, C, d1, ..., dK), any strides. Or a DTensor: what is sharded over a dimension of
             rows stays where it is, classes over one mesh dimension take an all-gather of five
             numbers a row (:mod:`powergrad_ext.distributed`), any other placement is undone first.
         target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
@@ -98,9 +99,9 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
-    if type(input) is not Tensor and sharded.is_sharded(input):
-        arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
-        return sharded.cross_entropy(*arguments, alpha)
+    if type(input) is not Tensor and dtensor.is_dtensor(input):
+        options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
+        return dtensor.cross_entropy(input, target, options)
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.cross_entropy(
             input,
@@ -147,7 +148,8 @@ def log_softmax(
     Args:
         input: float32, float64, bfloat16 or float16, any shape and strides; or jagged, where dim is
             neither the batch nor the ragged dimension; or a DTensor, as for :func:`cross_entropy`,
-            whose backward then adds up a number a row where dim is shared out.
+            whose backward then adds up a number a row where dim is sharded, and which is refused
+            inside torch's loss_parallel().
         dim: the dimension of the classes.
         alpha: as for :func:`cross_entropy`.
         dtype: input is converted to it first. Under CUDA's autocast half-precision input is
@@ -174,8 +176,8 @@ def log_softmax(
         dtype = torch.float32 if input.dtype in HALF_DTYPES else None
     if dtype is not None:
         input = input.to(dtype)
-    if type(input) is not Tensor and sharded.is_sharded(input):
-        return sharded.log_softmax(input, dim, as_tensor(alpha, input))
+    if type(input) is not Tensor and dtensor.is_dtensor(input):
+        return dtensor.log_softmax(input, dim, as_tensor(alpha, input))
     if torch.compiler.is_compiling():
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     if torch._C._is_tracing():

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from powergrad_ext import sharded
+from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
 from powergrad_ext.functional import cross_entropy, require_tensor, require_type
+from powergrad_ext.vocab_parallel import Options
 
 
 def linear_cross_entropy(
@@ -46,10 +47,11 @@ def linear_cross_entropy(
     Args:
         input: (H) or (N, H), float32, float64, bfloat16 or float16.
         linear_weight: (C, H), or (C, d1, ..., dK, H) for a loss of K dimensions; of input's type.
-            Or a DTensor (C, H), whose classes may be shared out (Shard(0), as by ColwiseParallel):
-            each process makes the logits of its own, and every chunk of rows takes an exchange of
-            five numbers a row. input is (N, H) then, a DTensor or the same on every rank, target
-            holds class indices, and create_graph=True is refused.
+            Or a DTensor (C, H), whose classes may be sharded (Shard(0), as by ColwiseParallel):
+            each process makes the logits of its own, and every row chunk takes an exchange of five
+            numbers a row. input is a DTensor (N, H) then, target holds class indices (plain ones
+            are those of this rank's rows), and create_graph=True is refused. FSDP2 gathers a weight
+            that it has sharded for the forward of its module only: call the function there.
         target: as for cross_entropy of logits (C), (N, C) or (N, C, d1, ..., dK).
         linear_bias: (C) or (C, d1, ..., dK); of input's type.
         weight: (C), the classes' weights.
@@ -67,7 +69,8 @@ def linear_cross_entropy(
 
     Raises:
         RuntimeError: shapes, types or devices of the layer that do not fit each other.
-        ValueError: chunk_rows is not greater than 0; and
+        TypeError: linear_weight is a DTensor and input is not.
+        ValueError: chunk_rows is not greater than 0; DTensors of different meshes; and
         all that cross_entropy raises: before anything is computed.
     """
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
@@ -98,18 +101,10 @@ def linear_cross_entropy(
                 f"got {chunk_rows}"
             )
     exponent = as_alpha(alpha)
-    if type(linear_weight) is not Tensor and sharded.is_sharded(linear_weight):
-        return sharded.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            exponent,
-            chunk_rows,
+    if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
+        options = Options(weight, ignore_index, reduction, label_smoothing, exponent)
+        return dtensor.linear_cross_entropy(
+            input, linear_weight, target, linear_bias, options, chunk_rows
         )
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
@@ -180,7 +175,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
     """:func:`powergrad_ext.linear_cross_entropy` as a module that holds the layer, as ``.linear``.
 
     In place of torch.nn.LinearCrossEntropyLoss (torch 2.13), whose state dicts it loads, or of a
-    model's last nn.Linear and its loss.
+    model's last nn.Linear and its loss. It may be a group of FSDP2's, and so may ``.linear``; a
+    parallel plan may shard ``.linear`` (ColwiseParallel) and says what its plain inputs are.
 
     Args:
         in_features: H, the size of each input.
@@ -195,6 +191,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
     Raises:
         ValueError: alpha is not finite and > 0.
         RuntimeError: weight has not shape (C); label_smoothing is outside [0, 1].
+        TypeError, from forward: .linear is a DTensor and nothing says what a plain input is, or
+            .linear has a forward of its own.
     """
 
     def __init__(
@@ -243,6 +241,16 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
                 alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
                 chunk_rows=0 if self.chunk_rows is None else self.chunk_rows,
             )
+        if type(self.linear).forward is not nn.Linear.forward:
+            raise TypeError(
+                "PowerGradLinearCrossEntropyLoss: .linear must compute what nn.Linear does, since "
+                f"it is fused with the loss, got {type(self.linear).__name__}"
+            )
+        if dtensor.has_hooks(self.linear):
+            return dtensor.within_layer(self.linear, lambda input: self._loss(input, target), input)
+        return self._loss(input, target)
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         return linear_cross_entropy(
             input,
             self.linear.weight,

@@ -1,12 +1,12 @@
 """Two processes on gloo: the gradients of DDP and FSDP2 are those of one process."""
 
+import itertools
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,17 +37,11 @@ class WithLastLayer(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16))
         self.loss = pg.PowerGradLinearCrossEntropyLoss(16, 10, bias=True, chunk_rows=4)
 
     def forward(self, x, target):
         return self.loss(self.body(x), target)
-
-
-def gradients(model, x, target):
-    """An upstream gradient other than 1: the loss is scaled, as for accumulation."""
-    (0.5 * model(x, target)).backward()
-    return [parameter.grad for parameter in model.parameters()]
 
 
 def with_ddp(model):
@@ -55,14 +49,74 @@ def with_ddp(model):
 
 
 def with_fsdp(model):
-    mesh = init_device_mesh("cpu", (PROCESSES,))
     for layer in [*model.body, model.loss]:
         if any(True for _ in layer.parameters()):
-            fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+            fully_shard(layer)
+    return fully_shard(model)
 
 
-def train(rank, rendezvous, distribute, make_model):
+def with_one_group(model):
+    return fully_shard(model)
+
+
+def with_last_layer_as_group(model):
+    if isinstance(model, WithLastLayer):
+        fully_shard(model.loss.linear)
+    return fully_shard(model)
+
+
+def with_last_layer_kept(model):
+    if isinstance(model, WithLastLayer):
+        fully_shard(model.loss.linear, reshard_after_forward=False)
+    return fully_shard(model)
+
+
+def with_last_layer_and_norm_as_group(model):
+    if isinstance(model, WithLastLayer):
+        fully_shard([model.body[-1], model.loss.linear])
+    return fully_shard(model)
+
+
+DISTRIBUTED = [
+    with_ddp,
+    with_fsdp,
+    with_one_group,
+    with_last_layer_as_group,
+    with_last_layer_kept,
+    with_last_layer_and_norm_as_group,
+]
+
+
+def check_training(distribute, make_model, rank):
+    """The rows of the ranks differ; the loss and every gradient, twice, as of one process."""
+    x, target = (tensor.chunk(PROCESSES)[rank] for tensor in make_batch())
+    model = distribute(make_model())
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(x, target)
+        (0.5 * loss).backward()
+    alone = make_model()
+    right = alone(*make_batch())
+    (0.5 * right).backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    torch.testing.assert_close(mean / PROCESSES, right.detach())
+    for parameter, whole in zip(model.parameters(), alone.parameters(), strict=True):
+        grad = parameter.grad
+        found = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+        torch.testing.assert_close(found, whole.grad)
+
+
+def refuse_what_fsdp_has_sharded(rank):
+    """The function cannot gather a weight, and does not take its shards for sharded classes."""
+    model = WithLastLayer()
+    fully_shard(model.loss.linear)
+    x, target = (tensor.chunk(PROCESSES)[rank] for tensor in make_batch())
+    with pytest.raises(TypeError, match=r"argument 'input' must be a DTensor.*FSDP2 has sharded"):
+        pg.linear_cross_entropy(model.body(x), model.loss.linear.weight, target)
+
+
+def train(rank, rendezvous):
     """Runs in a process of its own; whatever it raises reaches the test.
 
     Ends its process itself. DTensor's caches keep the mesh, and with it the process group and the
@@ -74,17 +128,13 @@ def train(rank, rendezvous, distribute, make_model):
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
     )
-    x, target = (tensor.chunk(PROCESSES)[rank] for tensor in make_batch())
-    found = gradients(distribute(make_model()), x, target)
-    whole = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in found]
-    torch.testing.assert_close(whole, gradients(make_model(), *make_batch()))
+    for distribute, make_model in itertools.product(DISTRIBUTED, (BeforeLoss, WithLastLayer)):
+        check_training(distribute, make_model, rank)
+    refuse_what_fsdp_has_sharded(rank)
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
     os._exit(0)
 
 
-@pytest.mark.parametrize("make_model", [BeforeLoss, WithLastLayer])
-@pytest.mark.parametrize("distribute", [with_ddp, with_fsdp])
-def test_gradients(distribute, make_model, tmp_path):
-    arguments = (tmp_path / "rendezvous", distribute, make_model)
-    torch.multiprocessing.spawn(train, arguments, PROCESSES)
+def test_training(tmp_path):
+    torch.multiprocessing.spawn(train, (tmp_path / "rendezvous",), PROCESSES)

@@ -1,11 +1,13 @@
 """DTensor logits, in real processes: what one process computes, and what is communicated for it."""
 
+import functools
 import itertools
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -13,6 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
+    loss_parallel,
     parallelize_module,
 )
 
@@ -76,7 +79,7 @@ def every_combination(mesh):
             ("indices", "probabilities"), ("none", "sum", "mean"), OPTIONS.values()
         ):
             seen = check_cross_entropy(mesh, placements, kind, reduction, options)
-            # A mean of rows that are shared out adds up what it divides by, one number.
+            # A mean of rows that are sharded adds up what it divides by, one number.
             is_shared_mean = reduction == "mean" and placements == [Shard(0)]
             assert seen.get_total_counts() == is_shared_mean
         for dim in (0, 1, -1):
@@ -115,8 +118,75 @@ def sharded_classes(mesh):
             pg.cross_entropy(given, target, **options)
 
 
+def second_order(mesh):
+    """create_graph, and the gradient of probability targets, where whole rows lie on each rank."""
+    logits, target = logits_and_target("probabilities")
+
+    def derivatives(logits, target, loss):
+        g = torch.autograd.grad(loss(logits, target), [logits, target], create_graph=True)
+        second = torch.autograd.grad((g[0] * g[0]).sum(), [logits, target])
+        return [tensor.detach() for tensor in (*g, *second)]
+
+    def cross_entropy(logits, target, reduction):
+        loss = pg.cross_entropy(logits, target, reduction=reduction, alpha=0.4)
+        return loss if reduction == "mean" else (loss * loss).sum()
+
+    def log_softmax(logits, target):
+        return (pg.log_softmax(logits, -1, alpha=0.4) * target).sum()
+
+    losses = [functools.partial(cross_entropy, reduction=name) for name in ("mean", "none")]
+    for placement, loss in itertools.product((Replicate(), Shard(0)), (*losses, log_softmax)):
+        given = [distribute_tensor(t, mesh, [placement]).requires_grad_() for t in (logits, target)]
+        alone = [t.clone().requires_grad_() for t in (logits, target)]
+        found = [tensor.full_tensor() for tensor in derivatives(*given, loss)]
+        torch.testing.assert_close(found, derivatives(*alone, loss), rtol=1e-11, atol=1e-13)
+    for loss in (*losses, log_softmax):
+        given = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
+        with pytest.raises(RuntimeError, match="create_graph=True is not implemented"):
+            torch.autograd.grad(
+                loss(given, distribute_tensor(target, mesh, [Shard(1)])), given, create_graph=True
+            )
+
+
+def no_row_that_counts(mesh):
+    """The loss of a mean is NaN, and the gradient 0, as of one process."""
+    for placement, rows in itertools.product((Replicate(), Shard(0), Shard(1)), (ROWS, 0)):
+        logits = torch.randn(rows, CLASSES, dtype=torch.float64)
+        given = distribute_tensor(logits, mesh, [placement]).requires_grad_()
+        of_rows = Replicate() if placement == Shard(1) else placement
+        target = distribute_tensor(torch.full((rows,), -100), mesh, [of_rows])
+        for reduction in ("mean", "sum"):
+            loss = pg.cross_entropy(given, target, reduction=reduction)
+            (gradient,) = torch.autograd.grad(loss, given)
+            assert loss.full_tensor().isnan() if reduction == "mean" else loss.full_tensor() == 0
+            assert (gradient.full_tensor() == 0).all()
+
+
+def inside_loss_parallel(mesh):
+    """Its F.nll_loss would return ordinary cross-entropy's gradient; ours is right in it."""
+    logits, target = logits_and_target()
+    given = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
+    its_target = distribute_tensor(target, mesh, [Replicate()])
+    alone = logits.clone().requires_grad_()
+    (right,) = torch.autograd.grad(pg.cross_entropy(alone, target, alpha=0.4), alone)
+    log_p = pg.log_softmax(given, -1, alpha=0.4)
+    with loss_parallel():
+        with pytest.raises(RuntimeError, match=r"not supported inside torch's loss_parallel\(\)"):
+            pg.log_softmax(given, -1, alpha=0.4)
+        loss = F.nll_loss(log_p, its_target)
+        with pytest.raises(RuntimeError, match=r"not supported inside torch's loss_parallel\(\)"):
+            torch.autograd.grad(loss, given)
+        found = torch.autograd.grad(pg.cross_entropy(given, its_target, alpha=0.4), given)[0]
+    torch.testing.assert_close(found.full_tensor(), right)
+    loss = F.nll_loss(pg.log_softmax(given, -1, alpha=0.4), its_target)
+    torch.testing.assert_close(torch.autograd.grad(loss, given)[0].full_tensor(), right)
+    other = distribute_tensor(torch.zeros(ROWS), init_device_mesh("cpu", (1, 2)), [Replicate()] * 2)
+    with pytest.raises(ValueError, match="argument 'target' must have the device mesh of 'input'"):
+        pg.cross_entropy(given, other.long())
+
+
 def other_dimensions(mesh):
-    """Positions and single rows that are shared out; classes of many positions."""
+    """Positions and single rows that are sharded; classes of many positions."""
     random = torch.Generator().manual_seed(3)
     logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=random)
     target = torch.randint(5, (3, 7), generator=random)
@@ -167,7 +237,7 @@ def compiled(mesh):
 
 
 def tensor_parallel_model(mesh):
-    """Two layers shared out by torch.distributed.tensor.parallel; its loss by ours."""
+    """Two layers sharded by torch.distributed.tensor.parallel; its loss by ours."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES)).double()
     x, target = torch.randn(ROWS, 6, dtype=torch.float64), logits_and_target()[1]
@@ -212,7 +282,16 @@ def run(rank, rendezvous, shape, checks):
     [
         (
             (2,),
-            [every_combination, sharded_classes, other_dimensions, compiled, tensor_parallel_model],
+            [
+                every_combination,
+                sharded_classes,
+                second_order,
+                no_row_that_counts,
+                inside_loss_parallel,
+                other_dimensions,
+                compiled,
+                tensor_parallel_model,
+            ],
         ),
         ((2, 2), [two_dimensions]),
     ],

@@ -1,6 +1,6 @@
 """FSDP2 times tensor parallel, on four ranks: a small transformer trains as on one.
 
-Its last layer shares out the vocabulary, and its logits come to the loss as they are.
+Its last layer shards the vocabulary, and its logits come to the loss as they are.
 """
 
 import os
@@ -76,7 +76,7 @@ def alone(logits, target, mesh):
     return pg.cross_entropy(logits.flatten(0, 1), target.flatten(), alpha=0.4)
 
 
-def share_out(model, mesh, local_logits):
+def sharded(model, mesh, local_logits):
     plan = {
         **{f"block.{name}": ColwiseParallel() for name in ("query", "key", "value", "up")},
         **{f"block.{name}": RowwiseParallel() for name in ("out", "down")},
@@ -114,7 +114,7 @@ def run(rank, rendezvous, loss, compiles):
     tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=random)
     right_model = Transformer()
     right = train(right_model, alone, tokens)
-    model = share_out(Transformer(), mesh, local_logits=loss is with_local_logits)
+    model = sharded(Transformer(), mesh, local_logits=loss is with_local_logits)
     if compiles:
         loss = torch.compile(loss, backend="aot_eager")
     own = tokens.chunk(SHAPE[0])[mesh["data"].get_local_rank()]
@@ -127,8 +127,8 @@ def run(rank, rendezvous, loss, compiles):
     os._exit(0)
 
 
-def run_readme(rank, rendezvous, code):
-    """Its block as it stands; the names that it does not make are those of a shared-out layer."""
+def run_page(rank, rendezvous, code):
+    """The page's block as it stands; the names that it does not make are those of such a layer."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -141,6 +141,7 @@ def run_readme(rank, rendezvous, code):
     logits = head(hidden.view(BATCH, LENGTH, WIDTH))
     names = {
         "pg": pg,
+        "mesh": mesh,
         "group": mesh.get_group(),
         "local_logits": logits.to_local().flatten(0, 1),
         "logits": logits,
@@ -151,16 +152,16 @@ def run_readme(rank, rendezvous, code):
     blocks = re.split(r"^(?=# )", code, flags=re.MULTILINE)[1:]
     assert len(blocks) == 3
     for block in blocks:
-        exec(compile(block, "README.md, Over several GPUs", "exec"), names)
+        exec(compile(block, "sharded_vocabularies.md", "exec"), names)
         torch.testing.assert_close(names.pop("loss"), right)
     dist.barrier()
     os._exit(0)
 
 
-def test_readme(tmp_path):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    code = text.split("## Over several GPUs\n")[1].split("```python\n")[1].split("```")[0]
-    torch.multiprocessing.spawn(run_readme, (tmp_path / "rendezvous", code), 2)
+def test_page(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "sharded_vocabularies.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    torch.multiprocessing.spawn(run_page, (tmp_path / "rendezvous", code), 2)
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])

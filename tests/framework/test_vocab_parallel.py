@@ -1,4 +1,4 @@
-"""Classes shared out over processes: the loss and gradient of one, for one exchange of numbers."""
+"""Classes sharded over processes: the loss and gradient of one, for one exchange of numbers."""
 
 import datetime
 import itertools
@@ -131,6 +131,7 @@ def positions():
 def unusual_logits():
     """Classes that are masked out, on one rank or everywhere; infinity; NaN; no rows."""
     sizes = SIZES[2][0]
+    forget_sizes()
     for smoothing in (0.0, 0.1):
         logits, _ = problem()
         target = torch.tensor([0, 22, 0, 22, 5, 6, -100, 0, 1])
@@ -177,6 +178,33 @@ def confident_rows():
     torch.testing.assert_close(found[0].double(), right[0], rtol=4e-6, atol=0)
     whole = shard_of(right[1], sizes)
     torch.testing.assert_close(found[1].double(), whole, rtol=4e-6, atol=0)
+
+
+def groups_of_their_own():
+    """Layers with as many classes on this rank and others on the next: sizes go by the group."""
+    logits = torch.randn(ROWS, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for sizes in ((10, 10), (10, 30), (10, 4)):
+        group = dist.new_group([0, 1])
+        z = logits[:, : sum(sizes)]
+        target = torch.arange(ROWS) * 7 % sum(sizes)
+        right = solve(lambda z, y=target: pg.cross_entropy(z, y), z, torch.tensor(1.0))
+
+        def loss(z, y=target, group=group):
+            return vocab_parallel_cross_entropy(z, y, group=group)
+
+        found = solve(loss, shard_of(z, sizes), torch.tensor(1.0))
+        torch.testing.assert_close(found, (right[0], shard_of(right[1], sizes)))
+
+
+def no_row_that_counts():
+    """The loss of a mean is NaN, and the gradient 0, as of one process; also of no rows."""
+    forget_sizes()
+    for rows, reduction in itertools.product((ROWS, 0), ("mean", "sum", "none")):
+        own = torch.randn(rows, SIZES[2][0][dist.get_rank()], requires_grad=True)
+        loss = vocab_parallel_cross_entropy(own, torch.full((rows,), -100), reduction=reduction)
+        assert loss.isnan() if reduction == "mean" else (loss == 0).all()
+        loss.sum().backward()
+        assert (own.grad == 0).all()
 
 
 def what_is_communicated():
@@ -309,9 +337,9 @@ def run(rank, world, rendezvous, checks):
     ("world", "checks"),
     [
         (1, [every_combination]),
-        (2, [every_combination, positions, unusual_logits, confident_rows]),
+        (2, [every_combination, positions, unusual_logits, confident_rows, no_row_that_counts]),
         (2, [what_is_communicated, more_than_one_backward, compiled]),
-        (2, [arguments_that_differ, a_group_without_this_process]),
+        (2, [arguments_that_differ, a_group_without_this_process, groups_of_their_own]),
         (2, [a_rank_that_dies]),
         (3, [every_combination]),
         (4, [every_combination]),

@@ -4,6 +4,8 @@ import pytest
 import torch
 from cases import make_problem
 from oracle import assert_gradient, assert_loss, definition
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 OPS = torch.ops.powergrad
 ALPHA = torch.tensor(0.3, dtype=torch.float64)
@@ -105,3 +107,106 @@ def test_an_operator_is_not_differentiable_in_silence():
     )
     with pytest.raises(RuntimeError, match="not implemented"):
         message.sum().backward()
+
+
+def merged(rows, alpha=ALPHA):
+    """Of shard statistics, (shards, 5, rows): maximum, alpha sum, target weight, sum, distance."""
+    messages = torch.cat([torch.zeros(len(rows), 1), rows.flatten(1)], 1)
+    return OPS.cross_entropy_merge_shards(messages, "none", alpha, torch.ones(()).double())[1]
+
+
+def test_sums_are_merged_without_loss(device):
+    """To a few ulp of float32 at every distance of the maxima, which rounds in it.
+
+    exp(factor (a - b)) is as accurate as what rounding takes from its exponent, which reaches
+    4e-6 at a distance of 80: that is added back (exp_of_difference in csrc/shards.h).
+    """
+    random = torch.Generator().manual_seed(0)
+    distance = torch.empty(1000).uniform_(1, 80, generator=random)
+    highest = torch.empty(1000).uniform_(-0.5, 0.5, generator=random)
+    nothing = torch.zeros(1000)
+    for alpha in (0.3, 0.77, 1.0):
+        lower = highest - distance
+        exact = lower.double() - highest.double()
+        # So many classes at the lower maximum that their sum is about 1.
+        count, alpha_count = (-exact).exp().float(), (-alpha * exact).exp().float()
+        rows = torch.stack(
+            [
+                torch.stack([lower, alpha_count - 1, nothing, count - 1, nothing]),
+                torch.stack([highest, nothing, nothing, nothing, nothing]),
+            ]
+        )
+        found = merged(rows.to(device), torch.tensor(alpha, dtype=torch.float64)).double().cpu()
+        rounded = float(torch.tensor(alpha))  # as kernels have it
+        right = (1 + rows[0, 3].double()) * exact.exp()
+        alpha_right = (1 + rows[0, 1].double()) * (rounded * exact).exp()
+        torch.testing.assert_close(found[3], right, rtol=5e-7, atol=0)
+        torch.testing.assert_close(found[1], alpha_right, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_infinite_rows_are_nan(value, device):
+    """Loss and gradient of every class, whichever shard has the logit that is infinite or NaN."""
+    for place in range(12):
+        logits = torch.randn(2, 12, device=device)
+        logits[0, place] = value
+        target = torch.tensor([1, 1], device=device)
+        arguments = (target, None, -100, "none", 0.0, ALPHA)
+        shards = logits.split(4, 1)
+        messages, totals = zip(
+            *(
+                OPS.cross_entropy_shard_forward(shard, *arguments, 4 * i, 8 - 4 * i, 5)
+                for i, shard in enumerate(shards)
+            ),
+            strict=True,
+        )
+        losses, numbers = OPS.cross_entropy_merge_shards(
+            torch.stack(messages), "none", ALPHA, totals[0]
+        )
+        assert losses.isnan().tolist() == [True, False]
+        assert numbers[[1, 3]].isnan().tolist() == [[True, False]] * 2
+        for i, shard in enumerate(shards):
+            gradient = OPS.cross_entropy_shard_backward(
+                torch.ones_like(losses),
+                shard,
+                *arguments,
+                numbers[:STATISTICS],
+                totals[0],
+                4 * i,
+                8 - 4 * i,
+            )
+            assert gradient[0].isnan().all()
+            assert gradient[1].isfinite().all()
+
+
+@pytest.mark.parametrize("arrangement", ["rows", "columns", "positions", "permuted"])
+def test_fake_rules(arrangement):
+    """Sizes, strides and types without data are those with data."""
+    logits = {
+        "rows": torch.randn(6, 8)[:, 1:6],
+        "columns": torch.randn(5, 6).t(),
+        "positions": torch.randn(6, 5, 3),
+        "permuted": torch.randn(6, 3, 5).movedim(2, 1),
+    }[arrangement]
+    rows = (6, *logits.shape[2:])
+    target = torch.randint(9, rows)
+    options = (None, -100, "none", 0.0, ALPHA)
+    message, total = OPS.cross_entropy_shard_forward(logits, target, *options, 1, 3, 7)
+    _, numbers = OPS.cross_entropy_merge_shards(message[None], "none", ALPHA, total)
+    calls = {
+        OPS.cross_entropy_shard_forward: (logits, target, *options, 1, 3, 7),
+        OPS.cross_entropy_merge_shards: (message[None], "none", ALPHA, total),
+        OPS.cross_entropy_shard_backward: (
+            torch.randn(rows), logits, target, *options, numbers[:STATISTICS], total, 1, 3
+        ),
+    }  # fmt: skip
+    for operator, arguments in calls.items():
+        real = operator(*arguments)
+        with FakeTensorMode() as mode:
+            fake = operator(
+                *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+            )
+        for one, other in zip(pytree.tree_leaves(fake), pytree.tree_leaves(real), strict=True):
+            assert (one.shape, one.stride(), one.dtype) == (
+                other.shape, other.stride(), other.dtype
+            )  # fmt: skip

@@ -1,0 +1,307 @@
+"""The public functions of DTensors, by their local tensors.
+
+Rows and classes that are sharded stay where they are; any other placement, such as pending sums, is
+undone first. Sharded classes take an exchange (vocab_parallel.py), a mean of sharded rows the sum
+of what it divides by; nothing else is communicated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from powergrad_ext import vocab_parallel
+from powergrad_ext.alpha import as_tensor
+from powergrad_ext.vocab_parallel import Options
+from powergrad_ext.vocab_parallel_linear import Layer, LinearCrossEntropy
+
+ops = torch.ops.powergrad
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Whether it is one, without importing what makes them."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
+    """As :func:`powergrad_ext.cross_entropy`, of logits that are a DTensor."""
+    class_dim = min(input.ndim - 1, 1)
+    input = _with_placements(input, _placements_of_logits(input, class_dim))
+    of_rows = _placements_of_rows(input, class_dim)
+    if is_dtensor(target):
+        of_target = list(input.placements) if target.ndim == input.ndim else of_rows
+        _require_mesh("cross_entropy", "target", target, "input", input)
+        target = _with_placements(target, of_target).to_local()  # else it is local already
+    # The ranks' rows weigh differently in a mean, which no placement can say: it is a sum, which is
+    # pending, divided by the sum of weights.
+    is_mean = options.reduction == "mean"
+    reduction = "sum" if is_mean else options.reduction
+    options = options._replace(weight=_whole(options.weight), reduction=reduction)
+    local, shard = input.to_local(), _shard_of(input, class_dim)
+    if shard is None:
+        options = options._replace(alpha=as_tensor(options.alpha, local))
+        loss, _, total_weight = ops.cross_entropy_forward(
+            local, target, *options, torch.is_grad_enabled()
+        )
+    else:
+        loss, total_weight = vocab_parallel.cross_entropy(local, target, options, shard, is_mean)
+    if is_mean:
+        loss = (loss / _sum_over_rows(total_weight, input, of_rows)).to(loss.dtype)
+    rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    return _assembled(loss, input, of_rows, rows if reduction == "none" else None)
+
+
+def log_softmax(input: Any, dim: int, alpha: Tensor) -> Tensor:
+    """As :func:`powergrad_ext.log_softmax`, of a DTensor."""
+    class_dim = range(max(input.ndim, 1))[dim]
+    input = _with_placements(input, _placements_of_logits(input, class_dim))
+    local, shard = input.to_local(), _shard_of(input, class_dim)
+    if shard is None:
+        output = ops.log_softmax(local, class_dim, alpha=alpha)
+    else:
+        output = vocab_parallel.log_softmax(local, class_dim, alpha, shard)
+    return _from_local(output, input, input.placements, input.shape)
+
+
+def linear_cross_entropy(
+    input: Any,
+    linear_weight: Any,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    options: Options,
+    chunk_rows: int | None,
+) -> Tensor:
+    """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
+
+    Each process makes the logits of its classes, and gradients that are pending where others have
+    parts of them: that of input over the classes, those of the layer over rows.
+    """
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    _require_layer(input, linear_weight, target, linear_bias)
+    layer = (input, linear_weight) if linear_bias is None else (input, linear_weight, linear_bias)
+    input, linear_weight, *bias = (
+        _as_autocast(tensor if is_dtensor(tensor) else _replicated(tensor, linear_weight))
+        for tensor in layer
+    )
+    of_layer = [
+        placement if placement == Shard(0) else Replicate()
+        for placement in _placements_of_logits(linear_weight, 0)
+    ]
+    of_rows = [
+        Shard(0) if rows == Shard(0) and layer == Replicate() else Replicate()
+        for rows, layer in zip(input.placements, of_layer, strict=True)
+    ]
+    of_input_gradient = [
+        Partial() if layer == Shard(0) else rows
+        for rows, layer in zip(of_rows, of_layer, strict=True)
+    ]
+    of_layer_gradient = [
+        Partial() if rows == Shard(0) else layer
+        for rows, layer in zip(of_rows, of_layer, strict=True)
+    ]
+    linear_weight = _with_placements(linear_weight, of_layer)
+    shard = _shard_of(linear_weight, 0)
+    if is_dtensor(target):
+        target = _with_placements(target, of_rows).to_local()
+
+    def local(tensor: Any, placements: list[Any], of_gradient: list[Any]) -> Tensor:
+        return _with_placements(tensor, placements).to_local(grad_placements=of_gradient)
+
+    layer_of_shard = Layer(
+        local(input, of_rows, of_input_gradient),
+        local(linear_weight, of_layer, of_layer_gradient),
+        local(bias[0], of_layer, of_layer_gradient) if bias else None,
+        target,
+        options._replace(weight=_whole(options.weight), alpha=as_tensor(options.alpha, target)),
+        chunk_rows,
+        shard or vocab_parallel.Shard(None, (linear_weight.shape[0],), 0),
+    )
+    total_weight = layer_of_shard.total_weight(*options.constants())
+    if options.reduction == "mean":
+        total_weight = _sum_over_rows(total_weight, input, of_rows)
+    loss = LinearCrossEntropy.apply(total_weight, torch.is_grad_enabled(), *layer_of_shard)
+    return _assembled(
+        loss, input, of_rows, input.shape[:1] if options.reduction == "none" else None
+    )
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether FSDP2 or a parallel plan has to act before its parameters can be used."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(layer, fsdp.FSDPModule):
+        return True
+    return is_dtensor(layer.weight) and len(layer._forward_pre_hooks) > 0
+
+
+def within_layer(layer: nn.Module, loss: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    """``loss(input)`` in place of the layer's forward, so that its hooks run around it.
+
+    Those of FSDP2 gather its parameters and reduce their gradients, those of a parallel plan such
+    as ColwiseParallel say which placements a plain input has. What a plan does to logits can be
+    done to the loss as well where that has a last dimension with an element for each rank.
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh: Any = None
+    shape: Any = None
+
+    def forward(input: Tensor) -> Tensor:
+        nonlocal mesh, shape
+        value: Any = loss(input)
+        if not is_dtensor(value) or value.device_mesh.ndim > 1:
+            return value
+        mesh, shape = value.device_mesh, value.shape
+        copies = value.full_tensor().unsqueeze(-1)
+        return DTensor.from_local(copies, mesh, [Shard(value.ndim)], run_check=False)
+
+    layer.forward = forward
+    try:
+        output = layer(input)
+    finally:
+        del layer.forward
+    if mesh is None:
+        return output
+    copies = output.to_local() if is_dtensor(output) else output
+    if copies.shape[:-1] != shape:
+        raise RuntimeError(
+            "PowerGradLinearCrossEntropyLoss: the output layout of .linear must be Shard(-1) or "
+            f"Replicate(), since another changes the loss from shape {list(shape)} to "
+            f"{list(copies.shape[:-1])}"
+        )
+    own = copies[..., mesh.get_local_rank() if copies.shape[-1] > 1 else 0]
+    return DTensor.from_local(own, mesh, [Replicate()], run_check=False)
+
+
+def _require_layer(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None
+) -> None:
+    """The errors of a layer that is a DTensor, before anything is communicated."""
+    if not is_dtensor(input):
+        raise TypeError(
+            "linear_cross_entropy(): argument 'input' must be a DTensor where 'linear_weight' is "
+            "one, since a plain tensor does not say whether its rows are the same on every rank: "
+            "pass DTensor.from_local(input, linear_weight.device_mesh, [Replicate()]) where they "
+            "are. A weight that FSDP2 has sharded is whole in the forward of the module that "
+            "fully_shard() was given"
+        )
+    for name, tensor in (("input", input), ("linear_bias", linear_bias), ("target", target)):
+        _require_mesh("linear_cross_entropy", name, tensor, "linear_weight", linear_weight)
+    if target.is_floating_point():
+        raise NotImplementedError(
+            "linear_cross_entropy(): where argument 'linear_weight' is a DTensor, 'target' must "
+            f"hold class indices, got {target.dtype}"
+        )
+    if input.ndim != 2 or linear_weight.ndim != 2:
+        raise NotImplementedError(
+            "linear_cross_entropy(): where argument 'linear_weight' is a DTensor, it must have "
+            f"shape (C, H) and 'input' (N, H), got {list(linear_weight.shape)} and "
+            f"{list(input.shape)}"
+        )
+
+
+def _require_mesh(function: str, name: str, tensor: Any, like_name: str, like: Any) -> None:
+    if is_dtensor(tensor) and tensor.device_mesh != like.device_mesh:
+        raise ValueError(
+            f"{function}(): argument '{name}' must have the device mesh of '{like_name}', "
+            f"{like.device_mesh}, got {tensor.device_mesh}"
+        )
+
+
+def _placements_of_logits(input: Any, class_dim: int) -> list[Any]:
+    """The input's own, as far as its local tensors can be worked on: classes sharded once."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    placements: list[Any] = []
+    for placement in input.placements:
+        repeated = placement == Shard(class_dim) and placement in placements
+        is_plain = type(placement) is Shard and not repeated  # not strided, as under FSDP2
+        placements.append(placement if is_plain else Replicate())
+    return placements
+
+
+def _placements_of_rows(input: Any, class_dim: int) -> list[Any]:
+    """Of a number for each row of such logits."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [
+        Shard(placement.dim - (placement.dim > class_dim))
+        if placement.is_shard() and placement.dim != class_dim
+        else Replicate()
+        for placement in input.placements
+    ]
+
+
+def _with_placements(tensor: Any, placements: list[Any]) -> Any:
+    if list(tensor.placements) == placements:
+        return tensor
+    return tensor.redistribute(placements=placements)
+
+
+def _shard_of(input: Any, class_dim: int) -> vocab_parallel.Shard | None:
+    """Which classes this process has; None for all."""
+    mesh = input.device_mesh
+    for mesh_dim, placement in enumerate(input.placements):
+        if placement.is_shard(class_dim):
+            classes, processes = input.shape[class_dim], mesh.size(mesh_dim)
+            of_each = -(-classes // processes)  # as torch.chunk does, and so DTensor
+            sizes = tuple(
+                max(0, min(of_each, classes - rank * of_each)) for rank in range(processes)
+            )
+            group = mesh.get_group(mesh_dim).group_name
+            return vocab_parallel.Shard(group, sizes, mesh.get_local_rank(mesh_dim))
+    return None
+
+
+def _as_autocast(tensor: Any) -> Any:
+    """As autocast gives it to F.linear."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+def _pending_over_rows(of_rows: list[Any]) -> list[Any]:
+    """The placements of a sum over rows."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    return [Partial() if placement.is_shard() else Replicate() for placement in of_rows]
+
+
+def _sum_over_rows(total: Tensor, like: Any, of_rows: list[Any]) -> Any:
+    """Of what each rank has for its rows."""
+    return _from_local(total, like, _pending_over_rows(of_rows), torch.Size()).full_tensor()
+
+
+def _assembled(loss: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | None) -> Any:
+    """As a DTensor: each row's loss, or a sum that is pending where rows are sharded."""
+    if rows is not None:
+        return _from_local(loss, like, of_rows, rows)
+    return _from_local(loss, like, _pending_over_rows(of_rows), torch.Size())
+
+
+def _from_local(local: Tensor, like: Any, placements: Any, shape: torch.Size) -> Any:
+    """A DTensor of a contiguous whole, whose ranks may have unequal parts."""
+    from torch.distributed.tensor import DTensor
+
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        local, like.device_mesh, placements, run_check=False, shape=shape, stride=strides
+    )
+
+
+def _replicated(tensor: Any, like: Any) -> Any:
+    """A plain tensor that is the same on every rank."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    placements = [Replicate()] * like.device_mesh.ndim
+    return DTensor.from_local(tensor, like.device_mesh, placements, run_check=False)
+
+
+def _whole(tensor: Any) -> Any:
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor

@@ -1,0 +1,227 @@
+"""Rows whose classes are sharded over processes (vocabulary parallel).
+
+Every process reduces its own classes. The shard statistics of a row merge as a monoid
+(csrc/shards.h), so one all-gather of five numbers a row is all that is communicated.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import zlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from powergrad_ext._constant import assume_constant_result
+from powergrad_ext.alpha import as_tensor
+from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
+
+ops = torch.ops.powergrad
+collectives = torch.ops._c10d_functional
+
+
+class Shard(NamedTuple):
+    """Which classes this process has: ranks hold them in their order."""
+
+    group: str | None  # its name, which all compilers take for a constant
+    sizes: tuple[int, ...]  # how many classes each rank has
+    rank: int
+
+    @property
+    def before(self) -> int:
+        """How many classes lower ranks have."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def after(self) -> int:
+        """How many classes higher ranks have."""
+        return sum(self.sizes[self.rank + 1 :])
+
+
+class Options(NamedTuple):
+    """What a loss takes besides input and target, in the order of the operators."""
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    alpha: Any  # a float, or a tensor as the operators take it
+
+    def constants(self) -> tuple[Any, ...]:
+        """What ranks have to agree about, as far as it is known without reading tensors."""
+        # A compiler may take a number for an input of its graph.
+        unknown = isinstance(self.alpha, Tensor) or torch.compiler.is_compiling()
+        return (self.weight is not None, *self[1:4], None if unknown else self.alpha)
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, options: Options, shard: Shard, *agreed: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss of a shard's rows, and what a mean divides by.
+
+    `agreed` is what ranks have to agree about besides the other arguments.
+    """
+    if target.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "cross_entropy(): the derivative for 'target' is not implemented where classes are "
+            "sharded over processes; pass target.detach()"
+        )
+    fingerprint = fingerprint_of(input, shard, *options.constants(), *agreed)
+    options = options._replace(alpha=as_tensor(options.alpha, input))
+    return _CrossEntropy.apply(input, target, *options, shard, fingerprint)
+
+
+def log_softmax(input: Tensor, dim: int, alpha: Tensor, shard: Shard) -> Tensor:
+    """As :func:`powergrad_ext.log_softmax`, of a shard's classes: its part of the result.
+
+    Backward adds up one number a row over the group.
+    """
+    refuse_loss_parallel()
+    return _LogSoftmax.apply(input, dim, alpha, shard)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        options, (shard, fingerprint) = Options(*arguments[:-2]), arguments[-2:]
+        messages, total_weight = exchange(input, target, options, shard, fingerprint)
+        reduction, alpha = options.reduction, options.alpha
+        loss, merged = ops.cross_entropy_merge_shards(messages, reduction, alpha, total_weight)
+        statistics = merged[:CROSS_ENTROPY_STATISTICS]
+        ctx.save_for_backward(input, target, options.weight, alpha, statistics, total_weight)
+        ctx.options = options._replace(weight=None, alpha=None)
+        ctx.shard = shard
+        ctx.mark_non_differentiable(total_weight)
+        return loss.view(_row_shape(input)) if reduction == "none" else loss, total_weight
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
+        input, target, weight, alpha, statistics, total_weight = ctx.saved_tensors
+        options = ctx.options._replace(weight=weight, alpha=alpha)
+        others = (ctx.shard.before, ctx.shard.after)
+        grad_input = ops.cross_entropy_shard_backward(
+            grad_output, input, target, *options, statistics, total_weight, *others
+        )
+        return grad_input, *[None] * (3 + len(options))
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int, alpha: Tensor, shard: Shard) -> Tensor:
+        logits = input.movedim(dim, min(input.dim() - 1, 1))
+        # The sums are those of any target.
+        target = torch.zeros(_row_shape(logits), dtype=torch.int64, device=input.device)
+        options = Options(None, -100, "none", 0.0, alpha)
+        fingerprint = fingerprint_of(input, shard)
+        messages, unused = exchange(logits, target, options, shard, fingerprint)
+        _, merged = ops.cross_entropy_merge_shards(messages, "none", alpha, unused)
+        maximum, alpha_sumexp_m1, _, sumexp_m1, _ = merged.view(SHARD_NUMBERS, *_row_shape(logits))
+        ctx.save_for_backward(input, alpha, maximum, alpha_sumexp_m1)
+        ctx.dim, ctx.shard = dim, shard
+        # z - maximum first: it is exact or nearly so, however far from 0 the row lies.
+        output = input - maximum.unsqueeze(dim) - sumexp_m1.log1p().unsqueeze(dim)
+        if output.dtype != input.dtype or not output.is_contiguous():
+            # Only then: torch 2.11's compiler loses the gradient behind a conversion of nothing.
+            output = output.to(input.dtype, memory_format=torch.contiguous_format)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """dz = g - p' sum(g): cross-entropy's with g for a target, its gradient times -1."""
+        refuse_second_order()
+        refuse_loss_parallel()
+        input, alpha, maximum, alpha_sumexp_m1 = ctx.saved_tensors
+        total = grad_output.sum(ctx.dim, dtype=maximum.dtype)
+        total = collectives.wait_tensor(collectives.all_reduce(total, "sum", ctx.shard.group))
+        to = min(input.dim() - 1, 1)
+        grad_logits = ops.cross_entropy_shard_backward(
+            total.new_full((), -1.0),
+            input.movedim(ctx.dim, to),
+            grad_output.movedim(ctx.dim, to),
+            *Options(None, -100, "sum", 0.0, alpha),
+            torch.stack([maximum, alpha_sumexp_m1, total]).flatten(1),
+            total.new_ones((), dtype=torch.float64),
+            ctx.shard.before,
+            ctx.shard.after,
+        )
+        return grad_logits.movedim(to, ctx.dim), *[None] * 3
+
+
+def refuse_second_order() -> None:
+    """Instead of a gradient that would pass for a constant."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "backward with create_graph=True is not implemented where classes are sharded over "
+            "processes"
+        )
+
+
+def refuse_loss_parallel() -> None:
+    """Instead of ordinary cross-entropy: F.nll_loss returns the gradient of logits there."""
+    if _in_loss_parallel():
+        raise RuntimeError(
+            "log_softmax(): sharded classes are not supported inside torch's loss_parallel(), whose"
+            " F.nll_loss returns the gradient of ordinary cross-entropy whatever 'alpha' is; call"
+            " powergrad_ext.cross_entropy, inside or outside of it"
+        )
+
+
+@assume_constant_result
+def _in_loss_parallel() -> bool:
+    """Whether torch's context is open, which hands DTensor operators of its own."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return False
+    handlers = module.DTensor._op_dispatcher._custom_op_handlers
+    return torch.ops.aten.nll_loss_backward.default in handlers
+
+
+def exchange(
+    input: Tensor, target: Tensor, options: Options, shard: Shard, fingerprint: int
+) -> tuple[Tensor, Tensor]:
+    """The shard statistics of all ranks, and what a mean divides by.
+
+    A rank that cannot take part says so to the others, which would wait for it, and then raises.
+    """
+    try:
+        message, total_weight = ops.cross_entropy_shard_forward(
+            input, target, *options, shard.before, shard.after, fingerprint
+        )
+    except Exception:
+        if not torch.compiler.is_compiling():
+            refuse(input, math.prod(_row_shape(input)), shard)
+        raise
+    return all_gather(message, shard), total_weight
+
+
+def refuse(input: Tensor, rows: int, shard: Shard) -> None:
+    """Tell the others, which wait for the statistics of so many rows, that there are none."""
+    size = (1 + SHARD_NUMBERS * rows,)
+    all_gather(input.new_full(size, -1.0, dtype=accumulate_dtype(input)), shard)
+
+
+def all_gather(message: Tensor, shard: Shard) -> Tensor:
+    """Those of all ranks, (processes, size)."""
+    processes = len(shard.sizes)
+    if processes == 1:
+        return message.unsqueeze(0)
+    gathered = collectives.all_gather_into_tensor(message, processes, shard.group)
+    return collectives.wait_tensor(gathered).view(processes, -1)
+
+
+def fingerprint_of(input: Tensor, shard: Shard, *constants: Any) -> int:
+    """By which ranks whose arguments differ are found out; operators add the number of rows."""
+    return _checksum(str(input.dtype), shard.sizes, *constants)
+
+
+@assume_constant_result
+def _checksum(*constants: Any) -> int:
+    return zlib.crc32(repr(constants).encode())
+
+
+def _row_shape(logits: Tensor) -> torch.Size:
+    """Without the classes: dimension 1, or the only one."""
+    return logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
