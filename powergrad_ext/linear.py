@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +60,12 @@ def linear_cross_entropy(
         ignore_index: rows with this index count for nothing; None is -100.
         label_smoothing: in [0, 1].
         alpha: as for cross_entropy.
-        chunk_rows: how many rows of logits exist at a time; None chooses, so that the whole takes
-            less than an eighth of the logits' memory besides inputs and gradients, to which in half
-            precision the float32 sum of linear_weight's is added.
+        chunk_rows: how many rows of logits exist at a time. None chooses: at least 128, since fewer
+            make the products slow, and from 1536 rows on so few that the whole takes less than an
+            eighth of the logits' memory besides inputs and gradients. In half precision they are an
+            eighth of the rows, from 1024 on; the float32 sum of linear_weight's gradient is added,
+            and what its product takes, copies of the rows' features and of 512 classes; torch's own
+            products of float16 on a CPU take a float32 copy of those logits.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
@@ -89,6 +93,7 @@ def linear_cross_entropy(
             alpha=alpha,
             chunk_rows=chunk_rows,
         )
+    ignore_index, label_smoothing = _number(ignore_index), _number(label_smoothing)
     _require_types(
         input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing
     )
@@ -123,6 +128,11 @@ def linear_cross_entropy(
         alpha=as_tensor(exponent, input),
         chunk_rows=chunk_rows or 0,
     )
+
+
+def _number(value: object) -> Any:
+    """That of a 0-d tensor, which torch takes for a number too; anything else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _require_types(

@@ -75,6 +75,11 @@ inline variable_list unpack(AutogradContext* context, const char* op) {
   }
 }
 
+// Autograd saves no tensor that inference mode has made, as the alpha of a schedule may be.
+inline at::Tensor savable(const at::Tensor& alpha) {
+  return alpha.is_inference() ? alpha.clone() : alpha;
+}
+
 inline OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }

@@ -66,7 +66,7 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward(
-        {grad_output, input, target, weight.value_or(at::Tensor()), alpha, total_weight});
+        {grad_output, input, target, weight.value_or(at::Tensor()), savable(alpha), total_weight});
     CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, false}.save(context);
     return POWERGRAD_DISPATCHED(cross_entropy_backward)
         .call(grad_output, input, target, weight, ignore_index, reduction, label_smoothing, alpha,
@@ -144,7 +144,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
                     /*needs_backward=*/true);
     }
     context->save_for_backward(
-        {input, target, weight.value_or(at::Tensor()), alpha, statistics, total_weight});
+        {input, target, weight.value_or(at::Tensor()), savable(alpha), statistics, total_weight});
     CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, inplace_backward}
         .save(context);
     if (hooked) context->saved_data["types"] = types_of(input, target);
@@ -155,7 +155,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     variable_list result(9);
     const at::Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
-    if (context->needs_input_grad(0)) result[0] = take_gradient(context, grad_output);
+    result[0] = take_gradient(context, grad_output);
     if (result[0].defined() && !context->needs_input_grad(1)) return result;
     const auto options = CrossEntropyOptions::load(context);
     const variable_list saved = saved_tensors(context, options);
@@ -204,16 +204,19 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   }
 
   // The gradient that forward computed, times the upstream gradient, where that is what is wanted.
-  // It is handed out once. Then, on a CPU, a second backward through the same graph computes it as
+  // It is handed out once, or given up by a backward that has no use for it: a loss that is kept
+  // shall not keep it. Then, on a CPU, a second backward through the same graph computes it as
   // forward did, for the same bits; those that settle have the bits of cross_entropy_backward.
   static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
-    if (kept == context->saved_data.end() || at::GradMode::is_enabled() || !is_plain(grad_output)) {
+    if (kept == context->saved_data.end() || !is_plain(grad_output)) return {};
+    at::Tensor gradient = kept->second.toTensor();
+    kept->second = at::Tensor();
+    const bool assumed = context->saved_data.count("assumed") > 0;
+    if (!context->needs_input_grad(0) || at::GradMode::is_enabled() ||
+        (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output))) {
       return {};
     }
-    const bool assumed = context->saved_data.count("assumed") > 0;
-    if (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output)) return {};
-    at::Tensor gradient = kept->second.toTensor();
     if (assumed) {
       if (!gradient.defined()) return {};
       settle(context, gradient, grad_output);
@@ -221,7 +224,6 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       if (!gradient.defined()) gradient = compute_as_forward(context);
       if (scalar_value(grad_output) != 1.0) gradient.mul_(grad_output);
     }
-    kept->second = at::Tensor();
     return gradient;
   }
 
@@ -318,7 +320,7 @@ class CrossEntropyForwardFunction : public Function<CrossEntropyForwardFunction>
             .call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
                   /*needs_backward=*/true);
     context->save_for_backward(
-        {input, target, weight.value_or(at::Tensor()), alpha, statistics, total_weight});
+        {input, target, weight.value_or(at::Tensor()), savable(alpha), statistics, total_weight});
     CrossEntropyOptions{ignore_index, std::string(reduction), label_smoothing, false}.save(context);
     if (!needs_backward) statistics = statistics.narrow(0, 0, 0);
     context->mark_non_differentiable({statistics, total_weight});

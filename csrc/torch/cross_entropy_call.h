@@ -1,7 +1,9 @@
 // One call of the cross-entropy kernels, from tensors: check, lay out, allocate, run, reduce.
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
 
 #include <limits>
 
@@ -117,7 +119,7 @@ class CrossEntropyCall {
   void forward() const { functions_.cross_entropy_forward(params, input_.device()); }
   void backward() const { functions_.cross_entropy_backward(params, input_.device()); }
 
-  at::Tensor loss() const {
+  at::Tensor loss() {
     if (reduction_ == Reduction::none) return losses_;
     at::Tensor loss = new_empty({}, losses_.options());
     functions_.reduce_losses(params, divisor(), loss.mutable_data_ptr(), input_.device());
@@ -136,9 +138,15 @@ class CrossEntropyCall {
         input_.device());
   }
 
-  // What losses and gradients are divided by, if by anything.
-  const double* divisor() const {
-    return reduction_ == Reduction::mean ? total_weight_.const_data_ptr<double>() : nullptr;
+  // What losses and gradients are divided by, if by anything. The classes' weights may leave a
+  // total of 0, by which torch divides the target's share and the others' each; their sum is NaN.
+  const double* divisor() {
+    if (reduction_ != Reduction::mean) return nullptr;
+    divisor_ = total_weight_;
+    if (weight_.defined() && params.label_smoothing > 0.0) {
+      divisor_ = at::where(divisor_ == 0.0, std::numeric_limits<double>::quiet_NaN(), divisor_);
+    }
+    return divisor_.const_data_ptr<double>();
   }
 
   void set_upstream(const at::Tensor& grad_output) {
@@ -187,6 +195,7 @@ class CrossEntropyCall {
   at::Tensor statistics_;
   at::Tensor upstream_;
   at::Tensor total_weight_;
+  at::Tensor divisor_;
 };
 
 }  // namespace powergrad

@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
@@ -22,7 +23,8 @@ namespace {
 // that is allocated on the way, room for the matrix products among it, stays below an eighth of the
 // logits; an eighth in half precision, where it does not, since the weight's gradient is summed in
 // float32, and where going over that sum once a chunk costs more beside faster products. At least
-// so many rows that the products are efficient, and no more than what makes up for the sum.
+// so many rows that the products are efficient, which below 12 (8) times as many is a larger share
+// of the logits, and no more than what makes up for the sum.
 int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows, bool is_half) {
   constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
   if (chunk_rows > 0) return std::min(chunk_rows, rows);
@@ -31,43 +33,86 @@ int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows, bool is_half) {
 }
 
 // total += part, both contiguous. ATen would first copy a part of another type.
-template <class Part>
 void add_part(at::Tensor& total, const at::Tensor& part) {
   constexpr int64_t kGrain = 32768;
   float* sums = total.mutable_data_ptr<float>();
-  const Part* terms = part.const_data_ptr<Part>();
+  const auto* terms = part.const_data_ptr<c10::BFloat16>();
   at::parallel_for(0, total.numel(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) sums[i] += static_cast<float>(terms[i]);
   });
 }
 
 // total += gradient^T input, or = for the first chunk, where total is float32 though they may be of
-// half precision. Such a product is made by blocks of classes that stay in the cache. On a GPU it
-// is in float32 (with total as a summand only newer versions of torch make it); on a CPU rounded.
+// half precision. Such a product is made by blocks of classes that stay in the cache, in float32
+// where the device can: on a GPU (with total as a summand only newer versions of torch make it),
+// and on a CPU for float16, of whose range a sum over rows soon runs out, from converted factors.
+// In bfloat16 a CPU rounds the product.
 void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input,
                  bool is_first) {
   constexpr int64_t kBlock = 512, kGpuBlock = 1024;
+  const double beta = is_first ? 0.0 : 1.0;
   if (total.scalar_type() == input.scalar_type()) {
-    total.addmm_(gradient.t(), input, is_first ? 0.0 : 1.0);
+    total.addmm_(gradient.t(), input, beta);
     return;
   }
+  const bool is_converted = total.is_cpu() && input.scalar_type() == at::kHalf;
+  const at::Tensor wide_input = is_converted ? input.to(at::kFloat) : at::Tensor();
   const int64_t classes = total.size(0), step = total.is_cuda() ? kGpuBlock : kBlock;
   for (int64_t first = 0; first < classes; first += step) {
     const int64_t count = std::min(step, classes - first);
     at::Tensor block = total.narrow(0, first, count);
     const at::Tensor factor = gradient.narrow(1, first, count).t();
+    if (is_converted) {
+      block.addmm_(factor.to(at::kFloat), wide_input, beta);
+      continue;
+    }
     const at::Tensor part =
         total.is_cuda() ? at::mm(factor, input, at::kFloat) : at::mm(factor, input).contiguous();
     if (is_first) {
       block.copy_(part);
     } else if (part.is_cuda()) {
       block.add_(part);
-    } else if (part.scalar_type() == at::kHalf) {
-      add_part<c10::Half>(block, part);
     } else {
-      add_part<c10::BFloat16>(block, part);
+      add_part(block, part);
     }
   }
+}
+
+// The largest weight that a row can have: exactly, or for probabilities at least so much.
+at::Tensor largest_row_weight(const at::Tensor& target, const at::Tensor& weight,
+                              int64_t ignore_index, double label_smoothing) {
+  const at::Tensor of_class = weight.to(at::kDouble).abs();
+  if (at::isFloatingType(target.scalar_type())) return of_class.max();
+  const at::Tensor rows = target.reshape({-1}).to(at::kLong);
+  const at::Tensor counts = rows != ignore_index;
+  const at::Tensor of_row =
+      at::where(counts, of_class.index_select(0, at::where(counts, rows, 0)), 0);
+  return of_row.max() * (1.0 - label_smoothing) + of_class.mean() * label_smoothing;
+}
+
+// What the rows' gradients are divided by before the products, and what is left to multiply the
+// sums by: divisor = scale * total, where total is what the reduction divides by.
+struct Division {
+  at::Tensor divisor;
+  at::Tensor scale;
+};
+
+// Rows are divided by the total before the products, as where the loss has logits of its own; but
+// in float16, where the quotients would underflow: forward does not know yet the loss scale that is
+// to lift them. There the row of the largest weight is given the size 16 instead. More would let
+// gradients of the input overflow (each is at most 32 times the largest linear_weight), less would
+// lose rows of small weight.
+Division division_of(const at::Tensor& total, const at::Tensor& input, const at::Tensor& target,
+                     const OptionalTensor& weight, int64_t ignore_index, double label_smoothing) {
+  constexpr double kLargest = 16.0;
+  const at::Tensor one = at::ones_like(total);
+  if (input.scalar_type() != at::kHalf || target.numel() == 0) return {total, one};
+  const at::Tensor largest =
+      weight.has_value() ? largest_row_weight(target, *weight, ignore_index, label_smoothing) : one;
+  // A total of 0 leaves rows that count without a gradient (NaN) and the others with 0.
+  const at::Tensor is_zero = total == 0;
+  const at::Tensor divisor = at::where(is_zero, total, largest / kLargest);
+  return {divisor, at::where(is_zero, one, divisor / total)};
 }
 
 // One call, its arguments as rows.
@@ -96,8 +141,10 @@ class LinearCrossEntropyCall {
                   wanted[2] ? new_empty({linear_weight_.size(0)}, wide).zero_() : none()};
   }
 
-  // `upstream` for each row.
-  void run(at::Tensor losses, const at::Tensor& upstream) {
+  // For a grad_output for each row, reduction "none"; or for one, by which all are multiplied, and
+  // a divisor, reduction "mean".
+  void run(at::Tensor losses, const at::Tensor& grad_output, std::string_view reduction,
+           const OptionalTensor& divisor = std::nullopt) {
     const at::Tensor buffer = new_empty({chunk_rows_, linear_weight_.size(0)}, input_.options());
     if (input_.size(0) == 0) std::get<1>(gradients_).zero_();
     const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
@@ -111,8 +158,9 @@ class LinearCrossEntropyCall {
                                 label_smoothing_, alpha_, with_gradient);
       chunk(losses).copy_(loss);
       if (!with_gradient) continue;
-      cross_entropy_backward_(logits, chunk(upstream), chunk(target_), weight_, ignore_index_,
-                              "none", label_smoothing_, alpha_, statistics, total_weight);
+      cross_entropy_backward_(logits, grad_output.dim() == 0 ? grad_output : chunk(grad_output),
+                              chunk(target_), weight_, ignore_index_, reduction, label_smoothing_,
+                              alpha_, statistics, divisor.value_or(total_weight));
       add_gradients(logits, first, count);
     }
   }
@@ -178,11 +226,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cr
   LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
                               label_smoothing, alpha, chunk_rows, gradients);
   const at::Tensor losses = whole.losses().reshape({-1});
-  const at::Tensor& total = whole.total_weight();
-  at::Tensor upstream = at::ones_like(total);
-  if (reduction == "mean") upstream = at::where(total == 0, upstream, losses.numel() / total);
-  const at::Tensor scale = reduction == "mean" ? 1 / (total * upstream) : at::ones_like(total);
-  call.run(losses, upstream.to(losses.scalar_type()).expand(losses.sizes()));
+  const at::Tensor one = at::ones_like(whole.total_weight());
+  const auto [divisor, scale] = division_of(reduction == "mean" ? whole.total_weight() : one, input,
+                                            target, weight, ignore_index, label_smoothing);
+  call.run(losses, one, "mean", divisor);
   return std::tuple_cat(std::tuple(whole.loss(), scale), call.gradients());
 }
 
@@ -200,8 +247,8 @@ LinearGradients linear_cross_entropy_backward(
               grad_output.device());
   LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
                               label_smoothing, alpha, chunk_rows, gradients);
-  const at::Tensor upstream = grad_output.dim() == 0 ? grad_output.unsqueeze(0) : grad_output;
-  call.run(at::empty_like(upstream), upstream);
+  const at::Tensor rows = grad_output.reshape({-1});
+  call.run(at::empty_like(rows), rows, "none");
   return call.gradients();
 }
 

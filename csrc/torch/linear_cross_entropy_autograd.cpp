@@ -3,13 +3,11 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "torch/autograd.h"
 
@@ -66,12 +64,17 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
             .call(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
                   label_smoothing, alpha, chunk_rows, with_gradient ? wanted : GradientMask{});
     if (with_gradient) {
-      context->saved_data["gradients"] =
-          c10::ivalue::Tuple::create({grad_input, grad_linear_weight, grad_linear_bias});
+      // One by one: compiled autograd does not find the tensors of a tuple.
+      context->saved_data["scale"] = scale;
+      context->saved_data["grad_input"] = grad_input;
+      context->saved_data["grad_linear_weight"] = grad_linear_weight;
+      context->saved_data["grad_linear_bias"] = grad_linear_bias;
+    }
+    if (reduction != "none" && !at::isFloatingType(target.scalar_type())) {
+      context->saved_data["counts"] = target.ne(ignore_index);
     }
     context->save_for_backward({input, linear_weight, target, linear_bias.value_or(at::Tensor()),
-                                weight.value_or(at::Tensor()), alpha});
-    context->saved_data["scale"] = scale;
+                                weight.value_or(at::Tensor()), savable(alpha)});
     context->saved_data["types"] = c10::ivalue::Tuple::create(
         {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
     Options{std::string(reduction), ignore_index, label_smoothing, chunk_rows}.save(context);
@@ -90,42 +93,67 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
   }
 
  private:
-  static LinearGradients gradients(AutogradContext* context, const at::Tensor& grad_output,
-                                   const GradientMask& wanted) {
-    const Options options = Options::load(context);
-    if (options.reduction == "none") return gradients_by_rows(context, grad_output, wanted);
-    at::Tensor scale = context->saved_data["scale"].toTensor();
-    const bool plain = is_plain(grad_output);
-    if (plain && scale.is_cpu()) {
-      scale = scale * grad_output;
-      if (!is_finite_scalar(scale)) {
-        return gradients_by_rows(context, scale.expand(rows_of(context)), wanted);
-      }
-    } else {
-      // Nobody waits to see whether no row counts: all gradients are 0 then, and stay it.
-      scale = at::where(scale.isfinite(), scale, at::zeros_like(scale)) * grad_output;
+  // What forward has computed, yet to be multiplied by scale and by grad_output.
+  struct Computed {
+    at::Tensor scale;
+    LinearGradients gradients;
+  };
+
+  // They are handed out once, or given up by a backward that has no use for them: a loss that is
+  // kept shall not keep them. Another backward through the same graph computes them again, to the
+  // same bits. In a graph that is being traced they stay.
+  static void give_up(AutogradContext* context) {
+    for (const char* name : {"grad_input", "grad_linear_weight", "grad_linear_bias"}) {
+      context->saved_data.erase(name);
     }
-    LinearGradients computed = take_gradients(context, wanted, plain);
-    const auto multiplied = [&](const at::Tensor& gradient) {
-      return plain ? at::Tensor(gradient).mul_(scale) : gradient * scale;
-    };
-    if (wanted[0]) std::get<0>(computed) = multiplied(std::get<0>(computed));
-    if (wanted[1]) std::get<1>(computed) = multiplied(std::get<1>(computed));
-    if (wanted[2]) std::get<2>(computed) = multiplied(std::get<2>(computed));
-    return finished(context, computed, wanted);
   }
 
-  // What forward has computed; it is handed out once where it will be written to, and a second
-  // backward through the same graph computes it again, to the same bits.
-  static LinearGradients take_gradients(AutogradContext* context, const GradientMask& wanted,
-                                        bool for_good) {
-    c10::IValue& kept = context->saved_data["gradients"];
-    if (!kept.isNone()) {
-      const auto gradients = kept.toTuple();
-      const auto& elements = gradients->elements();
-      LinearGradients taken{elements[0].toTensor(), elements[1].toTensor(), elements[2].toTensor()};
-      if (for_good) kept = c10::IValue();
-      return taken;
+  static LinearGradients gradients(AutogradContext* context, const at::Tensor& grad_output,
+                                   const GradientMask& wanted) {
+    if (Options::load(context).reduction == "none") {
+      return gradients_by_rows(context, grad_output, wanted);
+    }
+    const bool plain = is_plain(grad_output);
+    Computed computed = take(context, wanted, plain);
+    auto& [grad_input, grad_linear_weight, grad_linear_bias] = computed.gradients;
+    at::Tensor factor = computed.scale * grad_output;
+    const bool is_finite = plain && is_finite_scalar(factor);
+    at::Tensor factor_of_rows = factor;
+    if (!is_finite) {
+      std::tie(factor, factor_of_rows) = factors_of_rows_that_count(context, factor);
+    } else if (scalar_value(factor) == 1.0) {
+      return finished(context, computed.gradients, wanted);
+    }
+    const auto multiply = [plain](at::Tensor& gradient, const at::Tensor& by) {
+      gradient = plain ? gradient.mul_(by) : (gradient * by).to(gradient.scalar_type());
+    };
+    if (wanted[0]) multiply(grad_input, factor_of_rows);
+    if (wanted[1]) multiply(grad_linear_weight, factor);
+    if (wanted[2]) multiply(grad_linear_bias, factor);
+    return finished(context, computed.gradients, wanted);
+  }
+
+  // For sums over rows, and for each row: 0 where none counts, which are to keep their zeros also
+  // if the factor is not finite; on a GPU nobody waits to see whether it is. With a dimension, and
+  // so not rounded to half precision before it is multiplied by.
+  static std::tuple<at::Tensor, at::Tensor> factors_of_rows_that_count(AutogradContext* context,
+                                                                       const at::Tensor& factor) {
+    const bool is_double = type_of(context, 0) == at::kDouble;
+    at::Tensor of_rows = factor.to(is_double ? at::kDouble : at::kFloat);
+    const auto counts = context->saved_data.find("counts");
+    if (counts == context->saved_data.end()) return {factor, of_rows.unsqueeze(-1)};
+    const at::Tensor count = counts->second.toTensor();
+    return {at::where(count.any(), factor, 0.0), at::where(count, of_rows, 0.0).unsqueeze(-1)};
+  }
+
+  static Computed take(AutogradContext* context, const GradientMask& wanted, bool for_good) {
+    auto& kept = context->saved_data;
+    if (kept.count("grad_input") > 0) {
+      Computed computed{kept["scale"].toTensor(),
+                        {kept["grad_input"].toTensor(), kept["grad_linear_weight"].toTensor(),
+                         kept["grad_linear_bias"].toTensor()}};
+      if (for_good) give_up(context);
+      return computed;
     }
     const variable_list saved = saved_tensors(context);
     const Options options = Options::load(context);
@@ -135,7 +163,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
             .call(saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]),
                   options.reduction, options.ignore_index, options.label_smoothing, saved[5],
                   options.chunk_rows, wanted);
-    return {grad_input, grad_linear_weight, grad_linear_bias};
+    return {scale, {grad_input, grad_linear_weight, grad_linear_bias}};
   }
 
   static LinearGradients gradients_by_rows(AutogradContext* context, const at::Tensor& grad_output,
@@ -164,6 +192,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
   static LinearGradients differentiable_gradients(AutogradContext* context,
                                                   const at::Tensor& grad_output,
                                                   const GradientMask& wanted) {
+    if (is_plain(grad_output)) give_up(context);
     const variable_list saved = saved_tensors(context);
     const Options options = Options::load(context);
     const at::Tensor logits = at::linear(saved[0], saved[1], optional(saved[3]));
@@ -197,11 +226,6 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     }
     saved[2] = saved[2].to(type_of(context, 1));
     return saved;
-  }
-
-  static std::vector<int64_t> rows_of(AutogradContext* context) {
-    const at::Tensor input = saved_tensors(context)[0];
-    return input.sizes().slice(0, input.dim() - 1).vec();
   }
 };
 

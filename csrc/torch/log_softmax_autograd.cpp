@@ -16,7 +16,7 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
                             const at::Tensor& statistics, TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({grad_output, input, alpha});
+    context->save_for_backward({grad_output, input, savable(alpha)});
     context->saved_data["dim"] = dim;
     return POWERGRAD_DISPATCHED(log_softmax_backward)
         .call(grad_output, input, dim, alpha, statistics);
@@ -49,7 +49,7 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, statistics] =
         POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
-    context->save_for_backward({input, alpha, statistics});
+    context->save_for_backward({input, savable(alpha), statistics});
     context->saved_data["dim"] = dim;
     return output;
   }
@@ -101,7 +101,7 @@ class LogSoftmaxForwardFunction : public Function<LogSoftmaxForwardFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, statistics] =
         POWERGRAD_DISPATCHED(log_softmax_forward).call(input, dim, alpha, /*needs_backward=*/true);
-    context->save_for_backward({input, alpha, statistics});
+    context->save_for_backward({input, savable(alpha), statistics});
     context->saved_data["dim"] = dim;
     if (!needs_backward) statistics = statistics.narrow(0, 0, 0);
     context->mark_non_differentiable({statistics});

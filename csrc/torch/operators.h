@@ -106,9 +106,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& linea
 using GradientMask = std::array<bool, 3>;
 using LinearGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// loss; scale, a float64 scalar; the gradients, which are yet to be multiplied by it (and by the
-// upstream gradient). A mean's are computed for rows of weight 1 on average, since divided by their
-// number they would not be numbers of half precision any more.
+// loss; scale, a float64 scalar; the gradients, which are yet to be multiplied by it and by
+// grad_output. It is 1 but for float16, of whose range a mean's gradients may be out until then.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
     const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
     const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view reduction,
