@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import jagged, onnx, sharded
@@ -101,7 +102,7 @@ def cross_entropy(
     if type(input) is not Tensor and sharded.is_sharded(input):
         arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
         return sharded.cross_entropy(*arguments, alpha)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(input) is FakeTensor:
         return torch.ops.powergrad.cross_entropy(
             input,
             target,
@@ -176,7 +177,7 @@ def log_softmax(
         input = input.to(dtype)
     if type(input) is not Tensor and sharded.is_sharded(input):
         return sharded.log_softmax(input, dim, as_tensor(alpha, input))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(input) is FakeTensor:
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     if torch._C._is_tracing():
         onnx.register_for_torchscript()
