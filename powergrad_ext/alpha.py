@@ -8,12 +8,15 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def as_alpha(alpha: object) -> float | Tensor:
     """Any alpha as a float or tensor, else ValueError; the operators check its value."""
     if isinstance(alpha, Tensor):
-        return alpha
+        # Autograd saves no tensor that was made in inference mode. Compilers cannot ask.
+        made_in_inference = not torch.compiler.is_compiling() and alpha.is_inference()
+        return alpha.clone() if made_in_inference else alpha
     if isinstance(alpha, Real):
         with suppress(OverflowError):  # an integer that no float reaches
             return float(alpha)
@@ -26,13 +29,13 @@ def checked_alpha(alpha: object) -> float | Tensor:
     Raises:
         ValueError: alpha is not a number or a 0-d floating point tensor, or not finite and > 0.
     """
-    exponent = as_alpha(alpha)
+    exponent = alpha if isinstance(alpha, Tensor) else as_alpha(alpha)
     if not isinstance(exponent, Tensor):
         is_valid = _is_valid(exponent)
     elif exponent.dim() > 0 or not exponent.is_floating_point():
         is_valid = False
-    else:  # a fake one, of a class of its own, has no value to look at
-        is_valid = type(exponent) is not Tensor or exponent.is_cuda or _is_valid(exponent.item())
+    else:
+        is_valid = not _has_value(exponent) or exponent.is_cuda or _is_valid(exponent.item())
     if not is_valid:
         raise _error(alpha)
     return exponent
@@ -46,11 +49,26 @@ def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
     """
     if isinstance(alpha, Tensor):
         return alpha
+    if type(input) is FakeTensor:  # its mode may have ended
+        with input.fake_mode:
+            return torch.tensor(alpha, dtype=torch.float64, device="cpu")
     if not input.is_cuda:
-        return torch.tensor(alpha, dtype=torch.float64)
+        return torch.tensor(alpha, dtype=torch.float64, device="cpu")  # whatever the default
     if not _is_valid(alpha):
         raise ValueError(f"alpha must be finite and greater than 0, got {alpha}")
     return torch.full((), alpha, dtype=torch.float64, device=input.device)
+
+
+def shown(alpha: float | Tensor) -> str:
+    """Alpha as a module's repr shows it."""
+    if not isinstance(alpha, Tensor):
+        return f"{alpha:g}"
+    return f"{alpha.item():g}" if _has_value(alpha) else repr(alpha)
+
+
+def _has_value(alpha: Tensor) -> bool:
+    """Not on the meta device, and not a fake one, of a class of its own."""
+    return type(alpha) is Tensor and not alpha.is_meta
 
 
 def _is_valid(value: float) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from powergrad_ext.alpha import checked_alpha
+from powergrad_ext.alpha import as_alpha, checked_alpha
 from powergrad_ext.functional import HALF_DTYPES, cross_entropy
 
 
@@ -61,4 +61,6 @@ def negative_log_likelihood(
 
 
 def _scaled(logits: Tensor, alpha: float | Tensor) -> Tensor:
-    return checked_alpha(alpha) * (logits.float() if logits.dtype in HALF_DTYPES else logits)
+    return as_alpha(checked_alpha(alpha)) * (
+        logits.float() if logits.dtype in HALF_DTYPES else logits
+    )

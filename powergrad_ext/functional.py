@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import dtensor, jagged, onnx
@@ -102,7 +103,7 @@ def cross_entropy(
     if type(input) is not Tensor and dtensor.is_dtensor(input):
         options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
         return dtensor.cross_entropy(input, target, options)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(input) is FakeTensor:
         return torch.ops.powergrad.cross_entropy(
             input,
             target,
@@ -178,7 +179,7 @@ def log_softmax(
         input = input.to(dtype)
     if type(input) is not Tensor and dtensor.is_dtensor(input):
         return dtensor.log_softmax(input, dim, as_tensor(alpha, input))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(input) is FakeTensor:
         return torch.ops.powergrad.log_softmax(input, dim, alpha=as_tensor(alpha, input))
     if torch._C._is_tracing():
         onnx.register_for_torchscript()

@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import dtensor
-from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha
+from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha, shown
 from powergrad_ext.functional import cross_entropy, require_tensor, require_type
 from powergrad_ext.vocab_parallel import Options
 
@@ -275,8 +275,7 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         )
 
     def extra_repr(self) -> str:
-        alpha = self.alpha.item() if isinstance(self.alpha, Tensor) else self.alpha
         return (
-            f"alpha={alpha:g}, ignore_index={self.ignore_index}, "
+            f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
             f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
         )

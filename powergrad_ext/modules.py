@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from powergrad_ext import onnx
-from powergrad_ext.alpha import checked_alpha
+from powergrad_ext.alpha import checked_alpha, shown
 from powergrad_ext.functional import cross_entropy, log_softmax
 
 
@@ -63,7 +63,7 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
 
     def extra_repr(self) -> str:
         return (
-            f"alpha={_number(self.alpha)}, ignore_index={self.ignore_index}, "
+            f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
             f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
         )
 
@@ -97,8 +97,4 @@ class PowerGradLogSoftmax(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, alpha={_number(self.alpha)}"
-
-
-def _number(alpha: float | Tensor) -> str:
-    return f"{alpha.item():g}" if isinstance(alpha, Tensor) else f"{alpha:g}"
+        return f"dim={self.dim}, alpha={shown(self.alpha)}"

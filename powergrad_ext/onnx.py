@@ -41,12 +41,17 @@ def _cross_entropy_value(
     input = input.to(wide)
     target = target.to(wide if target.is_floating_point() else torch.int64)
     weight = None if weight is None else weight.to(wide)
+    is_one_row = input.dim() == 1  # ONNX has none without a batch
+    if is_one_row:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
     if target.is_floating_point() or label_smoothing:
         loss = _soft_value(input, target, weight, ignore_index, reduction, label_smoothing)
     else:
         loss = F.cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction
         )
+    if is_one_row and reduction == "none":
+        loss = loss.squeeze(0)
     return loss, input.new_empty(0), input.new_empty(())
 
 
@@ -58,19 +63,19 @@ def _soft_value(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    """Of probabilities and of smoothed indices, which torch's conversion of cross_entropy drops."""
-    class_dim = min(1, input.dim() - 1)
-    classes = input.shape[class_dim]
-    shape = [classes, *[1] * (input.dim() - class_dim - 1)]  # of what is the same for all rows
+    """Of probabilities and smoothing, which torch's conversion of cross_entropy drops."""
+    classes = input.shape[1]
+    shape = [classes, *[1] * (input.dim() - 2)]  # of what is the same for all rows
     weights = input.new_ones(shape) if weight is None else weight.reshape(shape)
     if target.is_floating_point():
-        counts, divisor = None, torch.scalar_tensor(math.prod(input.shape) // classes)
+        counts, divisor = None, math.prod(input.shape) // classes
     else:
         counts = target != ignore_index
-        target = (torch.arange(classes).reshape(shape) == target.unsqueeze(class_dim)).to(input)
-        divisor = torch.where(counts, (weights * target).sum(class_dim), 0.0).sum()
+        indices = torch.arange(classes, device=input.device).reshape(shape)
+        target = (indices == target.unsqueeze(1)).to(input)
+        divisor = torch.where(counts, (weights * target).sum(1), 0.0).sum()
     target = (1.0 - label_smoothing) * target + label_smoothing / classes
-    losses = -(weights * target * torch.log_softmax(input, class_dim)).sum(class_dim)
+    losses = -(weights * target * torch.log_softmax(input, 1)).sum(1)
     if counts is not None:
         losses = torch.where(counts, losses, 0.0)
     if reduction == "none":

@@ -56,7 +56,8 @@ class AlphaSchedule:
         self.start, self.end, self.steps = start, start if end is None else end, steps
         self.shape, self.hold = shape, hold
         self.steps_taken = 0
-        self.alpha: Tensor = torch.tensor(start, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # a tensor made there could not be changed elsewhere
+            self.alpha: Tensor = torch.tensor(start, dtype=torch.float64, device=device)
 
     def value(self, step: int) -> float:
         """Alpha at a step, counted from 0.

@@ -69,3 +69,38 @@ def test_wrong_arguments_are_seen_without_data():
         pg.cross_entropy(logits, torch.zeros(2, device="meta").long())
     with pytest.raises(IndexError, match="Dimension out of range"):
         pg.log_softmax(logits, 2)
+
+
+CALLS = {
+    "cross_entropy": lambda z, y, w: pg.cross_entropy(z, y),
+    "unreduced": lambda z, y, w: pg.cross_entropy(z, y, reduction="none").sum(),
+    "log_softmax": lambda z, y, w: pg.log_softmax(z, alpha=0.5).square().sum(),
+    "linear": lambda z, y, w: pg.linear_cross_entropy(z, w, y),
+    "linear unreduced": lambda z, y, w: pg.linear_cross_entropy(z, w, y, reduction="none").sum(),
+}
+calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+
+
+@calls
+def test_fake_tensors_outside_their_mode(call):
+    """As torch's own functions: what they are made of says which mode is meant."""
+    with torch._subclasses.FakeTensorMode():
+        z, y = torch.randn(2, 3, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+        w = torch.randn(3, 3)
+    loss = call(z, y, w)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert type(loss) is type(gradient) is type(z)
+    assert loss.shape == ()
+    assert gradient.shape == z.shape
+
+
+@calls
+def test_real_tensors_where_the_default_device_is_meta(call):
+    """Compiled as well: a model may be built there and its loss run elsewhere."""
+    z, y, w = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 2]), torch.randn(3, 3)
+    (expected,) = torch.autograd.grad(call(z, y, w), z)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for function in (call, compiled):
+        with torch.device("meta"):
+            (gradient,) = torch.autograd.grad(function(z, y, w), z)
+        torch.testing.assert_close(gradient, expected)

@@ -112,6 +112,56 @@ def test_repr_shows_alpha(alpha):
     assert "dim=-1" in repr(pg.PowerGradLogSoftmax(alpha=alpha))
 
 
+def losses(alpha):
+    return [
+        make_loss(alpha),
+        pg.PowerGradLogSoftmax(alpha=alpha),
+        pg.PowerGradLinearCrossEntropyLoss(4, 7, alpha=alpha),
+    ]
+
+
+def test_repr_of_an_alpha_without_a_value():
+    meta = torch.full((), 0.5, device="meta")
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.full((), 0.5)
+    for alpha, sign in ((meta, "device='meta'"), (fake, "FakeTensor")):
+        for module in losses(alpha):
+            assert sign in repr(module)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_alpha_made_in_inference_mode(reduction):
+    """Trains as any other, and its changes are seen."""
+    with torch.inference_mode():
+        alpha = torch.tensor(0.5)
+    target, z = torch.tensor([0, 3, 6]), torch.randn(3, 7, requires_grad=True)
+    features = torch.randn(3, 4)
+    modules = {
+        pg.PowerGradCrossEntropyLoss: ({"reduction": reduction}, (z, target)),
+        pg.PowerGradLogSoftmax: ({}, (z,)),
+        lambda **options: pg.PowerGradLinearCrossEntropyLoss(4, 7, **options): (
+            {"reduction": reduction},
+            (features, target),
+        ),
+    }
+    for make, (options, arguments) in modules.items():
+        module = make(alpha=alpha, **options)
+        for value in (0.5, 0.25):
+            with torch.inference_mode():
+                alpha.fill_(value)
+            ours = module(*arguments)
+            of = [*module.parameters(), z] if z is arguments[0] else [*module.parameters()]
+            upstream = torch.randn(ours.shape)
+            found = torch.autograd.grad(ours, of, upstream)
+            module.alpha = value
+            expected = torch.autograd.grad(module(*arguments), of, upstream)
+            module.alpha = alpha
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    z.grad = None
+    pg.calibration.probabilities(z, alpha=alpha).square().sum().backward()
+    assert z.grad.isfinite().all()
+
+
 def test_weight_moves_with_the_module():
     module = make_loss().double()
     assert module.weight.dtype == torch.float64

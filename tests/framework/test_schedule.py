@@ -126,3 +126,13 @@ def test_a_cuda_graph_sees_every_value():
 def test_repr():
     schedule = pg.AlphaSchedule(0.25, 1.0, 8, shape="cosine", hold=0.5)
     assert repr(schedule) == "AlphaSchedule(0.25, 1, 8, shape='cosine', hold=0.5)"
+
+
+def test_made_in_inference_mode():
+    with torch.inference_mode():
+        schedule = pg.AlphaSchedule(1.0, 0.5, 2)
+    logits = torch.randn(3, 5, requires_grad=True)
+    for _ in range(2):
+        schedule.step()
+        pg.log_softmax(logits, alpha=schedule.alpha).sum().backward()
+    assert schedule.alpha == 0.5

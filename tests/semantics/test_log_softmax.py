@@ -109,6 +109,26 @@ def test_jagged_logits(device):
         torch.testing.assert_close(gradient, z.grad)
 
 
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+def test_jagged_logits_with_lengths(transposed, device):
+    """What lies between the rows that count is not part of the tensor, nor of the result."""
+    values = make_logits((9, 7), torch.float32, device).requires_grad_()
+    offsets, lengths = torch.tensor([[0, 4, 6, 9], [3, 0, 2, -1]], device=device)
+    lengths = lengths[:3]
+    logits = torch.nested.nested_tensor_from_jagged(values, offsets, lengths)
+    given, dim = (logits.transpose(1, 2), 1) if transposed else (logits, 2)
+    output = pg.log_softmax(given, dim, alpha=0.5)
+    torch.testing.assert_close(output.lengths(), lengths)
+    for first, count, part in zip(offsets, lengths, output.unbind(), strict=False):
+        expected = torch.log_softmax(values[first : first + count], 1)
+        torch.testing.assert_close(part.T if transposed else part, expected)
+    upstream = make_logits((9, 7), torch.float32, device, seed=1)
+    by_values = upstream.T if transposed else upstream
+    output.values().backward(by_values)
+    expected = upstream - torch.softmax(0.5 * values, 1) * upstream.sum(1, keepdim=True)
+    torch.testing.assert_close(values.grad, expected.detach())
+
+
 @pytest.mark.parametrize("function", [pg.log_softmax, reference.log_softmax])
 def test_integers_with_dtype(function, device):
     logits = torch.tensor([[1, 2, 3]], device=device)
