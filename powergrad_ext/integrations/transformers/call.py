@@ -92,14 +92,16 @@ class FusedCall:
         )
         return FusedLogits.of(loss, self, shape, dtype)
 
-    def require_step(self, number: int, kind: str, operand: Any) -> None:
-        """The model does what was planned next."""
+    def require_step(self, number: int, kind: str, operand: Any) -> int:
+        """How many planned steps this is: the next one, or none that changes nothing."""
+        if kind != "add" and not isinstance(operand, Tensor) and operand == 1.0:
+            return 0
         if number < len(self.steps):
             planned, expected = self.steps[number]
             if kind == planned and (
                 operand is expected if isinstance(expected, Tensor) else operand == expected
             ):
-                return
+                return 1
         shown = f"a tensor {tuple(operand.shape)}" if isinstance(operand, Tensor) else operand
         raise self.misfit(f"it changes its logits ({kind}, {shown})")
 

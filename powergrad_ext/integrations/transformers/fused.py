@@ -137,15 +137,15 @@ def _change_class(module: Any, new: type) -> None:
     Not another forward of the instance: that would hold the module in a cycle of references, and
     not be copied with it.
     """
-    own = vars(module).get("forward")
+    name = "_old_forward" if "_old_forward" in vars(module) else "forward"
+    own = vars(module).get(name)
     if own is not None:
-        hooked = vars(module).get("_old_forward")
-        if getattr(hooked, "__func__", None) is not type(module).forward:
+        if getattr(own, "__func__", None) is not type(module).forward:
             raise TypeError(
-                f"the forward of {type(module).__name__} was replaced, by {own!r}: call "
+                f"the forward of {type(module).__name__} was replaced, by {own.__qualname__}: call "
                 "fuse_last_layer() before"
             )
-        module._old_forward = MethodType(new.forward, module)  # type: ignore[attr-defined]
+        setattr(module, name, MethodType(new.forward, module))  # type: ignore[attr-defined]
     module.__class__ = new
 
 
@@ -228,7 +228,7 @@ def _steps(model: Any) -> tuple[Step, ...]:
     config = model.config.get_text_config()
     for name, kind in SCALES.items():
         scale = getattr(config, name, None)
-        if scale is not None:
+        if scale not in (None, 1.0):
             steps.append((kind, scale))
     bias = getattr(model, "final_logits_bias", None)
     if bias is not None:

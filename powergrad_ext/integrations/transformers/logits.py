@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import resolve_name
 
 if TYPE_CHECKING:
     from powergrad_ext.integrations.transformers.call import FusedCall
@@ -47,17 +47,13 @@ class FusedLogits(Tensor):
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = function.__name__
-        name = function.__self__.__name__ if name == "__get__" else name.strip("_")
-        if function is F.cross_entropy:
-            return _loss(*args, **kwargs)
-        if name in _OF_THE_LOSS:
+        if function in _OF_THE_LOSS:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
-        rule = _RULES.get(name)
+        rule = _RULES.get(function)
         if rule is None or not isinstance(args[0], FusedLogits):
             first = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, FusedLogits))
-            raise first.call.misfit(f"it calls {name}() on its logits")
+            raise first.call.misfit(f"it calls {resolve_name(function)} on its logits")
         return rule(*args, **kwargs)
 
 
@@ -103,12 +99,15 @@ def _dtype(logits: FusedLogits, *args: Any) -> torch.dtype:
 
 
 def _view(logits: FusedLogits, *sizes: Any) -> FusedLogits:
-    shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-    known = math.prod(size for size in shape if size != -1)
-    numel = math.prod(logits.logits_shape)
-    shape = tuple(numel // known if size == -1 else size for size in shape)
-    if shape[-1] != logits.logits_shape[-1] or math.prod(shape) != numel:
-        raise logits.call.misfit(f"it views its logits {logits.logits_shape} as {shape}")
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    numel = known = 1
+    for size in logits.logits_shape:
+        numel *= size
+    for size in sizes:
+        known *= 1 if size == -1 else size
+    shape = tuple([numel // known if size == -1 else size for size in sizes])
+    if shape[-1] != logits.logits_shape[-1]:
+        raise logits.call.misfit(f"it views its logits {logits.logits_shape} as {sizes}")
     return _alike(logits, shape)
 
 
@@ -135,28 +134,34 @@ def _alike(logits: FusedLogits, shape: tuple[int, ...] | None = None, steps: int
 
 def _planned(kind: str) -> Any:
     def rule(logits: FusedLogits, operand: Any) -> Any:
-        logits.call.require_step(logits.steps_done, kind, operand)
-        return _alike(logits, steps=1)
+        steps = logits.call.require_step(logits.steps_done, kind, operand)
+        return _alike(logits, steps=steps)
 
     return rule
 
 
-# Attributes and methods by name; those of the loss itself first.
-_OF_THE_LOSS = frozenset(
-    ("device", "requires_grad", "grad_fn", "is_leaf", "register_hook", "is_nested", "layout")
-)
-_RULES = {
-    **dict.fromkeys(("float", "contiguous", "double", "half", "bfloat16", "type"), _same),
-    "shape": _shape,
-    "size": _size,
-    "dim": _dim,
-    "ndim": _dim,
-    "dtype": _dtype,
-    "view": _view,
-    "reshape": _view,
-    "to": _to,
-    "detach": _detach,
-    **dict.fromkeys(("add", "iadd"), _planned("add")),
-    **dict.fromkeys(("mul", "imul"), _planned("mul")),
-    **dict.fromkeys(("div", "truediv", "idiv", "itruediv"), _planned("div")),
+# The loss's own attributes, and what is done about those of the logits.
+_OF_THE_LOSS = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("device", "requires_grad", "grad_fn", "is_leaf", "is_nested", "layout", "_base")
+    ),
+    Tensor.register_hook,
+}
+_RULES: dict[Any, Any] = {
+    F.cross_entropy: _loss,
+    **dict.fromkeys((Tensor.float, Tensor.contiguous, Tensor.double, Tensor.type), _same),
+    **dict.fromkeys((Tensor.half, Tensor.bfloat16), _same),
+    Tensor.shape.__get__: _shape,
+    Tensor.size: _size,
+    Tensor.dim: _dim,
+    Tensor.ndim.__get__: _dim,
+    Tensor.dtype.__get__: _dtype,
+    Tensor.view: _view,
+    Tensor.reshape: _view,
+    Tensor.to: _to,
+    Tensor.detach: _detach,
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.add_), _planned("add")),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.mul_), _planned("mul")),
+    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_), _planned("div")),
 }
