@@ -12,7 +12,14 @@ class CrossEntropyTiles {
   using Params = CrossEntropyParams;
 
   CrossEntropyTiles(const Params& p, const TileScratch<Scalar>& scratch)
-      : p_(p), scratch_(scratch), targets_(p), exponential_(p.alpha) {}
+      : p_(p), scratch_(scratch), targets_(p), exponential_(p.alpha) {
+    const auto divisor =
+        p.total_weight != nullptr ? static_cast<Scalar>(*p.total_weight) : Scalar(1);
+    divisor_ = V::broadcast(divisor);
+    const bool is_scalar = p.grad_output != nullptr && p.grad_output_stride == 0;
+    const Scalar common = is_scalar ? *static_cast<const Scalar*>(p.grad_output) : Scalar(1);
+    common_scale_ = V::broadcast(common / divisor);
+  }
 
   template <class Kind>
   void forward(const Tile& tile) const {
@@ -25,6 +32,7 @@ class CrossEntropyTiles {
       const RowLanes<V> rows(tile, vector);
       const LaneTargets<V> target = targets_.read(rows);
       const V zero = V::broadcast(0);
+      const V no_class = V::broadcast(kNoClass);
       LaneDistance<V> loss{zero, zero};
       const V maximum = logits.with_columns([&](const auto& columns) {
         const auto column = columns.of(vector);
@@ -40,7 +48,7 @@ class CrossEntropyTiles {
         loss.target_weight = loss.target_weight + target.point_weight;
         // Not for a row without a class, whose logit may be infinite.
         const V below = lane_references(maximum) - z_target;
-        const V distance = select(less(target.number, zero), zero, target.point_weight * below);
+        const V distance = masked(less(no_class, target.number), target.point_weight * below);
         loss.distance = loss.distance + distance;
       }
       LaneSums<V> sums =
@@ -48,9 +56,8 @@ class CrossEntropyTiles {
             if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
           });
       const V ignored = target.ignored();
-      const auto write = [&](V value, void* to) {
-        rows.store(select(equal(ignored, zero), value, zero), to);
-      };
+      const auto counts = equal(ignored, zero);
+      const auto write = [&](V value, void* to) { rows.store(masked(counts, value), to); };
       if (p_.sumexp_m1 != nullptr) {
         write(sums.sumexp_m1, p_.sumexp_m1);
       } else {
@@ -113,13 +120,8 @@ class CrossEntropyTiles {
   Scalar* statistic(Statistic which) const { return statistic_of_rows<Scalar>(p_, which); }
 
   V scale(const RowLanes<V>& rows) const {
-    V value = V::broadcast(1);
-    if (p_.grad_output != nullptr) {
-      value = p_.grad_output_stride == 0 ? V::broadcast(*static_cast<const Scalar*>(p_.grad_output))
-                                         : rows.load(p_.grad_output);
-    }
-    if (p_.total_weight == nullptr) return value;
-    return value / V::broadcast(static_cast<Scalar>(*p_.total_weight));
+    const bool is_common = p_.grad_output == nullptr || p_.grad_output_stride == 0;
+    return is_common ? common_scale_ : rows.load(p_.grad_output) / divisor_;
   }
 
   // Exponentials are kept over the packed logits, or else in a gradient that is wide enough.
@@ -170,6 +172,8 @@ class CrossEntropyTiles {
   const TileScratch<Scalar>& scratch_;
   TargetReader<Scalar> targets_;
   PoweredExponential<V> exponential_;
+  V divisor_;
+  V common_scale_;  // of all rows, but for grad_outputs of their own
 };
 
 }  // namespace

@@ -121,10 +121,9 @@ Vector<Scalar> log1p(Vector<Scalar> r) {
   using V = Vector<Scalar>;
   static constexpr AtanhSeries<Scalar> kSeries;
   const V one = V::broadcast(1);
-  const V zero = V::broadcast(0);
   const V sum = one + r;
   const auto small = less(r, one);
-  const V k = select(small, zero, exponent(sum));
+  const V k = select(small, V::broadcast(0), exponent(sum));
   const V f = select(small, r, sum * power_of_two(step_origin<V>() - k) - one);
   const V t = f / (V::broadcast(2) + f);
   const V series = t * polynomial(t * t, kSeries.coefficients);

@@ -117,7 +117,7 @@ struct ExponentialSums {
   }
   template <class Pair>
   void add_only(typename V::Mask mask, const Pair& e) {
-    add(select(mask, e, Pair{}));
+    add(masked(mask, e));
   }
 
   // All columns but one. Only the run that has it looks for it, so no loop ends at an odd place.

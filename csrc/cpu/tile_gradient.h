@@ -74,7 +74,7 @@ class TileSoftmax {
   // Whatever the logits of an ignored row are: NaN, too.
   V zero_if_ignored(const TileVector& vector, V value) const {
     if (!has_ignored_[vector.number]) return value;
-    return select(equal(ignored_.at(vector), V::broadcast(1)), V::broadcast(0), value);
+    return masked(equal(ignored_.at(vector), V::broadcast(0)), value);
   }
 
   TileLanes<V> maximum_;

@@ -39,24 +39,25 @@ struct LaneSums {
 template <class Evaluate, class V, class T, class Keep, class Prefetch>
 LaneSums<V> sum_lanes(const Evaluate& evaluate, const Column<V, T>& z, int64_t classes, V largest,
                       const Keep& keep, const Prefetch& prefetch) {
-  const V zero = V::broadcast(0);
   const V one = V::broadcast(1);
   auto plain = LongSum<V>::start();
   auto powered = LongSum<V>::start();
-  V ties = zero - one;  // classes with the largest logit, besides the one that is left out
+  V others = V::broadcast(0);  // classes with another than the largest logit
   const auto add = [&](int64_t c) {
     prefetch(c);
     const V x = z[c];
     const auto e = evaluate(x, largest);
     keep(c, e.powered());
-    const auto is_largest = equal(x, largest);
-    select(is_largest, decltype(e){}, e).add_to(plain.run, powered.run);
-    ties = ties + select(is_largest, one, zero);
+    const auto is_other = not_equal(x, largest);
+    masked(is_other, e).add_to(plain.run, powered.run);
+    others = others + masked(is_other, one);
   };
   for_each_class_in_runs<V>(classes, add, [&] {
     plain.close_run();
     powered.close_run();
   });
+  // One of the largest is left out.
+  const V ties = V::broadcast(static_cast<typename V::Scalar>(classes - 1)) - others;
   return {plain.total + ties, powered.total + ties};
 }
 
@@ -85,15 +86,14 @@ TileLanes<V> sum_columns(const Tile& tile, const Columns& columns, int64_t class
 // reference_of, lane by lane.
 template <class V>
 V lane_references(V maximum) {
-  return select(equal(maximum, V::broadcast(-kInfinity)), V::broadcast(0), maximum);
+  return masked(not_equal(maximum, V::broadcast(-kInfinity)), maximum);
 }
 
 // 1 in the lanes whose sum is remote (see exponentials.h), else 0.
 template <class V>
 V remote_lanes(V sums) {
-  const V zero = V::broadcast(0);
-  const V positive = select(less(zero, sums), V::broadcast(1), zero);
-  return select(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive, zero);
+  const V positive = masked(less(V::broadcast(0), sums), V::broadcast(1));
+  return masked(less(sums, V::broadcast(static_cast<typename V::Scalar>(kRemote))), positive);
 }
 // Whether one of the first lanes is 1.
 template <class V>

@@ -16,9 +16,7 @@ struct LaneTargets {
   V point_weight;   // 0 where there is no class
   V target_weight;  // likewise
 
-  V ignored() const {
-    return select(equal(number, V::broadcast(kIgnored)), V::broadcast(1), V::broadcast(0));
-  }
+  V ignored() const { return masked(equal(number, V::broadcast(kIgnored)), V::broadcast(1)); }
 };
 
 template <class Scalar>
@@ -32,15 +30,14 @@ class TargetReader {
         own_share_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(all_classes(p)))) {}
 
   LaneTargets<V> read(const RowLanes<V>& rows) const {
-    const V zero = V::broadcast(0);
     const V number = numbers(rows);
     V weight = V::broadcast(1);
-    if (weight_ != nullptr) weight = V::gather(weight_, maximum(number, zero));
-    const auto none = less(number, zero);
-    const V point = select(none, zero, weight * V::broadcast(point_share_));
+    if (weight_ != nullptr) weight = V::gather(weight_, maximum(number, V::broadcast(0)));
+    const auto counts = less(V::broadcast(kNoClass), number);
+    const V point = masked(counts, weight * V::broadcast(point_share_));
     if (own_share_ == 0) return {number, point, point};
     const V own = multiply_add(weight, V::broadcast(own_share_), point);
-    return {number, point, select(none, zero, own)};
+    return {number, point, masked(counts, own)};
   }
 
  private:
@@ -50,20 +47,15 @@ class TargetReader {
                ? numbers_of(static_cast<const int32_t*>(p_.target_index) + rows.row, rows.lanes)
                : numbers_of(static_cast<const int64_t*>(p_.target_index) + rows.row, rows.lanes);
   }
+  // No integer outside [0, C) becomes one inside by rounding: float holds all up to 2^24.
   template <class Index>
   V numbers_of(const Index* target, int lanes) const {
-    Scalar number[V::kWidth];
-    if (lanes == V::kWidth) {
-      for (int i = 0; i < V::kWidth; ++i) number[i] = number_of(target[i]);
-    } else {
-      for (int i = 0; i < V::kWidth; ++i) number[i] = i < lanes ? number_of(target[i]) : kNoClass;
-    }
-    return V::load(number);
-  }
-  Scalar number_of(int64_t index) const {
-    const int64_t own = index - p_.classes_before;
-    const int64_t number = 0 <= own && own < p_.shape.classes ? own : kNoClass;
-    return static_cast<Scalar>(index == p_.ignore_index ? kIgnored : number);
+    const V number = load_integers<V>(target, lanes, p_.classes_before);
+    const V none = V::broadcast(kNoClass);
+    const V below = select(less(number, V::broadcast(0)), none, number);
+    const V classes = V::broadcast(static_cast<Scalar>(p_.shape.classes));
+    const V own = select(less(below, classes), below, none);
+    return select(equal_integers<V>(target, lanes, p_.ignore_index), V::broadcast(kIgnored), own);
   }
 
   const CrossEntropyParams& p_;

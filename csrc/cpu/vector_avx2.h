@@ -107,7 +107,8 @@ struct Vector<float> {
   static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
   static constexpr float kExp2Slope[] = {0.69314724f, 0.24025764f, 0.055496223f};  // 2.7e-8
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
-  static constexpr int kOctaveDigits = 13;      // with a step's 10 digits they make a float's 24
+  static constexpr bool kConvertsIntegers = false;
+  static constexpr int kOctaveDigits = 13;  // with a step's 10 digits they make a float's 24
   __m256 v;
 
   static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -274,6 +275,13 @@ inline Vector<float> low_halves(Vector<float> a, Vector<float> b) {
 inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
   return {_mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a.v), _mm256_castps_pd(b.v)))};
 }
+// x in the lanes of the mask, else 0.
+inline Vector<float> masked(Vector<float>::Mask mask, Vector<float> x) {
+  return {_mm256_and_ps(mask.bits, x.v)};
+}
+inline Vector<float>::Mask not_equal(Vector<float> a, Vector<float> b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)};
+}
 inline int first_set(Vector<float>::Mask mask) {
   const int bits = _mm256_movemask_ps(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
@@ -289,6 +297,7 @@ struct Vector<double> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
+  static constexpr bool kConvertsIntegers = false;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m256d v;
 
@@ -382,6 +391,12 @@ inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
   return {_mm256_unpackhi_pd(a.v, b.v)};
+}
+inline Vector<double> masked(Vector<double>::Mask mask, Vector<double> x) {
+  return {_mm256_and_pd(mask.bits, x.v)};
+}
+inline Vector<double>::Mask not_equal(Vector<double> a, Vector<double> b) {
+  return {_mm256_cmp_pd(a.v, b.v, _CMP_NEQ_UQ)};
 }
 inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);

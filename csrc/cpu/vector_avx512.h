@@ -49,6 +49,16 @@ inline void store_quads_first_512(__m512i v, char* p, int64_t distance, int quad
   if (quads > 3) _mm_mask_storeu_epi8(p + 3 * distance, mask, _mm512_extracti32x4_epi32(v, 3));
 }
 
+// Up to 8 integers; 0 past `count`.
+inline __m512i load_integers_512(const int64_t* p, int count) {
+  return _mm512_maskz_loadu_epi64(static_cast<__mmask8>((1u << count) - 1u), p);
+}
+inline __m512i load_integers_512(const int32_t* p, int count) {
+  return _mm512_cvtepi32_epi64(
+      _mm256_maskz_loadu_epi32(static_cast<__mmask8>((1u << count) - 1u), p));
+}
+inline int clamp_to_8(int count) { return count < 0 ? 0 : count > 8 ? 8 : count; }
+
 template <>
 struct Vector<float> {
   using Scalar = float;
@@ -59,6 +69,7 @@ struct Vector<float> {
   static constexpr float kExp2Slope[] = {0.6931573f, 0.24022649f};  // relative error 5.3e-8
   static constexpr double kUnderflow = -127.0;                      // power_of_two is 0
   static constexpr int kOctaveDigits = 11;  // with a step's 12 digits they make a float's 24
+  static constexpr bool kConvertsIntegers = true;
   __m512 v;
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -109,6 +120,26 @@ struct Vector<float> {
   }
   void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
     store_quads_first_512(_mm512_castps_si512(v), p, distance, quads, bytes);
+  }
+  // p[i] - origin, rounded; 0 - origin past `count`.
+  template <class Integer>
+  static Vector from_integers(const Integer* p, int count, int64_t origin) {
+    const __m512i less = _mm512_set1_epi64(origin);
+    const __m512i low = load_integers_512(p, clamp_to_8(count));
+    const __m512i high = load_integers_512(p + 8, clamp_to_8(count - 8));
+    const __m256 halves[] = {_mm512_cvtepi64_ps(_mm512_sub_epi64(low, less)),
+                             _mm512_cvtepi64_ps(_mm512_sub_epi64(high, less))};
+    const __m512d joined = _mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(halves[0])),
+                                              _mm256_castps_pd(halves[1]), 1);
+    return {_mm512_castpd_ps(joined)};
+  }
+  template <class Integer>
+  static Mask equal_integers(const Integer* p, int count, int64_t value) {
+    const __m512i wanted = _mm512_set1_epi64(value);
+    const __mmask8 low = _mm512_cmpeq_epi64_mask(load_integers_512(p, clamp_to_8(count)), wanted);
+    const __mmask8 high =
+        _mm512_cmpeq_epi64_mask(load_integers_512(p + 8, clamp_to_8(count - 8)), wanted);
+    return static_cast<Mask>(low | high << 8);
   }
   // data[offset] for each lane; offsets are integers.
   static Vector gather(const float* data, Vector offsets) {
@@ -200,6 +231,13 @@ inline Vector<float> low_halves(Vector<float> a, Vector<float> b) {
 inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
   return {_mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a.v), _mm512_castps_pd(b.v)))};
 }
+// x in the lanes of the mask, else 0.
+inline Vector<float> masked(__mmask16 mask, Vector<float> x) {
+  return {_mm512_maskz_mov_ps(mask, x.v)};
+}
+inline __mmask16 not_equal(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ);
+}
 inline int first_set(__mmask16 mask) { return mask ? __builtin_ctz(mask) : -1; }
 
 template <>
@@ -210,6 +248,7 @@ struct Vector<double> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
+  static constexpr bool kConvertsIntegers = true;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m512d v;
 
@@ -237,6 +276,15 @@ struct Vector<double> {
   }
   void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
     store_quads_first_512(_mm512_castpd_si512(v), p, distance, quads, bytes);
+  }
+  template <class Integer>
+  static Vector from_integers(const Integer* p, int count, int64_t origin) {
+    const __m512i integers = load_integers_512(p, count);
+    return {_mm512_cvtepi64_pd(_mm512_sub_epi64(integers, _mm512_set1_epi64(origin)))};
+  }
+  template <class Integer>
+  static Mask equal_integers(const Integer* p, int count, int64_t value) {
+    return _mm512_cmpeq_epi64_mask(load_integers_512(p, count), _mm512_set1_epi64(value));
   }
   static Vector gather(const double* data, Vector offsets) {
     return {_mm512_i32gather_pd(_mm512_cvttpd_epi32(offsets.v), data, sizeof(double))};
@@ -303,6 +351,12 @@ inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
   return {_mm512_unpackhi_pd(a.v, b.v)};
+}
+inline Vector<double> masked(__mmask8 mask, Vector<double> x) {
+  return {_mm512_maskz_mov_pd(mask, x.v)};
+}
+inline __mmask8 not_equal(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ);
 }
 inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
 

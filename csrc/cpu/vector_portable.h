@@ -114,7 +114,8 @@ struct Vector<float> : PortableVector<float, int32_t> {
   static constexpr float kStepOrigin = 0x1.8p23f;
   static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
-  static constexpr int kOctaveDigits = 16;      // with a step's 7 digits they make a float's 24
+  static constexpr bool kConvertsIntegers = false;
+  static constexpr int kOctaveDigits = 16;  // with a step's 7 digits they make a float's 24
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }
   template <class Storage>
   static Vector load(const Storage* p) {
@@ -184,6 +185,7 @@ struct Vector<double> : PortableVector<double, int64_t> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
+  static constexpr bool kConvertsIntegers = false;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   static Vector broadcast(double x) { return {{Lanes{x, x}}}; }
   static Vector load(const double* p) { return {{Lanes{p[0], p[1]}}}; }
@@ -231,8 +233,13 @@ Vector<Scalar> multiply_add(Vector<Scalar> a, Vector<Scalar> b, Vector<Scalar> c
   inline Vector<S> maximum(Vector<S> a, Vector<S> b) { return {{a.v > b.v ? a.v : b.v}}; } \
   inline MaskOf<Vector<S>> equal(Vector<S> a, Vector<S> b) { return a.v == b.v; }          \
   inline MaskOf<Vector<S>> less(Vector<S> a, Vector<S> b) { return a.v < b.v; }            \
+  inline MaskOf<Vector<S>> not_equal(Vector<S> a, Vector<S> b) { return a.v != b.v; }      \
   inline Vector<S> select(MaskOf<Vector<S>> mask, Vector<S> yes, Vector<S> no) {           \
     return {{mask ? yes.v : no.v}};                                                        \
+  }                                                                                        \
+  /* x in the lanes of the mask, else 0. */                                                \
+  inline Vector<S> masked(MaskOf<Vector<S>> mask, Vector<S> x) {                           \
+    return {{(Vector<S>::Lanes)(mask & (MaskOf<Vector<S>>)x.v)}};                          \
   }
 POWERGRAD_PORTABLE_OPERATORS(float)
 POWERGRAD_PORTABLE_OPERATORS(double)
