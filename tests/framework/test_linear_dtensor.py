@@ -1,5 +1,6 @@
 """The last layer sharded over its classes and fused with the loss, in real processes."""
 
+import datetime
 import itertools
 import os
 
@@ -218,7 +219,7 @@ def node_of(loss):
 
 def what_is_kept(mesh):
     """Nothing behind backward, and nothing that hooks on saved tensors do not see."""
-    tensors, target = problem()
+    tensors, target = problem(torch.float32)
 
     def layer():
         placements = ([Replicate()], [Shard(0)], [Shard(0)])
@@ -244,8 +245,9 @@ def what_is_kept(mesh):
         packed = []
 
         def pack(tensor, packed=packed):
-            packed.append(tensor.shape)
-            return tensor.double().clone() if tensor.is_floating_point() else tensor
+            packed.append(tensor.shape)  # every other one in another type
+            is_turn = len(packed) % 2 == 0 and tensor.is_floating_point()
+            return tensor.double() if is_turn else tensor.clone()
 
         given, alone = layer(), layer()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -433,7 +435,11 @@ def run(rank, rendezvous, shape, checks):
     torch.set_num_threads(1)
     processes = torch.Size(shape).numel()
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=processes,
+        timeout=datetime.timedelta(seconds=120),  # for a rank that exchanges something else
     )
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor")[-len(shape) :])
     for each in checks:
