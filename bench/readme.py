@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 # As `python bench/readme.py`, from a source tree in which nothing needs to be installed.
@@ -14,6 +14,8 @@ from bench import packages
 
 if __name__ == "__main__":
     packages.require("matplotlib")
+
+from matplotlib.figure import Figure
 
 from bench import headline, linear, markdown, overhead, plots, sweep
 from bench.cases import FRESH
@@ -234,24 +236,23 @@ def draw(folder: Path) -> None:
             plots.save(figure, folder / name, fingerprint(folder, sources))
 
 
+def draw_headline(theme: str) -> Callable[[Sequence[Record]], Figure]:
+    """How the README's picture is drawn for a page in this theme."""
+    return lambda records: headline.draw_headline(results_of(records), machine_of(records), theme)
+
+
 DRAWN_BY = {
     "speed": lambda records: plots.draw_speed(results_of(records), machine_of(records)),
     "overhead": lambda records: plots.draw_overhead(
         overhead.subjects_of(records), machine_of(records)
     ),
     "sweep": lambda records: plots.draw_sweeps(sweep.points_of(records), machine_of(records)),
-}
+} | {f"headline-{theme}": draw_headline(theme) for theme in headline.THEMES}
 SOURCES: dict[str, tuple[str, ...]] = {
     "speed": SPEED,
     "overhead": ("overhead.jsonl",),
     "sweep": ("sweep.jsonl",),
-}
-for theme in headline.THEMES:
-    name = f"headline-{theme}"
-    SOURCES[name] = KEPT
-    DRAWN_BY[name] = lambda records, theme=theme: headline.draw_headline(
-        results_of(records), machine_of(records), theme
-    )
+} | {f"headline-{theme}": KEPT for theme in headline.THEMES}
 
 
 def fingerprint(folder: Path, names: Iterable[str]) -> str:

@@ -68,7 +68,8 @@ def _soft_value(
     shape = [classes, *[1] * (input.dim() - 2)]  # of what is the same for all rows
     weights = input.new_ones(shape) if weight is None else weight.reshape(shape)
     if target.is_floating_point():
-        counts, divisor = None, math.prod(input.shape) // classes
+        counts: Tensor | None = None
+        divisor: Tensor | int = math.prod(input.shape) // classes
     else:
         counts = target != ignore_index
         indices = torch.arange(classes, device=input.device).reshape(shape)
