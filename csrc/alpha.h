@@ -1,5 +1,5 @@
-// How the pair (exp(t), exp(alpha t)) is had, for the CPU and CUDA kernels alike. Internal linkage,
-// as it is compiled for several instruction sets.
+// How the CPU and CUDA kernels compute the pair (exp(t), exp(alpha t)). Internal linkage, since it
+// is compiled for several instruction sets.
 #pragma once
 
 #include "powergrad.h"
@@ -8,29 +8,30 @@
 namespace powergrad {
 namespace {
 
-// One exponential gives both when alpha = N/D with small N and D: with u = exp(t / D),
-// exp(alpha t) = u^N and exp(t) = u^D. (CUDA leaves out 3/10: see KindInKernels.)
+// One exponential gives both if alpha = N/D with small N and D: with u = exp(t / D),
+// exp(alpha t) = u^N and exp(t) = u^D. A power multiplies the relative error of u by its exponent.
+// (CUDA does not use 3/10: see KindInKernels.)
 #define POWERGRAD_FORALL_RATIONAL_ALPHAS(X) X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(3, 10)
 
 template <int kNumerator, int kDenominator>
 struct RationalAlpha {};
 struct AnyAlpha {};
-// Forward without backward: the powered exponential is not wanted.
+// Forward without backward: only exp(t) is needed.
 struct NoAlpha {};
 
-// Specialised for each kind by the kernels, over the type they compute in.
+// Kernels specialise it for each kind, over the type that they compute in.
 template <class Kind, class V>
 struct Evaluator;
 
 inline constexpr double kLog2E = 1.4426950408889634074;
 
-// The least that exponents are scaled by: even one at which powers of two end can be divided by it.
+// The smallest scale: small enough for any alpha, large enough to divide the range of exponents by.
 template <class Scalar>
 inline constexpr double kSmallestScale = 4096.0 / kLargest<Scalar>;
 
-// exp(factor t) is 2^(scale t). Far beyond what any sensible alpha asks for the scale is bounded,
-// as an infinite one would make NaN of the maximum's 0. NaN for a factor that is not > 0: an alpha
-// on a device is not checked before.
+// The scale at which 2^(scale t) is exp(factor t), rounded once: 1/2 ulp. It is bounded, far beyond
+// any sensible alpha, since 0 times an infinite scale would be NaN. NaN unless factor > 0, since
+// nothing has checked an alpha on the device.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar exponent_scale(double factor) {
   if (!(factor > 0.0)) return static_cast<Scalar>(NAN);
@@ -43,7 +44,7 @@ POWERGRAD_FUNCTION Scalar exponent_scale(double factor) {
 template <int kPower, class V>
 POWERGRAD_FUNCTION V power(V x);
 
-// The last multiplication of power<kPower>, for kPower > 1.
+// The operands of the last multiplication of power<kPower>, for kPower > 1.
 template <class V>
 struct Factors {
   V first;
@@ -71,10 +72,10 @@ POWERGRAD_FUNCTION V power(V x) {
   }
 }
 
-// Calls function(kind) with the cheapest kind that is exact for this alpha in Scalar arithmetic.
+// Calls function(kind) with the cheapest kind for this alpha, which has to equal N/D as a Scalar.
 template <class Scalar, class Function>
-auto with_alpha_kind(double alpha, bool wanted, const Function& function) {
-  if (!wanted) return function(NoAlpha{});
+auto with_alpha_kind(double alpha, bool has_backward, const Function& function) {
+  if (!has_backward) return function(NoAlpha{});
 #define POWERGRAD_IF_RATIONAL(numerator, denominator)                        \
   if (static_cast<Scalar>(alpha) ==                                          \
       static_cast<Scalar>(static_cast<double>(numerator) / (denominator))) { \

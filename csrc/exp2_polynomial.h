@@ -1,11 +1,12 @@
-// The slope (2^f - 1) / f for |f| <= 1/2: coefficients of 1, f, f^2, ..., so chosen that the
-// relative error of 1 + f slope is minimax.
+// 2^f = 1 + f slope(f) for |f| <= 1/2: the coefficients of 1, f, f^2, ... in slope, chosen to
+// minimise the largest relative error of 2^f. The errors below are the polynomial's own, in exact
+// arithmetic.
 #pragma once
 
-// 9.3e-8
+// Maximum error: 9.3e-8 relative, 1.4 ulp of float.
 #define POWERGRAD_EXP2_SLOPE 0.693147f, 0.24022247f, 0.05550711f, 0.00967129f, 0.0013269515f
 
-// 4.2e-17
+// Maximum error: 4.2e-17 relative, 0.3 ulp of double.
 #define POWERGRAD_EXP2_SLOPE_DOUBLE                                                   \
   0.69314718055994569679, 0.24022650695910098007, 0.055504108664790389252,            \
       0.0096181291076070019986, 0.0013333558153441334774, 0.00015403530441572599042,  \

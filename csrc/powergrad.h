@@ -1,6 +1,6 @@
-// What every kernel of powergrad computes, and the structs in which it is asked to.
+// What the kernels compute, and the structs that hold their arguments.
 //
-// For one row of logits z (C classes), a target distribution q, class weights w and an exponent
+// For one row of logits z (C classes), a target distribution q, class weights w and a power
 // alpha > 0, with target_j = w_j q_j and W = sum_j target_j:
 //
 //     p    = softmax(z),   p' = p^alpha / sum_j p_j^alpha = softmax(alpha z)
@@ -9,17 +9,17 @@
 //
 // PowerGrad Transform: arXiv 2111.12495. alpha = 1 is ordinary cross-entropy.
 //
-// Sums are kept as "1 + r". With m = max z, sum_j exp(z_j - m) is exactly 1 (the maximum itself)
-// plus r, the sum over all the others. Keeping r instead of the sum loses nothing when a row is
-// confident and r is far below one rounding step of 1:
+// Sums are kept as "1 + r". With m = max z, sum_j exp(z_j - m) is exactly 1 (the maximum's term)
+// plus r, the sum of all other terms. r loses nothing when a row is confident and r is far below an
+// ulp of 1:
 //
 //     loss of the maximum     = log(1 + r)       = log1p(r)
 //     p'_max - 1              = -r' / (1 + r')
 //
-// are both accurate to the last few bits, in every precision. Two states merge as a monoid: for
-// m1 >= m2, (m1, r1) + (m2, r2) = (m1, r1 + (1 + r2) exp(m2 - m1)).
+// are both accurate to a few ulp in every precision. Two states merge as a monoid: for m1 >= m2,
+// (m1, r1) + (m2, r2) = (m1, r1 + (1 + r2) exp(m2 - m1)).
 //
-// Nothing here knows a framework, a thread or an allocator.
+// Nothing here depends on a framework, on threads or on an allocator.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ namespace powergrad {
   X(float16, Float16, float)      \
   X(float64, double, double)
 
-// Bits of a half-precision number; kernels convert while loading and storing.
+// The bits of a half-precision number; kernels convert on loads and stores.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -69,8 +69,8 @@ POWERGRAD_FORALL_TYPES(POWERGRAD_STORAGE_TRAITS)
 template <class Storage>
 using AccumulateOf = typename StorageTraits<Storage>::Accumulate;
 
-// Every tensor of logits is seen as (outer, classes, inner): softmax runs over the middle. There
-// is one row for each (outer, inner), numbered outer * shape.inner + inner.
+// Every tensor of logits is viewed as (outer, classes, inner), with softmax over the middle. The
+// row of each (outer, inner) has the number outer * shape.inner + inner.
 struct Shape {
   int64_t outer;
   int64_t classes;
@@ -78,16 +78,16 @@ struct Shape {
   POWERGRAD_FUNCTION int64_t rows() const { return outer * inner; }
 };
 
-// Distances in elements. A kernel reads in place when classes == 1 (a row is contiguous) or
-// inner == 1 (neighbouring rows are contiguous); the caller copies anything else.
+// In elements. Kernels read tensors in place with classes == 1 (a row is contiguous) or inner == 1
+// (neighbouring rows are adjacent); the caller copies all others.
 struct Strides {
   int64_t outer;
   int64_t classes;
   int64_t inner;
 };
 
-// Per-row values that backward needs, `accumulate` type, (kStatistics, rows), row-contiguous:
-// the maximum m, the sum r' of exp(alpha (z - m)) without its maximum, and the target mass W.
+// What backward needs of each row, (kStatistics, rows) `accumulate`, contiguous: the maximum m, the
+// sum r' of exp(alpha (z - m)) without the maximum's, and the target weight W.
 enum Statistic { kMaximum, kAlphaSumexpM1, kTargetWeight, kStatistics };
 inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has no target
 
@@ -95,7 +95,7 @@ inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has 
 struct CrossEntropyParams {
   DataType dtype;
   Shape shape;
-  // Where rows are shared out over their classes: how many others hold before and after these.
+  // Of rows whose classes are sharded: how many classes other shards have before and after these.
   int64_t classes_before;
   int64_t classes_after;
   double alpha;
@@ -105,24 +105,24 @@ struct CrossEntropyParams {
   Strides logits_strides;
 
   // Exactly one kind of target.
-  const void* target_index;  // (rows) int64 or int32, of the classes of all; or null
+  const void* target_index;  // (rows) int64 or int32, counting all shards' classes; or null
   bool target_index_is_int32;
   int64_t ignore_index;
   const void* target_probabilities;  // (outer, classes, inner), or null
   Strides target_strides;
   bool target_is_accumulate_type;  // probabilities are `accumulate`, else storage
 
-  const void* weight;        // (classes of all) accumulate; null: all ones
+  const void* weight;        // (all shards' classes) accumulate; null: all ones
   const double* weight_sum;  // scalar, the sum over these classes; null: all ones
-  double label_smoothing;    // q becomes (1 - s) q + s / (classes of all)
+  double label_smoothing;    // q becomes (1 - s) q + s / (all shards' classes)
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward
   void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
-                     // null: no backward will follow and the alpha sum is skipped
-  void* sumexp_m1;   // (rows) accumulate, r of "1 + r"; null: rows are whole. With it they are
-                     // shards: losses are only sum_j target_j (m - z_j), and a row of -infinity,
-                    // where that m is 0, is not NaN yet (shards.h)
+                     // null: no backward follows, and the alpha sum is skipped
+  void* sumexp_m1;   // (rows) accumulate, r of "1 + r"; null: rows are whole. Given for shards,
+                     // whose losses are only sum_j target_j (m - z_j), with m = 0 for a row of
+                     // -infinity, which is not NaN yet (shards.h)
 
   // Backward, and forward with gradient.
   void* gradient;  // (outer, classes, inner) storage; may be the logits in backward; or null
@@ -131,11 +131,11 @@ struct CrossEntropyParams {
   int64_t grad_output_stride;  // 1 or 0
   const double* total_weight;  // scalar that divides every gradient (the mean); null: 1
 
-  // Backward over a gradient that forward has computed for an upstream gradient it could only
-  // assume (CUDA): it stays as it is where *grad_output has the bits of *speculative_grad_output.
-  const void* speculative_grad_output;  // accumulate, a scalar; null: nothing is assumed
-  void* next_speculation;  // accumulate, a scalar that takes *grad_output where it differed,
-                           // and is what the next forward assumes; null: nobody asks
+  // Backward over a gradient that forward has computed for a speculative grad_output (CUDA): the
+  // gradient is valid if *grad_output has the bits of *speculative_grad_output, and stays.
+  const void* speculative_grad_output;  // accumulate, a scalar; null: no speculation
+  void* next_speculation;  // accumulate, a scalar: what the next forward speculates on, which
+                           // backward sets to *grad_output if that differed; or null
 };
 
 struct LogSoftmaxParams {

@@ -1,6 +1,5 @@
-// What one row contributes to loss and gradient besides its sums of exponentials: the scalar part
-// of the algorithm, shared by the CPU and CUDA kernels. Internal linkage, as it is compiled for
-// several instruction sets.
+// The scalar part of the algorithm, shared by the CPU and CUDA kernels: what a row needs besides
+// its sums of exponentials. Internal linkage, since it is compiled for several instruction sets.
 #pragma once
 
 #include <cmath>
@@ -20,12 +19,13 @@ POWERGRAD_FUNCTION int64_t row_offset(const Shape& shape, const Strides& strides
   return row / shape.inner * strides.outer + row % shape.inner * strides.inner;
 }
 
-// Of the whole rows, of which the logits may be a shard.
+// Of whole rows; the logits may be a shard of them.
 POWERGRAD_FUNCTION int64_t all_classes(const CrossEntropyParams& p) {
   return p.classes_before + p.shape.classes + p.classes_after;
 }
 
-// What label smoothing alone adds to the mass of a row, rounded as little as a closed form can be.
+// The target weight that label smoothing alone gives to a row, in closed form, which rounds less
+// than a sum.
 POWERGRAD_FUNCTION double smoothing_weight(const CrossEntropyParams& p) {
   if (p.weight_sum != nullptr) {
     return p.label_smoothing * *p.weight_sum / static_cast<double>(all_classes(p));
@@ -35,52 +35,52 @@ POWERGRAD_FUNCTION double smoothing_weight(const CrossEntropyParams& p) {
          static_cast<double>(all_classes(p));
 }
 
-// What distances are taken from: where every class is masked out, 0 instead of a difference of
-// infinities.
+// The maximum, from which distances are measured; 0 where all classes are masked out, so that no
+// infinity is subtracted from another.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar reference_of(Scalar maximum) {
   return maximum == -std::numeric_limits<Scalar>::infinity() ? Scalar(0) : maximum;
 }
 
-// NaN for a row whose maximum is infinite (every class masked out, or a logit of +infinity), else
-// 0: what torch gives. Shards of a row become NaN when they are put together.
+// NaN for a row whose maximum is infinite (all classes masked out, or a logit of +infinity), as in
+// torch, else 0. Shards of such a row become NaN when they are merged.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar nan_if_infinite(Scalar maximum) {
   return maximum - maximum;
 }
 
-// True when every class has mass: probabilities or label smoothing.
+// Whether every class has a target: probabilities or label smoothing.
 POWERGRAD_FUNCTION bool has_dense_target(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
 }
 
-// The index target of a row, among the classes of all; -1 where targets are probabilities.
+// The index target of a row, which counts the classes of whole rows; -1 for probabilities.
 POWERGRAD_FUNCTION int64_t target_index(const CrossEntropyParams& p, int64_t row) {
   if (p.target_index == nullptr) return -1;
   return p.target_index_is_int32 ? static_cast<const int32_t*>(p.target_index)[row]
                                  : static_cast<const int64_t*>(p.target_index)[row];
 }
 
-// Of the classes of the logits; null where all are 1.
+// The class weights from the logits' first class on; null: all are 1.
 template <class Scalar>
 POWERGRAD_FUNCTION const Scalar* weights_of(const CrossEntropyParams& p) {
   const Scalar* weight = static_cast<const Scalar*>(p.weight);
   return weight != nullptr ? weight + p.classes_before : nullptr;
 }
 
-// Where a class of the whole row is among the logits; -1 where it is not.
+// The index among the logits of a class of the whole row; -1 if another shard has it.
 POWERGRAD_FUNCTION int64_t own_class(const CrossEntropyParams& p, int64_t index) {
   const int64_t own = index - p.classes_before;
   return 0 <= own && own < p.shape.classes ? own : -1;
 }
 
-// The mass that a row has at its target index, besides what label smoothing gives to every class.
+// The weighted target of a row at its target index.
 template <class Scalar>
 struct IndexTarget {
-  int64_t index = -1;  // among the logits; none: ignored, another shard's, or probabilities
+  int64_t index = -1;  // among the logits; -1: ignored, another shard's, or probabilities
   bool ignored = false;
-  Scalar point_weight = 0;  // (1 - smoothing) w_index
-  Scalar mass = 0;          // with the index's share of label smoothing
+  Scalar point_weight = 0;  // (1 - smoothing) w_index, on top of what label smoothing gives
+  Scalar mass = 0;          // target_index, label smoothing included
 
   IndexTarget() = default;
   POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t index_of_all) {
@@ -101,7 +101,7 @@ struct IndexTarget {
   POWERGRAD_FUNCTION void set_weights(const CrossEntropyParams& p) {
     const Scalar* weight = weights_of<Scalar>(p);
     point_weight = mass = weight != nullptr ? weight[index] : Scalar(1);
-    if (p.label_smoothing == 0.0) return;  // spares a GPU its slow arithmetic
+    if (p.label_smoothing == 0.0) return;  // double precision is slow on a GPU
     const double own = static_cast<double>(mass);
     point_weight = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
     mass = point_weight +
@@ -109,7 +109,7 @@ struct IndexTarget {
   }
 };
 
-// What the gradient of a row is multiplied by.
+// The factor of a row's gradient.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_t row) {
   Scalar value = 1;
@@ -119,35 +119,50 @@ POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_
   return p.total_weight == nullptr ? value : value / static_cast<Scalar>(*p.total_weight);
 }
 
-// What softmax'(z) - target needs of a row: with r' the sum without its maximum, p' is
-// exp(alpha (z - maximum)) * inverse, and the maximum's own p' is 1 - complement.
+// The gradient of a row, p'_j W - target_j, from powered_j = exp(alpha (z_j - maximum)) and the sum
+// r' of all but the maximum's:
+//
+//     p'_j W - target_j = powered_j W / (1 + r') - target_j
+//     of the maximum    = (W - target_j) - r' W / (1 + r')
+//
+// Both are exact; they differ in what rounding leaves. The first cancels where p'_j and target_j /
+// W are close to 1, and only the maximum can have p' above 1/2, where r' < 1. There the second
+// keeps what the first loses: W - target_j is exact or 0, and r' is known to all its bits.
+// Everywhere else p' is at most 1/2 and the first is as good. So the second formula is for the
+// dominant logit: the maximum of a row with r' < 1.
+//
+// It is recognised by z == maximum, which compares two logits and so does not depend on how
+// powered_j is computed. (Ties have r' >= 1.) powered_j == 1 is the same condition if the kernel's
+// exponential of 0 is exactly 1: it serves kernels that no longer have z at hand.
+//
+// W / (1 + r') and r' W / (1 + r') are computed once a row, which also rounds less than multiplying
+// by W for each class.
 template <class Scalar>
 struct SoftmaxRow {
   Scalar maximum;
-  Scalar dominant;  // the maximum where p' there is above 1/2, else NaN, which equals nothing
-  Scalar inverse;
-  Scalar complement;
-  Scalar mass;
+  Scalar dominant;       // the maximum where r' < 1, else NaN, which equals nothing
+  Scalar target_weight;  // W
+  Scalar share;          // W / (1 + r')
+  Scalar missing;        // r' W / (1 + r'): what the maximum's p' W lacks to W
 
   SoftmaxRow() = default;
-  POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_sumexp_m1, Scalar row_mass)
+  POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_sumexp_m1,
+                                Scalar row_target_weight)
       : maximum(row_maximum),
         dominant(alpha_sumexp_m1 < 1 ? row_maximum : static_cast<Scalar>(NAN)),
-        inverse(1 / (1 + alpha_sumexp_m1)),
-        complement(alpha_sumexp_m1 / (1 + alpha_sumexp_m1)),
-        mass(row_mass) {}
+        target_weight(row_target_weight),
+        share(row_target_weight / (1 + alpha_sumexp_m1)),
+        missing(alpha_sumexp_m1 * share) {}
 
-  // p' W - target_j of one logit z, with powered = exp(alpha (z - maximum)). Where p' is close to
-  // 1, 1 - p' is known to full precision and p' is not: (W - target_j) - W (1 - p') then keeps what
-  // p' W - target_j would cancel. Its first difference is a fused operation of its own: where
-  // target_j is a product, the compiler would otherwise fuse that product into the difference,
-  // which is then the product's rounding error instead of 0.
+  // p'_j W - target_j of a logit z. The first difference is an explicit fma, since the compiler
+  // would otherwise fuse a target_j that is a product into it: the difference would then be that
+  // product's rounding error instead of 0.
   POWERGRAD_FUNCTION Scalar minus_target_from(Scalar powered, Scalar z, Scalar target_j) const {
-    if (z == dominant) return std::fma(target_j, Scalar(-1), mass) - mass * complement;
-    return powered * inverse * mass - target_j;
+    if (z == dominant) return std::fma(target_j, Scalar(-1), target_weight) - missing;
+    return powered * share - target_j;
   }
   POWERGRAD_FUNCTION Scalar minus_target(double alpha, Scalar z, Scalar target_j) const {
-    // Bounded, as an infinite alpha would make NaN of the maximum's 0.
+    // Bounded, since the maximum's 0 times an infinite alpha would be NaN.
     const auto bounded = static_cast<Scalar>(alpha > kLargest<Scalar> ? kLargest<Scalar> : alpha);
     return minus_target_from(std::exp(bounded * (z - maximum)), z, target_j);
   }

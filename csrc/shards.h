@@ -1,5 +1,5 @@
-// Rows whose classes are shared out over processes: each reduces its own, and what they found is
-// put together as powergrad.h says. The scalar algorithm, for the CPU and for CUDA devices.
+// Rows whose classes are sharded over processes. Each process reduces its own classes, and their
+// statistics merge as in powergrad.h. The scalar algorithm, for the CPU and for CUDA devices.
 #pragma once
 
 #include <cmath>
@@ -8,10 +8,10 @@
 
 namespace powergrad {
 
-// What a shard tells the others, `accumulate` type: the fingerprint of its arguments and, behind
-// it, (kShardNumbers, rows). The numbers of a row are the statistics, then r, the sum of exp(z - m)
-// without its maximum, and the distance, sum_j target_j (m - z_j). Where it has no classes they are
-// -infinity, sums of -1, and 0.
+// What a shard sends to the others, `accumulate` type: the fingerprint of its arguments, followed
+// by (kShardNumbers, rows). The numbers of a row are its statistics, then r, the sum of exp(z - m)
+// without the maximum's, and the distance, sum_j target_j (m - z_j). A shard without classes has a
+// maximum of -infinity, sums of -1, and zeros.
 enum ShardNumber { kSumexpM1 = kStatistics, kDistance, kShardNumbers };
 POWERGRAD_FUNCTION int64_t message_size(int64_t rows) { return 1 + kShardNumbers * rows; }
 
@@ -33,7 +33,7 @@ POWERGRAD_FUNCTION const Scalar* message_of(const MergeParams& p, int64_t shard)
   return static_cast<const Scalar*>(p.messages) + shard * message_size(p.rows);
 }
 
-// The first shard whose arguments are not those of shard 0; -1 where all agree.
+// The first shard whose arguments differ from those of shard 0; -1 if there is none.
 template <class Scalar>
 POWERGRAD_FUNCTION int64_t find_mismatch(const MergeParams& p) {
   for (int64_t i = 1; i < p.shards; ++i) {
@@ -42,7 +42,8 @@ POWERGRAD_FUNCTION int64_t find_mismatch(const MergeParams& p) {
   return -1;
 }
 
-// exp(factor (a - b)), with what rounding takes from the exponent.
+// exp(factor (a - b)), corrected for the rounding of the exponent. Valid for a <= b, b finite, and
+// a of -infinity. Maximum error: 2.1 ulp where the result is normal, 1 ulp of which is std::exp's.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar exp_of_difference(Scalar factor, Scalar a, Scalar b) {
   const Scalar difference = a - b;
@@ -50,11 +51,11 @@ POWERGRAD_FUNCTION Scalar exp_of_difference(Scalar factor, Scalar a, Scalar b) {
   const Scalar back = difference - a;
   const Scalar lost = (a - (difference - back)) - (b + back);
   const Scalar correction = std::fma(factor, difference, -exponent) + factor * lost;
-  // Of -infinity it is NaN.
+  // The correction is NaN for an exponent of -infinity.
   return std::exp(exponent) * (1 + (exponent - exponent == 0 ? correction : Scalar(0)));
 }
 
-// In the order of the shards, so that every process gets the same bits.
+// Adds in the order of the shards, so that every process gets the same bits.
 template <class Scalar>
 POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alpha) {
   const auto number = [&](int which, int64_t shard) -> Scalar {
@@ -67,29 +68,30 @@ POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alph
     highest = i;
     maximum = number(kMaximum, i);
   }
-  // The maximum of alpha z is where that of z is, and its exponential is a 1 as well.
-  Scalar rest = number(kSumexpM1, highest) + nan_if_infinite(maximum);
+  // alpha z has its maximum where z has, and its exponential is 1 there too.
+  Scalar sumexp_m1 = number(kSumexpM1, highest) + nan_if_infinite(maximum);
   Scalar alpha_sumexp_m1 = number(kAlphaSumexpM1, highest) + nan_if_infinite(maximum);
-  Scalar mass = 0;
+  Scalar target_weight = 0;
   Scalar distance = 0;
   for (int64_t i = 0; i < p.shards; ++i) {
     const Scalar of_shard = number(kMaximum, i);
-    const Scalar its_mass = number(kTargetWeight, i);
-    mass += its_mass;
-    distance += number(kDistance, i) + its_mass * (reference_of(maximum) - reference_of(of_shard));
+    const Scalar its_weight = number(kTargetWeight, i);
+    target_weight += its_weight;
+    distance +=
+        number(kDistance, i) + its_weight * (reference_of(maximum) - reference_of(of_shard));
     if (i == highest) continue;
-    rest += (1 + number(kSumexpM1, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
+    sumexp_m1 += (1 + number(kSumexpM1, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
     alpha_sumexp_m1 +=
         (1 + number(kAlphaSumexpM1, i)) * exp_of_difference(alpha, of_shard, maximum);
   }
   Scalar* merged = static_cast<Scalar*>(p.merged) + row;
   merged[kMaximum * p.rows] = maximum;
   merged[kAlphaSumexpM1 * p.rows] = alpha_sumexp_m1;
-  merged[kTargetWeight * p.rows] = mass;
-  merged[kSumexpM1 * p.rows] = rest;
+  merged[kTargetWeight * p.rows] = target_weight;
+  merged[kSumexpM1 * p.rows] = sumexp_m1;
   merged[kDistance * p.rows] = distance;
   // Both terms are >= 0, so nothing cancels.
-  static_cast<Scalar*>(p.losses)[row] = distance + mass * std::log1p(rest);
+  static_cast<Scalar*>(p.losses)[row] = distance + target_weight * std::log1p(sumexp_m1);
 }
 
 }  // namespace

@@ -5,30 +5,23 @@
 namespace powergrad {
 namespace {
 
-// SoftmaxRow::minus_target_from where z is the dominant, for one vector of a row.
-template <class V>
-V near_one_minus_target(V total, V complement, V mass) {
-  const V others = multiply_add(mass, V::broadcast(-1), total);
-  return others - total * complement;
-}
-
-// gradient_j = scale (p'_j W - target_j) over [0, count). powered(column, lanes, z) gives p' times
-// 1 + r', mass(column, lanes) gives target_j.
+// gradient_j = scale (p'_j W - target_j) over [0, count), as SoftmaxRow::minus_target_from computes
+// it. powered(column, lanes, z) gives p' times 1 + r', mass(column, lanes) gives target_j.
 template <class Storage, class Powered, class Mass>
 void map_softmax_minus_target(const Storage* z, int64_t count,
                               const SoftmaxRow<AccumulateOf<Storage>>& row, const Powered& powered,
                               const Mass& mass, AccumulateOf<Storage> scale, Storage* gradient) {
   using V = VectorOf<Storage>;
-  const V inverse = V::broadcast(row.inverse);
-  const V complement = V::broadcast(row.complement);
+  const V share = V::broadcast(row.share);
+  const V missing = V::broadcast(row.missing);
   const V dominant = V::broadcast(row.dominant);
-  const V total = V::broadcast(row.mass);
+  const V total = V::broadcast(row.target_weight);
   for_each_vector<V>(count, [&](int64_t column, int lanes) {
     const V x = load_lanes<V>(z + column, lanes);
-    const V p = powered(column, lanes, x) * inverse;
+    const V direct = powered(column, lanes, x) * share;
     const V target_j = mass(column, lanes);
-    const V value = select(equal(x, dominant), near_one_minus_target(total, complement, target_j),
-                           p * total - target_j);
+    const V of_dominant = multiply_add(target_j, V::broadcast(-1), total) - missing;
+    const V value = select(equal(x, dominant), of_dominant, direct - target_j);
     prefetch_and_store(value * V::broadcast(scale), gradient + column, lanes);
   });
 }
@@ -266,8 +259,7 @@ struct CrossEntropyRow {
           };
           map_softmax_minus_target(z + first, count, softmax, powered, mass, scale, out + first);
         } else {
-          map_softmax(z + first, count, powered, scale * softmax.mass * softmax.inverse,
-                      out + first);
+          map_softmax(z + first, count, powered, scale * softmax.share, out + first);
         }
       };
       if (keep != nullptr) {

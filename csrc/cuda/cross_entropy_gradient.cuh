@@ -101,7 +101,7 @@ class GradientMap {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       scale_[r] = grad_output_of_row<Scalar>(p, rows.row + r);
-      row_scale_[r] = scale_[r] * softmax[r].mass * softmax[r].inverse;
+      row_scale_[r] = scale_[r] * softmax[r].share;
       if (!owns_target(r)) continue;
       const Scalar z = targets.logit[r];
       const IndexTarget<Scalar> target = targets.weights(p, r);

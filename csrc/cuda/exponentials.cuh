@@ -1,9 +1,9 @@
 // exp(t) and exp(alpha t) for t = z - max(z) <= 0, and their sums.
 //
-// exp(factor t) in float is fast_exp2(t * scale), with scale = factor log2(e) rounded. Valid for all
-// t <= 0, -infinity included; results below 2^-126 are 0. Maximum error: 2 ulp of fast_exp2, and
-// 2 |factor t| ulp from rounding the scale and the product. In double it is std::exp(factor * t):
-// 1 ulp, and |factor t| ulp from rounding the product.
+// exp(factor t) in float is fast_exp2(t * scale), with scale = factor log2(e) rounded. Valid for
+// all t <= 0, -infinity included; results below 2^-126 are 0. Maximum error: 2 ulp of fast_exp2,
+// and 2 |factor t| ulp from rounding the scale and the product. In double it is std::exp(factor *
+// t): 1 ulp, and |factor t| ulp from rounding the product.
 #pragma once
 
 #include "alpha.h"

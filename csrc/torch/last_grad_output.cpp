@@ -15,10 +15,10 @@
 namespace powergrad {
 namespace {
 
-constexpr int64_t kPlaces = 256;
+constexpr int64_t kEntries = 256;
 
-// The places of a device for one type; null while a graph that would own their memory is captured.
-char* places(at::ScalarType type, c10::Device device) {
+// The table of a device for one type; null while a graph is captured that would own its memory.
+char* table_of(at::ScalarType type, c10::Device device) {
   static std::mutex mutex;
   static auto& all = *new std::map<std::pair<at::ScalarType, c10::DeviceIndex>, at::Tensor>;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -27,8 +27,8 @@ char* places(at::ScalarType type, c10::Device device) {
     if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
       return nullptr;
     }
-    tensor = at::ones({kPlaces}, at::TensorOptions(device).dtype(type));
-    // Once: from here on any stream may read them.
+    tensor = at::ones({kEntries}, at::TensorOptions(device).dtype(type));
+    // Once: from here on any stream may read it.
     C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream()));
   }
   return static_cast<char*>(tensor.mutable_data_ptr());
@@ -39,12 +39,12 @@ char* places(at::ScalarType type, c10::Device device) {
 void* last_grad_output(const CrossEntropyParams& p, bool is_mean, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   const bool is_double = p.dtype == DataType::float64;
-  char* first = places(is_double ? at::kDouble : at::kFloat, device);
+  char* first = table_of(is_double ? at::kDouble : at::kFloat, device);
   if (first == nullptr) return nullptr;
-  const auto place = c10::get_hash(p.shape.outer, p.shape.classes, p.shape.inner,
+  const auto entry = c10::get_hash(p.shape.outer, p.shape.classes, p.shape.inner,
                                    static_cast<int>(p.dtype), is_mean) %
-                     kPlaces;
-  return first + place * (is_double ? sizeof(double) : sizeof(float));
+                     kEntries;
+  return first + entry * (is_double ? sizeof(double) : sizeof(float));
 }
 
 }  // namespace powergrad

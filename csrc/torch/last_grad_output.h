@@ -1,5 +1,13 @@
-// What forward assumes of the upstream gradient on a GPU, where the host cannot look at it without
-// waiting: that it is the one that came last to a loss like this one.
+// The grad_output that forward speculates on, on a GPU, where the host cannot read the actual one
+// without synchronising: the last one of a loss like this one. The life of a speculation:
+//
+//   forward    launch_total_weight (cuda/launchers.h) copies the last grad_output, and forward
+//              computes the gradient for that copy
+//   backward   launch_cross_entropy_backward compares the copy with the actual grad_output. If they
+//              differ it computes the gradient again and stores the actual one as the last one
+//
+// It saves one of three passes over memory, also under gradient accumulation and GradScaler, whose
+// grad_outputs are not 1 but rarely change.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -8,10 +16,10 @@
 
 namespace powergrad {
 
-// Where on the device the last upstream gradient is kept (accumulate type; 1 to begin with) for
-// losses of this shape, type and reduction; null where it cannot be had. There are few such places,
-// so that they need no end: losses may share one, which costs time when their upstream gradients
-// differ, and never a bit. They are there for ever, as captured graphs go on using them.
+// The last grad_output (accumulate type, on the device; 1 at first) of losses of this shape, type
+// and reduction: an entry of a hash table of fixed size. Null while a graph is captured that would
+// own the table's memory. A collision only costs a recomputation, and never changes a bit. The
+// table is never freed, since captured graphs keep its addresses.
 void* last_grad_output(const CrossEntropyParams& params, bool is_mean, c10::Device device);
 
 }  // namespace powergrad

@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: the resources that ptxas reports, and the machine code."""
+"""The CUDA kernels as nvcc compiles them: the resources that ptxas reports, and machine code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THREADS = 256
 
 
 class Limits(NamedTuple):
-    """What a multiprocessor has room for."""
+    """Resources of a multiprocessor."""
 
     warps: int
     blocks: int
@@ -37,7 +37,7 @@ LIMITS = {
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of a kernel."""
+    """The resources of a kernel that ptxas reports."""
 
     symbol: str
     architecture: str
@@ -46,13 +46,15 @@ class Kernel(NamedTuple):
     local_bytes: int  # stack frame and spills
 
     def occupancy(self, threads: int = THREADS) -> float:
-        """The share of a multiprocessor's warps that blocks of so many threads leave running.
+        """The share of a multiprocessor's warps that can run, in blocks of `threads`.
 
-        As far as registers limit it: shared memory that is asked for at launch is not known here.
+        Limited by registers only: dynamic shared memory is not known here.
         """
         limits = LIMITS[self.architecture]
-        of_warp = -(-self.registers * 32 // 256) * 256  # a warp gets registers by 256
-        warps = limits.registers // of_warp // 4 * 4  # and there are four schedulers
+        of_warp = (
+            -(-self.registers * 32 // 256) * 256
+        )  # registers are allocated to a warp in units of 256
+        warps = limits.registers // of_warp // 4 * 4  # for each of four schedulers
         of_block = threads // 32
         return (
             min(warps // of_block, limits.blocks, limits.warps // of_block)
@@ -62,22 +64,22 @@ class Kernel(NamedTuple):
 
 
 def nvcc() -> Path | None:
-    """The toolkit's compiler, where there is one."""
+    """The toolkit's compiler, if there is one."""
     folder = os.environ.get("CUDA_HOME") or _build.DEFAULT_CUDA_FOLDER
     found = shutil.which("nvcc", path=f"{folder}/bin") or shutil.which("nvcc")
     return None if found is None else Path(found)
 
 
 def disassembler() -> str | None:
-    """From the toolkit or from the package nvidia-cuda-nvdisasm, whose folder is not on PATH."""
+    """From the toolkit or the package nvidia-cuda-nvdisasm, whose folder is not on PATH."""
     packaged = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin")
     return shutil.which("nvdisasm") or shutil.which("nvdisasm", path=str(packaged))
 
 
 def compile_kernels(source: Path, architecture: str, folder: Path) -> tuple[Path, str]:
-    """Machine code of one source for one architecture, and what ptxas said of it.
+    """The machine code of one source for one architecture, and the report of ptxas.
 
-    Both are kept under a name that changes with the sources: compiling takes a minute.
+    Both are cached under a name that changes with the sources, since compiling takes a minute.
     """
     compiler = nvcc()
     assert compiler is not None
@@ -104,7 +106,7 @@ def parse_ptxas(text: str) -> Iterator[Kernel]:
     for symbol, architecture, report in zip(
         entries[1::3], entries[2::3], entries[3::3], strict=True
     ):
-        # Of functions that are called, too, each in lines of its own.
+        # One line for each function: the kernel and those that it calls.
         memory = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)
         used = re.search(r"Used (\d+) registers", report)
         assert used is not None, report
@@ -147,7 +149,7 @@ class Loop(NamedTuple):
 
 
 def innermost_loops(code: str) -> list[Loop]:
-    """Of the machine code of a kernel: what lies between a label and a jump back to it."""
+    """The innermost loops in a kernel's machine code: from a label to a jump back to it."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in code.splitlines():
@@ -168,25 +170,25 @@ def innermost_loops(code: str) -> list[Loop]:
 
 
 class Accesses(NamedTuple):
-    """How the threads of a layout move elements: instructions, and elements of each."""
+    """The instructions by which the threads of a layout move elements, and how many by each."""
 
     copy: str
     load: str
     store: str
-    elements: int  # of a slot
+    elements: int  # of a vector
     elements_of_copy: int
 
 
 def accesses(name: str) -> Accesses | None:
-    """Of the kernel with that demangled name; None if it is of no layout that has to be fast."""
-    layout = re.search(r"<Resident(Rows|Chunks|Tiles)<(\w+)(?:, (\d))?>", name)
+    """Of the kernel with that demangled name; None for layouts whose speed does not matter."""
+    layout = re.search(r"<(ContiguousRows|PackedRows|StridedRows)<(\w+)(?:, (\d))?>", name)
     if layout is None or layout[3] == "1":
         return None
     size = {"double": 8, "float": 4}.get(layout[2], 2)
     copy, store = r"\bLDGSTS\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b"
-    if layout[1] == "Rows":
+    if layout[1] == "ContiguousRows":
         return Accesses(copy, r"\bLDS\.128\b", store, 16 // size, 16 // size)
-    if layout[1] == "Chunks":
+    if layout[1] == "PackedRows":
         load = {2: r"\bLDS\.U16\b", 4: r"\bLDS\b(?!\.)", 8: r"\bLDS\.64\b"}[size]
         return Accesses(copy, load, r"\bSTS\b", 1, 16 // size)
     positions = int(layout[3])
@@ -195,19 +197,19 @@ def accesses(name: str) -> Accesses | None:
     return Accesses(*words, positions, positions)
 
 
-class Pass(NamedTuple):
-    """A loop over the slots, and its instructions for each element."""
+class HotLoop(NamedTuple):
+    """A loop over a thread's vectors, and its instructions per element."""
 
     loop: Loop
     cost: float
 
 
-def passes_over_slots(code: str, how: Accesses) -> dict[str, Pass]:
-    """The hot loops of a kernel: the cheapest one for each kind of pass.
+def hot_loops(code: str, how: Accesses) -> dict[str, HotLoop]:
+    """The hot loops of a kernel by their kind, the cheapest one of each.
 
-    A dearer one of the same kind is what is left over of an unrolled loop.
+    More expensive ones of the same kind are remainders of unrolled loops.
     """
-    found: dict[str, Pass] = {}
+    found: dict[str, HotLoop] = {}
     for loop in innermost_loops(code):
         access, elements = how.load, how.elements
         if loop.count(how.copy):
@@ -226,7 +228,7 @@ def passes_over_slots(code: str, how: Accesses) -> dict[str, Pass]:
             name = "search"
         cost = len(loop.instructions) / loop.count(access) / elements
         if name not in found or cost < found[name].cost:
-            found[name] = Pass(loop, cost)
+            found[name] = HotLoop(loop, cost)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels as far as no GPU is needed: every architecture compiles and nothing spills."""
+"""The machine code of the CUDA kernels on every architecture: no spills, few instructions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Compiled = dict[tuple[Path, str], "Future[tuple[Path, str]]"]
 
 @pytest.fixture(scope="module")
 def compiled() -> Compiled:
-    """Every source for every architecture; begun together, waited for one by one."""
+    """Every source for every architecture, compiled in the background."""
     pool = ThreadPoolExecutor(JOBS)
     jobs = {
         (source, architecture): pool.submit(cuda_code.compile_kernels, source, architecture, BUILD)
@@ -55,23 +55,19 @@ def test_no_kernel_uses_local_memory(compiled: Compiled, source: Path, architect
 
 
 def least_threads(name: str) -> int:
-    """That a kernel's registers have to leave on a multiprocessor.
-
-    float64, bound by its arithmetic, masses of every class, and threads with several rows take more
-    of them.
-    """
+    """For which a kernel's registers have to suffice on a multiprocessor (kLeastBlocks)."""
     has_dense_target = re.search(
         r"cross_entropy_(forward_kernel<.*, true, \w+>|backward_kernel<.*, true>)", name
     )
     if "double" in name:
         return 256
-    return 512 if has_dense_target or re.search(r"Tiles<\w+, 4>", name) else 1024
+    return 512 if has_dense_target or re.search(r"StridedRows<\w+, 4>", name) else 1024
 
 
 @needs_nvcc
 @pytest.mark.skipif(not SOURCES, reason="there are no CUDA kernels")
 def test_registers_leave_room_for_many_threads(compiled: Compiled) -> None:
-    """And the table of all of them goes to build/cuda/resources.txt."""
+    """Writes a table of all kernels to build/cuda/resources.txt."""
     kernels = [
         kernel for job in compiled.values() for kernel in cuda_code.parse_ptxas(job.result()[1])
     ]
@@ -89,31 +85,31 @@ def _threads(kernel: Kernel) -> float:
     return kernel.occupancy(128) * cuda_code.LIMITS[kernel.architecture].warps * 32
 
 
-# What a kernel does with a row. The edges of rows have loops too, which may look like another pass.
+# The hot loops of a kernel. Loops over partial vectors may look like one of another kind.
 SOFTMAX = ("copy", "maximum", "search", "sums")
-PASSES = {
+HOT_LOOPS = {
     "cross_entropy_forward": (*SOFTMAX, "write"),
     "cross_entropy_backward": ("copy", "write"),
     "log_softmax_forward": (*SOFTMAX, "write"),
     "log_softmax_backward": ("copy", "sum", "write"),
 }
-# What the hot loops of a kernel may take together, in instructions per element: none of the edges
-# of rows is in them. Of halves and of floats.
+# The most instructions per element of a kernel's hot loops together, without those over partial
+# vectors: for halves and for floats.
 BUDGETS = {
-    r"cross_entropy_forward_kernel<ResidentRows<\w+>, .*, false, true>": (20.0, 23.0),
-    r"cross_entropy_forward_kernel<ResidentRows<\w+>, .*, false, false>": (13.5, 18.5),
-    r"cross_entropy_forward_kernel<ResidentRows<\w+>, .*, true, true>": (36.0, 40.0),
-    r"cross_entropy_backward_kernel<ResidentRows<\w+>, false>": (10.0, 11.0),
-    r"cross_entropy_backward_kernel<ResidentRows<\w+>, true>": (15.0, 17.0),
-    r"log_softmax_forward_kernel<ResidentRows<\w+>": (18.5, 22.0),
-    r"log_softmax_backward_kernel<ResidentRows<\w+>": (12.0, 13.0),
-    r"cross_entropy_forward_kernel<ResidentTiles<\w+, 4>, .*, false, true>": (27.0, 24.0),
-    r"cross_entropy_forward_kernel<ResidentTiles<\w+, 4>, .*, true, true>": (46.0, 42.0),
-    r"cross_entropy_backward_kernel<ResidentTiles<\w+, 4>, false>": (13.0, 12.0),
-    r"log_softmax_forward_kernel<ResidentTiles<\w+, 4>": (24.0, 21.0),
-    r"log_softmax_backward_kernel<ResidentTiles<\w+, 4>": (14.0, 12.0),
-    r"cross_entropy_forward_kernel<ResidentChunks<\w+>, .*, false, true>": (44.0, 38.0),
-    r"cross_entropy_backward_kernel<ResidentChunks<\w+>, false>": (22.0, 19.0),
+    r"cross_entropy_forward_kernel<ContiguousRows<\w+>, .*, false, true>": (20.0, 23.0),
+    r"cross_entropy_forward_kernel<ContiguousRows<\w+>, .*, false, false>": (13.5, 18.5),
+    r"cross_entropy_forward_kernel<ContiguousRows<\w+>, .*, true, true>": (36.0, 40.0),
+    r"cross_entropy_backward_kernel<ContiguousRows<\w+>, false>": (10.0, 11.0),
+    r"cross_entropy_backward_kernel<ContiguousRows<\w+>, true>": (15.0, 17.0),
+    r"log_softmax_forward_kernel<ContiguousRows<\w+>": (18.5, 22.0),
+    r"log_softmax_backward_kernel<ContiguousRows<\w+>": (12.0, 13.0),
+    r"cross_entropy_forward_kernel<StridedRows<\w+, 4>, .*, false, true>": (27.0, 24.0),
+    r"cross_entropy_forward_kernel<StridedRows<\w+, 4>, .*, true, true>": (46.0, 42.0),
+    r"cross_entropy_backward_kernel<StridedRows<\w+, 4>, false>": (13.0, 12.0),
+    r"log_softmax_forward_kernel<StridedRows<\w+, 4>": (24.0, 21.0),
+    r"log_softmax_backward_kernel<StridedRows<\w+, 4>": (14.0, 12.0),
+    r"cross_entropy_forward_kernel<PackedRows<\w+>, .*, false, true>": (44.0, 38.0),
+    r"cross_entropy_backward_kernel<PackedRows<\w+>, false>": (22.0, 19.0),
 }
 
 
@@ -122,7 +118,7 @@ BUDGETS = {
 @each_source
 @each_architecture
 def test_the_hot_loops(compiled: Compiled, source: Path, architecture: str) -> None:
-    """Whole vectors all the way and few instructions; build/cuda has the tables."""
+    """Whole vectors everywhere and few instructions; writes tables to build/cuda."""
     code = cuda_code.machine_code(compiled[source, architecture].result()[0])
     lines, over = [], []
     for name, instructions in zip(cuda_code.demangled(list(code)), code.values(), strict=True):
@@ -130,18 +126,18 @@ def test_the_hot_loops(compiled: Compiled, source: Path, architecture: str) -> N
         how = cuda_code.accesses(name)
         if how is None or "double" in name:
             continue
-        wanted = set(PASSES[name.split("_kernel")[0]])
+        wanted = set(HOT_LOOPS[name.split("_kernel")[0]])
         if re.search(r"cross_entropy_forward_kernel<.*false>$", name):
             wanted -= {"write"}
         if re.search(r"cross_entropy_forward_kernel<.*, true, \w+>$", name):
-            wanted |= {"sum"}  # of the classes' masses
-        found = cuda_code.passes_over_slots(instructions, how)
+            wanted |= {"sum"}  # of the dense target
+        found = cuda_code.hot_loops(instructions, how)
         assert wanted <= found.keys(), (
-            f"{name} has no loop over whole vectors for each pass: {sorted(found)}"
+            f"{name} has no loop over whole vectors for each of {sorted(wanted)}: {sorted(found)}"
         )
-        passes = {name_of_pass: found[name_of_pass].cost for name_of_pass in sorted(wanted)}
-        total = sum(passes.values())
-        listed = ", ".join(f"{loop} {count:.2f}" for loop, count in passes.items())
+        costs = {kind: found[kind].cost for kind in sorted(wanted)}
+        total = sum(costs.values())
+        listed = ", ".join(f"{kind} {cost:.2f}" for kind, cost in costs.items())
         lines.append(f"{total:6.2f}  {name}: {listed}")
         of_type = 0 if "Float16" in name else 1
         for pattern, budgets in BUDGETS.items():
@@ -159,13 +155,13 @@ def test_the_hot_loops(compiled: Compiled, source: Path, architecture: str) -> N
 @needs_disassembler
 @each_source
 def test_no_double_precision_for_a_class(compiled: Compiled, source: Path) -> None:
-    """It takes up to 64 times as long: label smoothing's share is rounded once for a thread."""
+    """It is up to 64 times slower: label smoothing's share is rounded once a thread."""
     code = cuda_code.machine_code(compiled[source, "sm_120"].result()[0])
     for name, instructions in zip(cuda_code.demangled(list(code)), code.values(), strict=True):
         how = cuda_code.accesses(name)
         if how is None or "double" in name:
             continue
-        for loop, _ in cuda_code.passes_over_slots(instructions, how).values():
+        for loop, _ in cuda_code.hot_loops(instructions, how).values():
             assert not loop.count(r"\b(DADD|DMUL|DFMA|F2F\.F64)\b"), name
 
 
@@ -189,17 +185,16 @@ LOOPS = """
 
 def test_innermost_loops_are_counted() -> None:
     assert [len(loop.instructions) for loop in cuda_code.innermost_loops(LOOPS)] == [3, 3]
-    rows = cuda_code.accesses("a_kernel<ResidentRows<BFloat16>, false>")
+    rows = cuda_code.accesses("a_kernel<ContiguousRows<BFloat16>, false>")
     assert rows is not None
-    passes = cuda_code.passes_over_slots(LOOPS, rows)
-    costs = {name: passed.cost for name, passed in passes.items()}
+    costs = {kind: loop.cost for kind, loop in cuda_code.hot_loops(LOOPS, rows).items()}
     assert costs == {"sums": 3 / 8, "copy": 1.5 / 8}
 
 
 @needs_nvcc
 @pytest.mark.parametrize("source", GROUPS["torch_cuda"], ids=lambda path: path.stem)
 def test_the_binding_is_valid_in_front_of_any_torch(source: Path) -> None:
-    """Its syntax and types, against the headers of a torch that may have no CUDA itself."""
+    """Its syntax and types, against the headers of a torch that may lack CUDA."""
     from torch.utils import cpp_extension
 
     compiler = cuda_code.nvcc()

@@ -3,6 +3,7 @@
 #include "conversions.h"
 #include "ordinary_problems.h"
 #include "special_values.h"
+#include "target_places.h"
 
 namespace powergrad::test {
 namespace {
@@ -47,6 +48,7 @@ void check_all(Reports& reports) {
   check_many_neighbours<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);
+  check_target_places<Storage>(reports);
   check_nothing_counted<Storage>(reports);
 }
 

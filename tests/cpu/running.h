@@ -29,6 +29,19 @@ inline constexpr int64_t kLongRow = 2 * kChunk + 904;
 inline constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
                                      33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
 
+// For targets at the ends of what kernels divide a row into: all classes of a short one, the first
+// and the last of each column block of a long one.
+inline constexpr int64_t kSizesOfParts[] = {33, kLongRow};
+inline std::vector<int64_t> ends_of_parts(DataType, int64_t classes) {
+  std::vector<int64_t> ends;
+  const int64_t part = classes < kChunk ? 1 : kChunk;
+  for (int64_t first = 0; first < classes; first += part) {
+    ends.push_back(first);
+    if (part > 1) ends.push_back(std::min(first + part, classes) - 1);
+  }
+  return ends;
+}
+
 inline constexpr long double kRemoteFactor = 1.0L;  // remote exponents are computed exactly
 
 inline constexpr int kEvery = 1;  // problem is checked

@@ -7,6 +7,7 @@
 #include "ordinary_problems.h"
 #include "plan_checks.h"
 #include "special_values.h"
+#include "target_places.h"
 
 namespace powergrad::test {
 namespace {
@@ -19,6 +20,7 @@ void check_all(Reports& reports) {
   check_confident_rows<Storage>(reports);
   check_far_rows<Storage>(reports);
   check_special_values<Storage>(reports);
+  check_target_places<Storage>(reports);
   check_nothing_counted<Storage>(reports);
   check_row_sums<Storage>(reports);
   check_alpha_on_device<Storage>(reports);

@@ -4,11 +4,13 @@
 
 #include <cmath>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "buffers.h"
 #include "cuda/launchers.h"
+#include "cuda/plan.h"
 
 namespace powergrad::test {
 
@@ -87,5 +89,42 @@ POWERGRAD_RUN(log_softmax_forward, LogSoftmaxParams)
 POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
 POWERGRAD_RUN(merge_shards, MergeParams)
 #undef POWERGRAD_RUN
+
+// For targets at the ends of what kernels divide a row into: all classes of short rows; of long
+// ones, whose classes begin at a multiple of 16 bytes, the first and the last class of each block
+// and pass on any machine.
+inline constexpr int64_t kSizesOfParts[] = {33, 4104, 40000};
+inline std::vector<int64_t> ends_of_parts(DataType dtype, int64_t classes) {
+  std::set<int64_t> ends;
+  const auto add_parts = [&](int64_t part) {
+    for (int64_t first = 0; first < classes; first += part) {
+      ends.insert(first);
+      ends.insert(std::min(first + part, classes) - 1);
+    }
+  };
+  if (classes < 100) add_parts(1);
+  for (const Machine& machine : kMachines) {
+    for (const bool is_elementwise : {false, true}) {
+      // Elementwise kernels have many more blocks, whose ends are tested in the shorter row.
+      if (classes < 100 || (is_elementwise && classes > 10000)) continue;
+      configure(machine, whole());
+      const int bytes = dtype == DataType::float64 ? 8 : dtype == DataType::float32 ? 4 : 2;
+      Work work{};
+      work.dtype = dtype;
+      work.is_elementwise = is_elementwise;
+      work.maxima_bytes = std::max(bytes, 4);
+      work.sums_bytes = 3 * work.maxima_bytes;
+      work.state_bytes = 5 * work.maxima_bytes;
+      Plan plan{};
+      const Shape shape{16, classes, 1};
+      if (make_plan(RowLayout::contiguous, shape, work, nullptr, kLargestCluster, &plan) ==
+          cudaSuccess) {
+        add_parts((int64_t{plan.vectors_per_thread} << plan.row_threads_log2()) * kVectorBytes /
+                  bytes);
+      }
+    }
+  }
+  return {ends.begin(), ends.end()};
+}
 
 }  // namespace powergrad::test

@@ -1,4 +1,4 @@
-// Heap blocks of exactly the needed size, and tensors in them in every layout that kernels accept.
+// Heap blocks of exactly the size needed, and tensors in them of every layout that kernels accept.
 #pragma once
 
 #include <algorithm>
@@ -15,21 +15,21 @@
 
 namespace powergrad::test {
 
-// AddressSanitizer watches a block's ends itself; without it a band of canaries does.
+// AddressSanitizer detects accesses past a block's ends; without it a band of canaries does.
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr std::size_t kBand = 0;
 #else
 inline constexpr std::size_t kBand = 64;
 #endif
 
-// All ones is NaN in every format: whoever reads what was never written, or a neighbour's padding,
-// gets NaN; whoever writes there is seen.
+// All ones is NaN in every format: reading what was never written, or padding, gives NaN, and
+// writing there is detected.
 inline constexpr unsigned char kCanary = 0xff;
 
 template <class T>
 class Block {
  public:
-  // It begins `lead` elements behind an address that every vector is aligned to.
+  // It begins `lead` elements after an address that is aligned for every vector.
   explicit Block(int64_t count = 0, int64_t lead = 0)
       : count_(count), lead_(lead), bytes_(new unsigned char[bytes()]) {
     std::memset(bytes_.get(), kCanary, bytes());
@@ -67,7 +67,7 @@ class Block {
   std::unique_ptr<unsigned char[]> bytes_;
 };
 
-// The same bits; one NaN counts as any other, for its bits depend on how operands are ordered.
+// The same bits, or both NaN, whose bits depend on the order of operands.
 template <class T>
 bool same_number(const T& a, const T& b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(widen(a)) && std::isnan(widen(b)));
@@ -80,10 +80,10 @@ bool same_numbers(const Block<T>& a, const Block<T>& b) {
 }
 
 enum class Arrangement {
-  packed,  // rows follow each other
+  packed,  // rows without gaps
   padded,  // rows have a stride larger than C
   nested,  // contiguous rows under two indices
-  inner,   // neighbouring rows are contiguous, classes are a stride apart
+  inner,   // strided rows: neighbouring rows are adjacent, classes a stride apart
 };
 inline constexpr int kArrangements = 4;
 inline const char* name_of(Arrangement a) {
@@ -91,8 +91,8 @@ inline const char* name_of(Arrangement a) {
   return kNames[static_cast<int>(a)];
 }
 
-// `padding` elements follow each contiguous run, or a few more, which keep fours of neighbouring
-// rows together.
+// At least `padding` elements follow each contiguous run; of strided rows a multiple of 4, where
+// that keeps vectors of 4 rows aligned.
 inline Strides strides_of(const Shape& shape, Arrangement arrangement, int64_t padding) {
   if (arrangement == Arrangement::packed) padding = 0;
   if (arrangement == Arrangement::inner) {

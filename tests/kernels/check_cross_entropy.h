@@ -1,4 +1,4 @@
-// One cross-entropy problem on one machine, in every way that the kernels offer.
+// Checks one cross-entropy problem on one machine, with all outputs that kernels offer.
 #pragma once
 
 #include "problem.h"
@@ -14,9 +14,9 @@ struct CrossEntropyReference {
     bool is_nan = false;
     long double maximum = 0;
     Expected loss{0, 0};
-    Expected rest{0, 0};
+    Expected sumexp_m1{0, 0};
     Expected alpha_sumexp_m1{0, 0};
-    Expected mass{0, 0};
+    Expected target_weight{0, 0};
     std::vector<Expected> gradient;
   };
   std::vector<OfRow> rows;
@@ -31,27 +31,27 @@ struct CrossEntropyReference {
         continue;
       }
       const Row z = problem.logits_row(i);
-      const Row mass = problem.weighted_target_row(i);
+      const Row target = problem.weighted_target_row(i);
       const SoftmaxReference& softmax = softmax_rows[i];
       long double loss = 0;
       long double total = 0;
       for (int64_t j = 0; j < problem.classes(); ++j) {
-        total += mass[j];
+        total += target[j];
         // An index without smoothing names one class; the others do not enter the sum at all.
         if (!problem.options.has_dense_target() && j != problem.target(i)) continue;
-        loss -= mass[j] * softmax.log_probability(z[j]);
+        loss -= target[j] * softmax.log_probability(z[j]);
       }
       row.is_nan = softmax.is_nan;
       row.maximum = softmax.maximum;
       row.loss = B::sum(loss);
-      row.rest = B::sum(softmax.rest);
+      row.sumexp_m1 = B::sum(softmax.sumexp_m1);
       row.alpha_sumexp_m1 = B::sum(softmax.alpha_sumexp_m1);
-      row.mass = B::sum(total);
-      Row gradient = softmax.gradient(mass);
+      row.target_weight = B::sum(total);
+      Row gradient = softmax.gradient(target);
       for (long double& g : gradient) g *= problem.scale(i);
       row.gradient = B::gradient(gradient);
       for (int64_t j = 0; j < problem.classes(); ++j) {
-        // A masked class without mass has no gradient at all.
+        // A masked class without a target has a gradient of exactly 0.
         if (z[j] == -kInfinity && gradient[j] == 0) row.gradient[j].tolerance = 0;
       }
     }
@@ -152,7 +152,7 @@ class CrossEntropyCheck {
         runner_(problem, report),
         splits_(splits(problem.shape(), problem.logits.strides)) {}
 
-  // Of a training step alone.
+  // A training step only.
   void check_step() const { check_backward(check_forward_with_gradient(false)); }
 
   void check() const {
@@ -211,17 +211,18 @@ class CrossEntropyCheck {
     }
   }
 
-  // What they are in an ignored row, or besides NaN in a poisoned one, is the kernels' own affair.
+  // Unspecified for ignored rows and, but for one that is NaN, for rows that become NaN.
   void check_statistics(const Block<Accumulate>& statistics) const {
     const int64_t rows = problem_.rows();
     for (int64_t i = 0; i < rows; ++i) {
       if (problem_.ignored(i)) continue;
       const auto& row = reference_.rows[i];
-      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest",
-                           i, 0);
+      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1,
+                           "alpha_sumexp_m1", i, 0);
       if (row.is_nan) continue;
       report_.expect_close(statistics[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
-      report_.expect_close(statistics[kTargetWeight * rows + i], row.mass, "target mass", i, 0);
+      report_.expect_close(statistics[kTargetWeight * rows + i], row.target_weight, "target weight",
+                           i, 0);
     }
   }
 

@@ -1,4 +1,4 @@
-// One log-softmax problem on one machine.
+// Checks one log-softmax problem on one machine.
 #pragma once
 
 #include "problem.h"
@@ -27,7 +27,7 @@ struct LogSoftmaxReference {
       for (const long double z : problem.logits_row(i)) {
         row.output.push_back(B::log_probability(softmax.log_probability(z)));
       }
-      // dz = g - p' sum(g): the opposite of cross-entropy's with g for the target's masses.
+      // dz = g - p' sum(g): minus cross-entropy's with g for the weighted target.
       Row gradient = softmax.gradient(problem.log_softmax_grad_output_row(i));
       for (long double& g : gradient) g = -g;
       row.gradient = B::gradient(gradient);
@@ -146,8 +146,8 @@ class LogSoftmaxCheck {
     const int64_t rows = problem_.rows();
     for (int64_t i = 0; i < rows; ++i) {
       const auto& row = reference_.rows[i];
-      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest",
-                           i, 0);
+      report_.expect_close(statistics[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1,
+                           "alpha_sumexp_m1", i, 0);
       if (row.is_nan) continue;
       report_.expect_close(statistics[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
     }

@@ -1,5 +1,5 @@
-// One cross-entropy problem whose rows are shared out over their classes: each shard by itself,
-// what they tell each other put together, and each shard's gradient.
+// Checks one cross-entropy problem with sharded classes on one machine: the statistics of the
+// shards merged, and the gradient of each shard.
 #pragma once
 
 #include "check_cross_entropy.h"
@@ -106,12 +106,13 @@ class ShardsCheck {
       const auto& row = reference_.rows[i];
       report_.expect_close(losses[i], row.loss, "loss", i, 0);
       if (problem_.ignored(i)) continue;
-      report_.expect_close(merged[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1, "alpha rest", i,
-                           0);
+      report_.expect_close(merged[kAlphaSumexpM1 * rows + i], row.alpha_sumexp_m1,
+                           "alpha_sumexp_m1", i, 0);
       if (row.is_nan) continue;
       report_.expect_close(merged[kMaximum * rows + i], {row.maximum, 0}, "maximum", i, 0);
-      report_.expect_close(merged[kTargetWeight * rows + i], row.mass, "target mass", i, 0);
-      report_.expect_close(merged[kSumexpM1 * rows + i], row.rest, "rest", i, 0);
+      report_.expect_close(merged[kTargetWeight * rows + i], row.target_weight, "target weight", i,
+                           0);
+      report_.expect_close(merged[kSumexpM1 * rows + i], row.sumexp_m1, "sumexp_m1", i, 0);
     }
   }
 
@@ -144,7 +145,7 @@ class ShardsCheck {
   Block<Accumulate> messages_;
 };
 
-// One class; nothing; a third; the rest. Or two halves.
+// Shards of one class, none, about a third, all others; or two halves.
 inline std::vector<int64_t> cuts_of(int64_t classes, int turn) {
   if (turn % 2 == 0)
     return {std::min<int64_t>(classes, 1), std::min<int64_t>(classes, 1), (classes + 2) / 3};

@@ -1,5 +1,5 @@
-// Loads and stores of half precision, seen through gradients that have no arithmetic in them: all
-// logits but one are -infinity, so that p'_j W - target_j is -target_j exactly.
+// Loads and stores of half precision, tested by gradients without arithmetic: all logits but one
+// are -infinity, so that p'_j W - target_j is exactly -target_j.
 #pragma once
 
 #include "ordinary_problems.h"
@@ -78,7 +78,7 @@ void check_half_stores(Reports& reports) {
   }
   const long double largest = widen(Half{static_cast<uint16_t>(kLargest)});
   const float overflow = static_cast<float>(largest + ulp<Half>(largest) / 2);
-  // One at a time: the sum of the masses has to stay finite.
+  // One at a time: the sum of the targets has to stay finite.
   for (const float last : {std::nextafter(overflow, 0.0f), overflow}) {
     ConversionCheck<Half> check(TargetKind::wide_probabilities, values.size() + 1);
     for (std::size_t j = 1; j < values.size(); ++j) {

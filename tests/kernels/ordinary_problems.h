@@ -9,12 +9,12 @@ namespace powergrad::test {
 
 inline constexpr double kAlphas[] = {1.0, 0.5, 1.0 / 3.0, 0.25, 0.3, 0.7, 2.0};
 
-// Of a class that no problem has, in either type of index.
+// An index past the classes of every problem, which fits both index types.
 inline constexpr int64_t kFarIndex = 1 << 30;
 
 using Reports = std::vector<Report>;
 
-// Every dtype has its own sequence, so that the options it does not meet another one does.
+// Each dtype has its own sequence, so that together they see more options.
 template <class Storage>
 Random random_for(uint64_t suite) {
   return Random(suite * kDataTypes + static_cast<uint64_t>(Traits<Storage>::dtype));
@@ -46,7 +46,7 @@ inline std::vector<Arrangement> arrangements(int64_t classes, int64_t turn) {
 }
 
 inline Shape shape_of(Arrangement arrangement, int64_t classes, int64_t turn) {
-  // Less than a vector, exactly vectors, vectors and a rest.
+  // Less than a vector, whole vectors, whole vectors and a partial one.
   constexpr int64_t kInners[] = {1, 3, 8, 2, 5, 7, 9, 15, 16, 17, 31, 33, 40};
   const int64_t inner = kInners[turn % (is_small(classes) ? 13 : 3)];
   const int64_t outer = is_small(classes) ? 2 : 1;
@@ -62,7 +62,7 @@ inline Options random_options(Random& random) {
   options.smoothing = random.one_in(3) ? 0.1 : 0.0;
   options.grad_output = static_cast<GradOutput>(random.below(3));
   if (random.one_in(2)) options.total_weight = 37.5;
-  // An ignored index is no index: that of a class, and far behind the last one, too.
+  // An ignored index may also be that of a class, or far past the last one.
   constexpr int64_t kIgnoreIndices[] = {-7, 0, kFarIndex};
   options.ignore_index = kIgnoreIndices[random.below(3)];
   if (random.one_in(2)) options.lead = random.below(8);
@@ -91,7 +91,7 @@ void check_sizes(Reports& reports) {
   }
 }
 
-// Short rows in several of the chunks that blocks take, which begin anywhere in a vector.
+// Packed rows of several thread blocks, which begin anywhere in a vector.
 template <class Storage>
 void check_many_rows(Reports& reports) {
   Random random = random_for<Storage>(7);
@@ -136,8 +136,8 @@ void check_few_classes(Reports& reports) {
   }
 }
 
-// Neighbouring rows in several tiles of the CPU's, full ones and a rest; tiles narrowed by many
-// classes; a rest of a rest when rows are cut. Every kind of target with and without smoothing.
+// Strided rows in several of the CPU's tiles, whole and partial ones; tiles narrowed by many
+// classes; partial tiles of rows that are split. Every kind of target with and without smoothing.
 template <class Storage>
 void check_many_neighbours(Reports& reports) {
   Random random = random_for<Storage>(6);
@@ -157,7 +157,7 @@ void check_many_neighbours(Reports& reports) {
   }
 }
 
-// Raises one class of every row `gap` above the rest and makes it the whole target.
+// Raises one class of every row `gap` above all others and makes it the whole target.
 template <class Storage>
 void make_confident(Problem<Storage>& problem, double gap, Random& random) {
   for (int64_t row = 0; row < problem.rows(); ++row) {
@@ -202,11 +202,11 @@ void check_confident_rows(Reports& reports) {
   }
 }
 
-// A constant added to a row changes nothing but the rounding of its logits. float16 ends at 65504.
+// A constant added to a row only changes the rounding of its logits. float16 ends at 65504.
 template <class Storage>
 void check_far_rows(Reports& reports) {
   constexpr double kOffset = std::is_same_v<Storage, Float16> ? 0x1p15 : 0x1p20;
-  // A few rounding steps at that distance, so that the logits differ at all.
+  // A few ulp at that distance, so that the logits differ.
   const double step = static_cast<double>(ulp<Storage>(static_cast<long double>(kOffset)));
   Random random = random_for<Storage>(3);
   int64_t turn = 0;

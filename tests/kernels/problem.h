@@ -1,5 +1,4 @@
-// A cross-entropy or log-softmax problem: all of its inputs, as the kernels take them and as the
-// reference reads them.
+// The inputs of a cross-entropy or log-softmax problem, for the kernels and for the reference.
 #pragma once
 
 #include <optional>
@@ -59,9 +58,9 @@ struct Problem {
   Block<Accumulate> row_grad_output;
   Tensor<Storage> grad_output;  // of log-softmax
 
-  // Random everything; logits are origin + spread * normal. A target that happens to be close to
-  // p' leaves a gradient of little but p's own rounding, which no bound relative to that gradient
-  // can hold; such a row is drawn again.
+  // Draws everything at random; logits are origin + spread * normal. Where targets happen to be
+  // close to p', little but rounding errors remains of the gradient, which no relative bound can
+  // hold: such a row is drawn again.
   Problem(const Options& its_options, Random& random, double origin, double spread)
       : options(its_options),
         logits(shape(), strides(5), options.lead),
@@ -153,7 +152,7 @@ struct Problem {
     return q;
   }
 
-  // What the gradient of a row is multiplied by.
+  // The factor of a row's gradient.
   long double scale(int64_t row) const {
     long double result = 1;
     if (options.grad_output != GradOutput::none) {
@@ -235,8 +234,8 @@ struct Problem {
 
   bool is_well_posed(int64_t row) const {
     const SoftmaxReference softmax(logits_row(row), options.alpha);
-    const auto is_large = [&](const Row& mass) {
-      return 8 * largest_magnitude(softmax.gradient(mass)) >= largest_magnitude(mass);
+    const auto is_large = [&](const Row& target) {
+      return 8 * largest_magnitude(softmax.gradient(target)) >= largest_magnitude(target);
     };
     return is_large(log_softmax_grad_output_row(row)) &&
            (ignored(row) || is_large(weighted_target_row(row)));

@@ -1,4 +1,4 @@
-// The equations of powergrad.h, one row at a time, in long double.
+// The equations of powergrad.h for one row, in long double.
 #pragma once
 
 #include <vector>
@@ -12,11 +12,11 @@ using Row = std::vector<long double>;
 
 struct SoftmaxReference {
   long double maximum;
-  int64_t highest;  // where it is, first
-  long double rest = 0;
+  int64_t highest;  // the first class that has it
+  long double sumexp_m1 = 0;
   long double alpha_sumexp_m1 = 0;
   Row powered;  // exp(alpha (z - maximum))
-  bool is_nan;  // NaN, +infinity or nothing but -infinity
+  bool is_nan;  // a logit is NaN or +infinity, or all are -infinity
 
   SoftmaxReference(const Row& z, double alpha) : maximum(z[0]), highest(0), powered(z.size()) {
     bool has_nan = false;
@@ -29,32 +29,32 @@ struct SoftmaxReference {
     }
     is_nan = has_nan || std::isinf(maximum);
     if (is_nan) {
-      rest = alpha_sumexp_m1 = kNaN;
+      sumexp_m1 = alpha_sumexp_m1 = kNaN;
       return;
     }
     for (std::size_t j = 0; j < z.size(); ++j) {
       const long double e = std::exp(z[j] - maximum);
       powered[j] = alpha == 1.0 ? e : std::exp(alpha * (z[j] - maximum));
       if (static_cast<int64_t>(j) == highest) continue;
-      rest += e;
+      sumexp_m1 += e;
       alpha_sumexp_m1 += powered[j];
     }
   }
 
-  long double log_probability(long double z) const { return (z - maximum) - std::log1p(rest); }
+  long double log_probability(long double z) const { return (z - maximum) - std::log1p(sumexp_m1); }
 
-  // p'_j W - target_j with S = sum of powered, rearranged so that nothing cancels when p'_j or
+  // p'_j W - target_j with S = sum of powered, rearranged so that nothing cancels where p'_j or
   // target_j / W is close to 1: (powered_j (W - target_j) - target_j (S - powered_j)) / S.
-  Row gradient(const Row& mass) const {
-    Row result(mass.size(), kNaN);
+  Row gradient(const Row& target) const {
+    Row result(target.size(), kNaN);
     if (is_nan) return result;
     long double total = 0;
-    for (const long double m : mass) total += m;
+    for (const long double m : target) total += m;
     const long double sum = 1 + alpha_sumexp_m1;
-    for (std::size_t j = 0; j < mass.size(); ++j) {
+    for (std::size_t j = 0; j < target.size(); ++j) {
       const bool is_highest = static_cast<int64_t>(j) == highest;
       const long double others = is_highest ? alpha_sumexp_m1 : sum - powered[j];
-      result[j] = (powered[j] * (total - mass[j]) - mass[j] * others) / sum;
+      result[j] = (powered[j] * (total - target[j]) - target[j] * others) / sum;
     }
     return result;
   }
@@ -66,19 +66,19 @@ inline long double largest_magnitude(const Row& row) {
   return largest;
 }
 
-// A number to be met and by how much it may be missed.
+// A number and the largest error that is allowed.
 struct Expected {
   long double value;
   long double tolerance;
 };
 
-// What kernels may be off by. Two rounding steps of the storage type: one for the store itself, one
-// for what is rounded before it. Exponentials are worked out in the accumulate type, where the
-// rounding of the exponent t = alpha (z - maximum) alone can cost |t| units of relative error, and
-// every class shares the errors of the row's sums: hence a share of the row's largest gradient. It
-// is about 34 units of float; 45 units of double leave room for |t| = 120 (alpha = 2, confident
-// rows). A loss is a sum of terms >= 0, so its error is relative. A sum below the least normal
-// number may be flushed to zero.
+// The errors that kernels may have. Two ulp of the storage type: one for the store, one for
+// roundings before it. Exponentials are computed in the accumulate type, where rounding the
+// exponent t = alpha (z - maximum) alone can cost a relative error of |t| / 2 ulp, and all classes
+// share the errors of the row's sums: hence a share of the row's largest gradient. It is about 34
+// ulp of float; 45 ulp of double leave room for |t| = 120 (alpha = 2, confident rows). A loss is a
+// sum of terms
+// >= 0, so its error is relative. A sum below the least normal number may be flushed to zero.
 template <class Storage>
 struct Bounds {
   using Accumulate = AccumulateOf<Storage>;
@@ -87,8 +87,8 @@ struct Bounds {
   static constexpr long double kShareOfLargest = kDouble ? 1e-14L : 4e-6L;
   static constexpr long double kLeast = std::numeric_limits<Accumulate>::min();
 
-  // Where everything that counts is an exponential of -25 and less, the rounding of such exponents
-  // is all there is: a machine may have to be allowed more of it (running.h).
+  // Sums of nothing but exponentials of -25 and less have the rounding error of such exponents, for
+  // which a machine may need a larger bound (running.h).
   static constexpr long double kRemote = 1e-11L;
   static long double remoteness(long double value) {
     return std::fabs(value) < kRemote ? kRemoteFactor : 1.0L;

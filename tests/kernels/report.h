@@ -1,4 +1,4 @@
-// Counts what was checked on one machine (running.h) and describes the first failures.
+// Counts the checks on one machine (running.h) and describes the first failures.
 #pragma once
 
 #include <cmath>

@@ -1,12 +1,11 @@
-// Masked classes, NaN, infinities: each in a row of its own, between ordinary rows.
+// Masked classes, NaN and infinities, each in its own row between ordinary ones.
 #pragma once
 
 #include "ordinary_problems.h"
 
 namespace powergrad::test {
 
-// Each changes one row; those from `all_masked` on nan_if_infinite it, so that it has to become
-// NaN.
+// A change to one row, which becomes NaN by those from `all_masked` on.
 enum class Edit {
   none,
   scattered_masked,  // -infinity here and there
@@ -19,7 +18,7 @@ enum class Edit {
   all_masked,
   nan_first,
   nan_last,
-  nan_among_masked,  // the rest of its piece is -infinity
+  nan_among_masked,  // all others of its piece are -infinity
   infinite,
 };
 inline constexpr int kEdits = 13;
@@ -82,7 +81,7 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
   }
 }
 
-// Whatever becomes_nan a row, the bits of the other rows are those without it.
+// The other rows have the same bits as without the rows that become NaN.
 template <class Storage>
 void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& clean,
                       const std::vector<Edit>& edits, bool has_scratch, Report& report) {
@@ -111,7 +110,7 @@ void check_neighbours(const Problem<Storage>& problem, const Problem<Storage>& c
   }
 }
 
-// A smoothing of 1 stays away: it leaves a masked target 0 times infinity.
+// Without a smoothing of 1, which makes a masked target 0 times infinity.
 template <class Storage>
 void check_special_values(Reports& reports) {
   Random random = random_for<Storage>(4);
@@ -128,7 +127,7 @@ void check_special_values(Reports& reports) {
         Problem<Storage> problem(options, random, 0.0, 3.0);
         for (int64_t row = 0; row < kEdits; ++row) problem.set_target(row, classes / 2);
         Problem<Storage> clean = problem;
-        // 5 and kEdits have no common factor: ordinary and poisoned rows take turns.
+        // 5 and kEdits have no common factor: ordinary rows and those that become NaN alternate.
         std::vector<Edit> edits;
         for (int64_t row = 0; row < kEdits; ++row) {
           edits.push_back(static_cast<Edit>(row * 5 % kEdits));
@@ -145,7 +144,7 @@ void check_special_values(Reports& reports) {
   }
 }
 
-// The mean over nothing: the weights sum to 0, and ignored rows have no gradient all the same.
+// The mean over no rows: the total weight is 0, and the gradient of ignored rows is 0 all the same.
 template <class Storage>
 void check_nothing_counted(Reports& reports) {
   Random random = random_for<Storage>(5);

@@ -10,13 +10,13 @@ namespace {
 
 constexpr unsigned char kNaN = 0xff;  // in every byte: NaN in every format
 
-// Volatile, lest they become functions that a sanitizer watches.
+// Volatile, so that it does not become a call that a sanitizer intercepts.
 void write(unsigned char* to, const unsigned char* from, std::size_t size) {
   for (std::size_t i = 0; i < size; ++i) static_cast<volatile unsigned char*>(to)[i] = from[i];
 }
 
-// Memory of the containers is the host's, who frees it: it would otherwise pass between threads
-// that nothing orders.
+// The containers' memory belongs to the host, which frees it: ThreadSanitizer would otherwise
+// report that unordered threads reuse it.
 class Bookkeeping {
  public:
   Bookkeeping() : thread_(current_identity()) { assume_identity(machine().host_identity()); }
@@ -29,7 +29,7 @@ class Bookkeeping {
 }  // namespace
 
 void AsyncCopies::issue(void* to, const void* from, std::size_t size, bool early, Site site) {
-  // By the copy at any time from now on, and by the wait: ordered against neither is a race.
+  // The copy accesses both at any time from here to the wait: unordered accesses are races.
   report_read(from, size);
   report_write(to, size);
   Copy copy{static_cast<unsigned char*>(to), size, {}, site};

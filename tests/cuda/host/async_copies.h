@@ -1,6 +1,6 @@
-// The asynchronous copies of one thread, from device memory into its block's shared memory. A copy
-// may land at any time between its issue and the wait that covers it; until that wait nobody may
-// look at its destination, which is full of NaN, and closed to AddressSanitizer.
+// The asynchronous copies of one thread from global memory to its block's shared memory. A copy may
+// land at any time between its issue and the wait that covers it. Until that wait its destination
+// must not be accessed: it is filled with NaN and poisoned for AddressSanitizer.
 #pragma once
 
 #include <cstddef>
@@ -13,12 +13,12 @@ namespace powergrad::host_cuda {
 
 class AsyncCopies {
  public:
-  // `early`: it lands at once, and no later than the wait otherwise.
+  // `early`: it lands at once, otherwise at the wait.
   void issue(void* to, const void* from, std::size_t size, bool early, Site site);
   void commit();
   // For all but the last `pending` commits.
   void wait(std::size_t pending);
-  // The line of a copy that nobody has waited for; null if there is none.
+  // The line of a copy that was not waited for; null if there is none.
   const Site* outstanding() const;
   void forget();
 

@@ -1,4 +1,4 @@
-// Where threads meet: barriers and shuffles.
+// Barriers, shuffles and votes.
 #include "machine.h"
 #include "sanitizers.h"
 
@@ -38,7 +38,7 @@ void Machine::leave(Barrier& barrier) {
        barrier.waiting, barrier.count, barrier.site.file, barrier.site.line);
 }
 
-// The last lane to arrive fetches every lane's result. No memory access is ordered.
+// The last lane to arrive computes all results. It orders no memory accesses.
 uint64_t Machine::shuffle(unsigned mask, uint64_t value, int source, Site site) {
   Thread& thread = *current_;
   if ((mask >> thread.place.lane & 1) == 0) {
@@ -76,7 +76,7 @@ bool Machine::all_shuffle(const Thread& thread) {
   return all;
 }
 
-// The lanes of the mask that hold, as bits.
+// A bit for each lane of the mask whose vote is true.
 uint64_t Machine::votes(const Barrier& warp, unsigned mask) {
   uint64_t result = 0;
   for (int lane = 0; lane < warp.count; ++lane) {

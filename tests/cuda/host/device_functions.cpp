@@ -8,7 +8,7 @@ void synchronise_warp(Site site) { machine().synchronise_warp(site); }
 void synchronise_block(Site site) { machine().synchronise_block(site); }
 void cluster_sync(Site site) { machine().synchronise_cluster(site); }
 
-// Lanes in segments of `width`.
+// Lanes are in segments of `width`.
 uint64_t shuffle(unsigned mask, uint64_t value, int source, int width, Site site) {
   const int segment = machine().lane() & ~(width - 1);
   return machine().shuffle(mask, value, segment | (source & (width - 1)), site);

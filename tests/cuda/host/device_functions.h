@@ -1,4 +1,4 @@
-// What kernels call: the CUDA functions that they use, and the host branch of their primitives.
+// The CUDA functions that kernels call, and the host branch of their primitives.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,7 @@ uint64_t shuffle(unsigned mask, uint64_t value, int source, int width, Site site
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, int width, Site site);
 unsigned vote(unsigned mask, bool holds, Site site);
 
-// This block's dynamic shared memory, the only shared memory there is.
+// This block's dynamic shared memory; there is no static one.
 unsigned char* dynamic_shared_memory();
 
 unsigned cluster_rank();
@@ -32,7 +32,7 @@ T* map_to_rank(T* pointer, unsigned rank) {
   return static_cast<T*>(map_address_to_rank(pointer, rank));
 }
 
-// Of 4, 8 or 16 bytes, from device memory to this block's shared memory.
+// Copies 4, 8 or 16 bytes from global memory to this block's shared memory.
 void copy_async_bytes(void* shared, const void* global, std::size_t size, Site site);
 template <int kBytes>
 void copy_async(void* shared, const void* global, Site site = Site::here()) {
@@ -78,50 +78,29 @@ T min(T a, T b) {
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
-// The caches that a load or store is meant for are no matter here.
-template <class T>
-T __ldg(const T* pointer) {
-  return *pointer;
-}
+// Cache hints have no effect here.
 template <class T>
 T __ldcs(const T* pointer) {
-  return *pointer;
-}
-template <class T>
-T __ldcg(const T* pointer) {
   return *pointer;
 }
 template <class T>
 void __stcs(T* pointer, T value) {
   *pointer = value;
 }
-template <class T>
-void __stcg(T* pointer, T value) {
-  *pointer = value;
-}
 
-inline float __int_as_float(int bits) { return from_bits<float>(bits); }
-inline int __float_as_int(float value) { return from_bits<int>(value); }
 inline float __uint_as_float(unsigned bits) { return from_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return from_bits<unsigned>(value); }
-inline double __longlong_as_double(long long bits) { return from_bits<double>(bits); }
 inline long long __double_as_longlong(double value) { return from_bits<long long>(value); }
 
 }  // namespace powergrad::host_cuda
 
 using powergrad::host_cuda::__ballot_sync;
 using powergrad::host_cuda::__double_as_longlong;
-using powergrad::host_cuda::__float_as_int;
 using powergrad::host_cuda::__float_as_uint;
-using powergrad::host_cuda::__int_as_float;
-using powergrad::host_cuda::__ldcg;
 using powergrad::host_cuda::__ldcs;
-using powergrad::host_cuda::__ldg;
-using powergrad::host_cuda::__longlong_as_double;
 using powergrad::host_cuda::__popc;
 using powergrad::host_cuda::__shfl_sync;
 using powergrad::host_cuda::__shfl_xor_sync;
-using powergrad::host_cuda::__stcg;
 using powergrad::host_cuda::__stcs;
 using powergrad::host_cuda::__syncthreads;
 using powergrad::host_cuda::__syncwarp;

@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kGuard = 4096;  // unreadable, below the stack
 
 Fiber* left;     // by the last switch
-Fiber* running;  // since
+Fiber* running;  // since the last switch
 
 #if defined(__x86_64__)
 
@@ -85,7 +85,7 @@ void Fiber::start() {
   running->entry_();
 }
 
-// Here the bounds of the host's own stack come to be known, too.
+// Also learns the bounds of the host's own stack.
 void Fiber::arrive() { end_switch(fake_stack_, &left->stack_, &left->stack_size_); }
 
 }  // namespace powergrad::host_cuda

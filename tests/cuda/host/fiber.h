@@ -9,7 +9,7 @@
 
 namespace powergrad::host_cuda {
 
-// What of a suspended fiber is not in memory.
+// The saved registers of a suspended fiber.
 #if defined(__x86_64__)
 using Context = void*;  // the stack pointer; the registers are on the stack
 #else
@@ -20,13 +20,13 @@ class Fiber {
  public:
   using Entry = void (*)();
 
-  Fiber();  // stands for the code that is running
+  Fiber();  // for the code that is running
   explicit Fiber(std::size_t stack_size);
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The next switch to this fiber, new, ended or abandoned, calls `entry`, which never returns.
+  // Makes the next switch to this fiber call `entry`, which never returns.
   void restart(Entry entry);
   void abandon();
 

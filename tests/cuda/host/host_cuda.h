@@ -1,5 +1,5 @@
-// Lets the CUDA kernels' source run on the CPU: included by the compiler's command line before the
-// first line of a file that is compiled as ordinary C++17.
+// Makes the CUDA kernels' source ordinary C++17 that runs on the CPU. Force-included by the
+// compiler's command line.
 #pragma once
 
 #define POWERGRAD_HOST_CUDA
@@ -12,6 +12,6 @@
 
 #define __launch_bounds__(...)
 
-// As plain C++ it would be each thread's own.
+// In plain C++ each thread would have its own.
 #undef __shared__
 #define __shared__ _Pragma("GCC error \"only dynamic shared memory is supported\"")

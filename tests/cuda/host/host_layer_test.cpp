@@ -1,6 +1,6 @@
 // Tests of the host layer: toy kernels pass in every order of threads, and each planted bug is
-// found, by the layer's own checks, by the sanitizer that this is built with, or, where only the
-// order of threads brings it out, by a wrong result under one of a few seeds.
+// found: by the layer's own checks, by the sanitizer of this build, or, if it depends on the order
+// of threads, by a wrong result under one of a few seeds.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -99,18 +99,18 @@ std::string run_copied_sums(Bug bug) {
   return sums == std::vector<float>(kThreads, 2.0f * kCopied) ? "" : "wrong sums";
 }
 
-std::string run_met_by_turns(Bug bug) {
+std::string run_alternating_exchanges(Bug bug) {
   constexpr int kThreads = 64;
   std::vector<float> sums(kThreads);
   const Configuration launch(1, kThreads, 2 * sizeof(float));
-  if (cudaLaunchKernelEx(&launch.config, met_by_turns, bug, sums.data()) != cudaSuccess) {
+  if (cudaLaunchKernelEx(&launch.config, alternating_exchanges, bug, sums.data()) != cudaSuccess) {
     return failure();
   }
   return sums == std::vector<float>(kThreads, 6.0f) ? "" : "wrong sums";
 }
 
 std::string run_toy(Bug bug) {
-  if (bug == Bug::one_place_for_meetings) return run_met_by_turns(bug);
+  if (bug == Bug::one_place_for_exchanges) return run_alternating_exchanges(bug);
   return bug >= Bug::read_before_wait ? run_copied_sums(bug) : run_row_sums(bug, 4);
 }
 
@@ -137,7 +137,7 @@ void check_right_kernels() {
 
     configure({kSm90, seed, {}});
     expect(run_copied_sums(Bug::none).empty(), "copied sums, seed " + std::to_string(seed));
-    expect(run_met_by_turns(Bug::none).empty(), "meetings, seed " + std::to_string(seed));
+    expect(run_alternating_exchanges(Bug::none).empty(), "exchanges, seed " + std::to_string(seed));
     std::vector<int> visits(7 * 2 * 3 * 60);
     const Configuration grid({7, 2, 3}, {5, 4, 3}, 0);
     expect(cudaLaunchKernelEx(&grid.config, count_visits, visits.data()) == cudaSuccess &&
@@ -247,7 +247,7 @@ constexpr PlantedBug kPlantedBugs[] = {
     {POWERGRAD_BUG(copy_misaligned), "is from an address that is", "is from an address that is"},
     {POWERGRAD_BUG(copy_past_end), "reads what it may not", nullptr},
     {POWERGRAD_BUG(copy_outside_shared_memory), "does not lead into", "does not lead into"},
-    {POWERGRAD_BUG(one_place_for_meetings), kWrong, kRace},
+    {POWERGRAD_BUG(one_place_for_exchanges), kWrong, kRace},
     {POWERGRAD_BUG(assertion), "assertion failed: thread != 7", "assertion failed: thread != 7"},
 };
 #undef POWERGRAD_BUG

@@ -1,4 +1,4 @@
-// threadIdx and its like: read-only for kernels, rewritten by the machine at every switch.
+// threadIdx and the like: read-only for kernels, set by the machine at every switch of fibers.
 #pragma once
 
 #include <vector_types.h>

@@ -12,11 +12,11 @@
 namespace powergrad::host_cuda {
 namespace {
 
-// The sanitizers make their reports on the stack of the thread that is at fault.
+// Sanitizers report on the stack of the faulty thread.
 constexpr std::size_t kStackSize = 256 * 1024;
 
-// Larger clusters do not alternate: ThreadSanitizer takes a millisecond to learn of a new thread,
-// and knows 8128 at most.
+// Larger clusters do not alternate: ThreadSanitizer takes a millisecond to create a thread, and has
+// at most 8128.
 constexpr unsigned kThreadsToAlternate = 1024;
 
 unsigned volume(const dim3& size) { return size.x * size.y * size.z; }
@@ -69,7 +69,7 @@ void Machine::prepare(Cluster& cluster, unsigned threads) {
   release(&cluster.token);
 }
 
-// Not all of its threads have come to their end, which the host is ordered after.
+// Of a cluster whose threads have not all ended.
 void Machine::abandon(Cluster& cluster) {
   for (const auto& fiber : cluster.fibers) {
     fiber->abandon();
@@ -132,7 +132,7 @@ void Machine::end_thread() {
   suspend(thread, Thread::State::exited, Site::here());
   Barrier& warp = warp_of(thread);
   for (int lane = 0; lane < warp.count; ++lane) {
-    // Which fails if that lane waits for this one.
+    // Fails if that lane waits for this one.
     if (warp.threads[lane].state == Thread::State::shuffling) all_shuffle(warp.threads[lane]);
   }
   leave(warp);
@@ -169,7 +169,7 @@ void Machine::copy_async(void* to, const void* from, std::size_t size, Site site
   current_->copies.issue(to, from, size, schedule_.lands_early(), site);
 }
 
-// In place of the thread or host that `left` belongs to. The host goes on when no thread can.
+// Switches from `left` to the next thread, or to the host if no thread is ready.
 void Machine::run_next(Fiber& left) {
   const std::optional<Place> place = schedule_.choose();
   if (!place) return left.switch_to(host_);
@@ -195,7 +195,7 @@ void Machine::wake(Thread& thread) {
   schedule_.add(thread.place);
 }
 
-// The thread's fiber is never run again: for ThreadSanitizer, what follows is done by the host.
+// The thread's fiber never runs again: for ThreadSanitizer the host does what follows.
 void Machine::fail(cudaError_t error, const char* format, ...) {
   assume_identity(host_.identity());
   char text[512];

@@ -1,6 +1,6 @@
-// Runs the blocks of a launch. One operating-system thread plays all: every CUDA thread is a fiber,
-// and a switch between two of them orders nothing for ThreadSanitizer; only barriers do. The blocks
-// of a cluster are resident together, clusters run one after another.
+// Runs the blocks of a launch in one operating-system thread. Each CUDA thread is a fiber; for
+// ThreadSanitizer switches between fibers order nothing, only barriers do. The blocks of a cluster
+// run concurrently, clusters one after another.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -49,15 +49,15 @@ struct Thread {
   AsyncCopies copies;
 };
 
-// Where all of a row of threads meet. What comes before it is ordered before what comes after.
+// A barrier of `count` adjacent threads: a warp, a block or a cluster.
 struct Barrier {
   Thread* threads;
   int count;
   int waiting = 0;
   int exited = 0;
   Site site{};       // of those that wait
-  bool odd = false;  // the number of times that all have met
-  char tokens[2]{};  // by turns, or a fast thread's next arrival would be seen by a slow one
+  bool odd = false;  // how often it was passed
+  char tokens[2]{};  // alternate, so that a fast thread's next arrival is not taken for this one
 };
 
 struct Block {
@@ -68,8 +68,8 @@ struct Block {
   char end_token{};
 };
 
-// Consecutive clusters alternate between two of these, so that they are concurrent for
-// ThreadSanitizer as they are on a device; what one leaves behind is for the next but one.
+// Consecutive clusters alternate between two of these, so that ThreadSanitizer takes them for
+// concurrent, as they are on a device. Each is reused by the next cluster but one.
 struct Cluster {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<SharedMemory> memories;
@@ -81,14 +81,14 @@ struct Cluster {
 
 class Machine {
  public:
-  // For the host. A launch ends early on the first error, which leaves its description.
+  // For the host. A launch ends at the first error, which failure() describes.
   cudaError_t run(const Launch& launch, uint64_t seed, std::optional<uint64_t> only_block);
   const std::string& failure() const { return failure_; }
   void set_failure(std::string text) { failure_ = std::move(text); }
 
   void* host_identity() const { return host_.identity(); }
 
-  // For a kernel's threads.
+  // For the threads of a kernel.
   void synchronise_warp(Site site);
   void synchronise_block(Site site);
   void synchronise_cluster(Site site);

@@ -11,8 +11,8 @@ namespace {
 constexpr int kSharedMemoryWithoutOptIn = 48 * 1024;
 
 Options options;
-std::map<const void*, int> opted_in;          // bytes of shared memory, by kernel
-std::set<const void*> large_cluster_kernels;  // that have asked for more than is portable
+std::map<const void*, int> opted_in;          // bytes of shared memory of each kernel
+std::set<const void*> large_cluster_kernels;  // that have opted in to non-portable sizes
 cudaError_t last_error = cudaSuccess;
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
@@ -100,7 +100,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
 
 }  // namespace powergrad::host_cuda
 
-// These take the place of the runtime library's.
+// In place of the runtime library's.
 using powergrad::host_cuda::large_cluster_kernels;
 using powergrad::host_cuda::last_error;
 using powergrad::host_cuda::opted_in;

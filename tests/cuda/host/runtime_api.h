@@ -1,4 +1,4 @@
-// How kernels are launched, and how a test says what they are launched on.
+// Launches of kernels, and the device that a test emulates.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace powergrad::host_cuda {
 
-// What a launcher can ask of a device.
+// The device attributes that launchers read.
 struct Device {
   int major;  // compute capability; clusters from 9 on
   int multiprocessors;

@@ -1,9 +1,9 @@
-// How the sanitizers that a test is built with behave.
+// Run-time options of the sanitizers.
 
 extern "C" {
 
 const char* __asan_default_options() {
-  return "detect_stack_use_after_return=0";  // fibers are restarted without a word
+  return "detect_stack_use_after_return=0";  // fibers restart unannounced
 }
 
 const char* __tsan_default_options() { return "halt_on_error=1"; }

@@ -1,5 +1,5 @@
-// What the sanitizers are told. The layer's own code is compiled without them, so that they see the
-// kernels' memory accesses and not its bookkeeping.
+// Calls to the sanitizers. The layer itself is compiled without them, so that they see the kernels'
+// memory accesses and not its bookkeeping.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 #include <sanitizer/common_interface_defs.h>
 #elif defined(POWERGRAD_SANITIZE_THREAD)
 #include <sanitizer/tsan_interface.h>
-// The runtime has it, its header has not.
+// In the runtime, but not in its header.
 extern "C" void __tsan_write_range(void* begin, unsigned long size);
 extern "C" void __tsan_read_range(void* begin, unsigned long size);
 #endif
@@ -18,9 +18,7 @@ namespace powergrad::host_cuda {
 
 #if defined(POWERGRAD_SANITIZE_ADDRESS)
 
-inline void poison(void* begin, std::size_t size) {
-  __asan_poison_memory_region(begin, size);
-}
+inline void poison(void* begin, std::size_t size) { __asan_poison_memory_region(begin, size); }
 inline void unpoison(void* begin, std::size_t size) { __asan_unpoison_memory_region(begin, size); }
 inline bool is_poisoned(const void* begin, std::size_t size) {
   return __asan_region_is_poisoned(const_cast<void*>(begin), size) != nullptr;
@@ -47,7 +45,7 @@ inline void end_switch(void*, const void**, std::size_t*) {}
 inline void* create_identity() { return __tsan_create_fiber(0); }
 inline void* current_identity() { return __tsan_get_current_fiber(); }
 inline void destroy_identity(void* identity) { __tsan_destroy_fiber(identity); }
-// Orders nothing: what the two threads do remains concurrent.
+// Orders nothing: the two threads stay concurrent.
 inline void assume_identity(void* identity) {
   __tsan_switch_to_fiber(identity, __tsan_switch_to_fiber_no_sync);
 }

@@ -33,7 +33,7 @@ bool SharedMemory::contains(const void* pointer) const {
 }
 
 void SharedMemory::close() {
-  // Volatile, lest it becomes memset, which ThreadSanitizer takes for a write of the kernels'.
+  // Volatile, so that it does not become memset, which ThreadSanitizer takes for a kernel's write.
   volatile unsigned char* bytes = begin();
   for (std::size_t i = 0; i < size_; ++i) bytes[i] = kNaN;
   poison(begin(), size_);

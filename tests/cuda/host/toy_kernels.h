@@ -39,7 +39,7 @@ enum class Bug {
   copy_misaligned,
   copy_past_end,
   copy_outside_shared_memory,
-  one_place_for_meetings,
+  one_place_for_exchanges,
 };
 
 // sums[row] = factor * (the sum of a row).
@@ -165,14 +165,14 @@ __global__ void copied_sums(Bug bug, const float* rows, float* sums) {
   sums[thread] = sum;
 }
 
-// sums[0]: of 0, 1, ..., 3 over the threads of a block, met round by round with one barrier each,
-// in two places by turns. Two floats of shared memory.
-__global__ void met_by_turns(Bug bug, float* sums) {
+// sums[i]: of 0, 1, 2 and 3, exchanged through two alternating places with one barrier each. A
+// block; two floats of shared memory.
+__global__ void alternating_exchanges(Bug bug, float* sums) {
   float* shared = reinterpret_cast<float*>(host_cuda::dynamic_shared_memory());
   float total = 0.0f;
-  for (int round = 0; round < 4; ++round) {
-    const int place = bug == Bug::one_place_for_meetings ? 0 : round % 2;
-    if (threadIdx.x == static_cast<unsigned>(round)) shared[place] = static_cast<float>(round);
+  for (int turn = 0; turn < 4; ++turn) {
+    const int place = bug == Bug::one_place_for_exchanges ? 0 : turn % 2;
+    if (threadIdx.x == static_cast<unsigned>(turn)) shared[place] = static_cast<float>(turn);
     __syncthreads();
     total += shared[place];
   }
