@@ -1,6 +1,6 @@
 """Where a step's time goes, as torch.profiler sees it.
 
-Operators are named there by themselves (powergrad::cross_entropy_forward_gradient), through the
+Operators are named there by themselves (powergrad::cross_entropy), through the
 ranges that torch's dispatcher opens while somebody profiles; around them stands a range with the
 peer's name. On a GPU the same names are then given to NVTX, for a profiler that watches from
 outside (nsys, ncu). Without a profiler none of these ranges exists.

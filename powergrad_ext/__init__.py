@@ -8,7 +8,6 @@ from powergrad_ext import _native as _native  # first: it says what is missing
 from powergrad_ext import calibration, distributed, reference
 from powergrad_ext import flops as flops  # registers what FlopCounterMode counts
 from powergrad_ext import onnx as onnx  # registers what exporters make of the operators
-from powergrad_ext import operators as operators  # registers shapes without data
 from powergrad_ext import vmap as vmap  # registers what happens under torch.vmap
 from powergrad_ext.ctc import ctc_loss
 from powergrad_ext.functional import cross_entropy, log_softmax

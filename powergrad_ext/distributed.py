@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from numbers import Integral, Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from powergrad_ext import dtensor
 from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_alpha
-from powergrad_ext.functional import require_tensor, require_type
-from powergrad_ext.vocab_parallel import Options, Shard, cross_entropy
+from powergrad_ext.options import Options, require_tensor
+from powergrad_ext.vocab_parallel import Shard, cross_entropy
 
 
 def vocab_parallel_cross_entropy(
@@ -65,11 +64,12 @@ def vocab_parallel_cross_entropy(
     name = "vocab_parallel_cross_entropy"
     require_tensor(name, "input", input)
     require_tensor(name, "target", target)
-    require_type(name, "weight", weight, (Tensor, type(None)), "Tensor or None")
-    require_type(name, "ignore_index", ignore_index, Integral, "int (64 bits)")
-    require_type(name, "reduction", reduction, str, "str")
-    require_type(name, "label_smoothing", label_smoothing, Real, "float")
-    exponent = as_alpha(alpha)
+    options = Options(weight, ignore_index, reduction, label_smoothing, as_alpha(alpha))
+    options.require_types(name)
+    # Ranks compare them: 1 and True, or another library's number, are the same.
+    options = options._replace(
+        ignore_index=operator.index(ignore_index), label_smoothing=float(label_smoothing)
+    )
     if dtensor.is_dtensor(input):
         raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")
     if input.dim() == target.dim() and target.is_floating_point():
@@ -88,8 +88,6 @@ def vocab_parallel_cross_entropy(
     classes = input.shape[min(input.dim() - 1, 1)] if input.dim() > 0 else 0
     # A compiler takes the index of a size for a constant.
     shard = _shard_of(operator.index(classes), group.group_name)
-    index, smoothing = operator.index(ignore_index), float(label_smoothing)
-    options = Options(weight, index, reduction, smoothing, exponent)
     return cross_entropy(input, target, options, shard)[0]
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from powergrad_ext import vocab_parallel
-from powergrad_ext.alpha import as_tensor
-from powergrad_ext.vocab_parallel import Options
+from powergrad_ext.options import Options
 from powergrad_ext.vocab_parallel_linear import Layer, LinearCrossEntropy
 
 ops = torch.ops.powergrad
@@ -44,9 +43,8 @@ def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
     options = options._replace(weight=_whole(options.weight), reduction=reduction)
     local, shard = input.to_local(), _shard_of(input, class_dim)
     if shard is None:
-        options = options._replace(alpha=as_tensor(options.alpha, local))
         loss, _, total_weight = ops.cross_entropy_forward(
-            local, target, *options, torch.is_grad_enabled()
+            local, target, *options.for_operator(local), torch.is_grad_enabled()
         )
     else:
         loss, total_weight = vocab_parallel.cross_entropy(local, target, options, shard, is_mean)
@@ -118,7 +116,7 @@ def linear_cross_entropy(
         local(linear_weight, of_layer, of_layer_gradient),
         local(bias[0], of_layer, of_layer_gradient) if bias else None,
         target,
-        options._replace(weight=_whole(options.weight), alpha=as_tensor(options.alpha, target)),
+        options._replace(weight=_whole(options.weight)).for_operator(target),
         chunk_rows,
         shard or vocab_parallel.Shard(None, (linear_weight.shape[0],), 0),
     )

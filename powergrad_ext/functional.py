@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from powergrad_ext import dtensor, jagged, onnx
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, as_tensor
-from powergrad_ext.vocab_parallel import Options
+from powergrad_ext.options import Options, require_tensor, require_type
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -83,46 +83,31 @@ def cross_entropy(
         RuntimeError: label_smoothing outside [0, 1]; target, weight or devices that do not fit.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.
     """
+    options = (weight, ignore_index, reduction, label_smoothing, alpha)
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy,
             tuple(tensor for tensor in (input, target, weight) if tensor is not None),
             input,
             target,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            alpha=alpha,
+            **Options(*options).keywords(),
             inplace_backward=inplace_backward,
         )
     require_tensor("cross_entropy", "input", input)
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
-        alpha = as_alpha(alpha)
+        options = (*options[:-1], as_alpha(alpha))
     if type(input) is not Tensor and dtensor.is_dtensor(input):
-        options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
-        return dtensor.cross_entropy(input, target, options)
+        return dtensor.cross_entropy(input, target, Options(*options))
     if torch.compiler.is_compiling() or type(input) is FakeTensor:
+        keywords = Options(*options).for_operator(input).keywords()
         return torch.ops.powergrad.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            alpha=as_tensor(alpha, input),
-            inplace_backward=inplace_backward,
+            input, target, **keywords, inplace_backward=inplace_backward
         )
     try:
-        return _C.cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing, alpha, inplace_backward
-        )
+        return _C.cross_entropy(input, target, *options, inplace_backward)
     except TypeError:  # from the binding itself it would list C++ types and name no argument
-        require_type("cross_entropy", "weight", weight, (Tensor, type(None)), "Tensor or None")
-        require_type("cross_entropy", "ignore_index", ignore_index, Integral, "int (64 bits)")
-        require_type("cross_entropy", "reduction", reduction, str, "str")
-        require_type("cross_entropy", "label_smoothing", label_smoothing, Real, "float")
+        Options(*options).require_types("cross_entropy")
         require_type("cross_entropy", "inplace_backward", inplace_backward, bool, "bool")
         raise
 
@@ -188,18 +173,3 @@ def log_softmax(
     except TypeError:
         require_type("log_softmax", "dim", dim, Integral, "int (64 bits)")
         raise
-
-
-def require_tensor(function: str, name: str, argument: object) -> None:
-    """TypeError, in torch's words, for an argument that is not a tensor."""
-    require_type(function, name, argument, Tensor, "Tensor")
-
-
-def require_type(
-    function: str, name: str, argument: object, types: type | tuple[type, ...], expected: str
-) -> None:
-    """TypeError, in torch's words, for an argument of another type or an int of over 64 bits."""
-    too_long = isinstance(argument, int) and not -(2**63) <= argument < 2**63
-    if not isinstance(argument, types) or (types is Integral and too_long):
-        got = argument if too_long else type(argument).__name__
-        raise TypeError(f"{function}(): argument '{name}' must be {expected}, not {got}") from None

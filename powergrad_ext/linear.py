@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from powergrad_ext import dtensor
-from powergrad_ext.alpha import as_alpha, as_tensor, checked_alpha, shown
-from powergrad_ext.functional import cross_entropy, require_tensor, require_type
-from powergrad_ext.vocab_parallel import Options
+from powergrad_ext.alpha import as_alpha, checked_alpha, shown
+from powergrad_ext.functional import cross_entropy
+from powergrad_ext.options import Options, require_tensor, require_type
 
 
 def linear_cross_entropy(
@@ -77,6 +77,7 @@ def linear_cross_entropy(
         ValueError: chunk_rows is not greater than 0; DTensors of different meshes; and
         all that cross_entropy raises: before anything is computed.
     """
+    options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
         tensors = (input, linear_weight, target, linear_bias, weight)
         return handle_torch_function(
@@ -86,46 +87,39 @@ def linear_cross_entropy(
             linear_weight,
             target,
             linear_bias=linear_bias,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            alpha=alpha,
+            **options.keywords(),
             chunk_rows=chunk_rows,
         )
-    ignore_index, label_smoothing = _number(ignore_index), _number(label_smoothing)
-    _require_types(
-        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing
+    name = "linear_cross_entropy"
+    require_tensor(name, "input", input)
+    require_tensor(name, "linear_weight", linear_weight)
+    require_tensor(name, "target", target)
+    require_type(name, "linear_bias", linear_bias, (Tensor, type(None)), "Tensor or None")
+    options = options._replace(
+        ignore_index=-100 if ignore_index is None else _number(ignore_index),
+        label_smoothing=_number(label_smoothing),
     )
-    ignore_index = -100 if ignore_index is None else ignore_index
+    options.require_types(name)
     if chunk_rows is not None:
-        require_type("linear_cross_entropy", "chunk_rows", chunk_rows, Integral, "int or None")
+        require_type(name, "chunk_rows", chunk_rows, Integral, "int or None")
         if chunk_rows < 1:
             raise ValueError(
-                f"linear_cross_entropy(): argument 'chunk_rows' must be greater than 0, "
-                f"got {chunk_rows}"
+                f"{name}(): argument 'chunk_rows' must be greater than 0, got {chunk_rows}"
             )
-    exponent = as_alpha(alpha)
+    options = options._replace(alpha=as_alpha(alpha))
     if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
-        options = Options(weight, ignore_index, reduction, label_smoothing, exponent)
         return dtensor.linear_cross_entropy(
             input, linear_weight, target, linear_bias, options, chunk_rows
         )
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
-        return cross_entropy(
-            logits, target, weight, ignore_index, reduction, label_smoothing, alpha=exponent
-        )
+        return cross_entropy(logits, target, **options.keywords())
     return torch.ops.powergrad.linear_cross_entropy(
         input,
         linear_weight,
         target,
         linear_bias,
-        weight,
-        reduction,
-        ignore_index,
-        label_smoothing,
-        alpha=as_tensor(exponent, input),
+        **options.for_operator(input).keywords(),
         chunk_rows=chunk_rows or 0,
     )
 
@@ -133,29 +127,6 @@ def linear_cross_entropy(
 def _number(value: object) -> Any:
     """That of a 0-d tensor, which torch takes for a number too; anything else as it is."""
     return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
-
-
-def _require_types(
-    input: object,
-    linear_weight: object,
-    target: object,
-    linear_bias: object,
-    weight: object,
-    reduction: object,
-    ignore_index: object,
-    label_smoothing: object,
-) -> None:
-    optional = (Tensor, type(None))
-    function = "linear_cross_entropy"
-    require_tensor(function, "input", input)
-    require_tensor(function, "linear_weight", linear_weight)
-    require_tensor(function, "target", target)
-    require_type(function, "linear_bias", linear_bias, optional, "Tensor or None")
-    require_type(function, "weight", weight, optional, "Tensor or None")
-    require_type(function, "reduction", reduction, str, "str")
-    if ignore_index is not None:
-        require_type(function, "ignore_index", ignore_index, Integral, "int (64 bits)")
-    require_type(function, "label_smoothing", label_smoothing, (Real, torch.SymFloat), "float")
 
 
 def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
@@ -239,17 +210,12 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
         # TorchScript knows operators, not the function around them.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            layer = (self.linear.weight, target, self.linear.bias)
+            options = (self.weight, self.ignore_index, self.reduction, self.label_smoothing)
+            alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
+            chunk_rows = 0 if self.chunk_rows is None else self.chunk_rows
             return torch.ops.powergrad.linear_cross_entropy(
-                input,
-                self.linear.weight,
-                target,
-                self.linear.bias,
-                self.weight,
-                self.reduction,
-                self.ignore_index,
-                self.label_smoothing,
-                alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
-                chunk_rows=0 if self.chunk_rows is None else self.chunk_rows,
+                input, *layer, *options, alpha=alpha, chunk_rows=chunk_rows
             )
         if type(self.linear).forward is not nn.Linear.forward:
             raise TypeError(

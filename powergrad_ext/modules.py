@@ -40,26 +40,12 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`."""
+        options = (self.weight, self.ignore_index, self.reduction, self.label_smoothing)
         # TorchScript knows operators, not the function around them.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return torch.ops.powergrad.cross_entropy(
-                input,
-                target,
-                self.weight,
-                self.ignore_index,
-                self.reduction,
-                self.label_smoothing,
-                alpha=torch.as_tensor(self.alpha, dtype=torch.float64),
-            )
-        return cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            alpha=self.alpha,
-        )
+            alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
+            return torch.ops.powergrad.cross_entropy(input, target, *options, alpha=alpha)
+        return cross_entropy(input, target, *options, alpha=self.alpha)
 
     def extra_repr(self) -> str:
         return (

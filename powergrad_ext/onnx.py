@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from powergrad_ext.operators import accumulate_dtype
+from powergrad_ext.options import Options, split_options
 
 
 def _log_softmax_value(input: Tensor, dim: int, alpha: Tensor, needs_backward: bool) -> Any:
@@ -25,57 +26,49 @@ def _log_softmax_value(input: Tensor, dim: int, alpha: Tensor, needs_backward: b
     return torch.log_softmax(input, dim), input.new_empty(0)
 
 
-def _cross_entropy_value(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    alpha: Tensor,
-    needs_backward: bool,
-) -> Any:
+def _cross_entropy_value(input: Tensor, target: Tensor, *arguments: Any) -> Any:
+    options, (needs_backward,) = split_options(arguments)
     if needs_backward:
         return NotImplemented
     wide = accumulate_dtype(input)
     input = input.to(wide)
     target = target.to(wide if target.is_floating_point() else torch.int64)
-    weight = None if weight is None else weight.to(wide)
+    if options.weight is not None:
+        options = options._replace(weight=options.weight.to(wide))
     is_one_row = input.dim() == 1  # ONNX has none without a batch
     if is_one_row:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
-    if target.is_floating_point() or label_smoothing:
-        loss = _soft_value(input, target, weight, ignore_index, reduction, label_smoothing)
+    if target.is_floating_point() or options.label_smoothing:
+        loss = _soft_value(input, target, options)
     else:
         loss = F.cross_entropy(
-            input, target, weight, ignore_index=ignore_index, reduction=reduction
+            input,
+            target,
+            options.weight,
+            ignore_index=options.ignore_index,
+            reduction=options.reduction,
         )
-    if is_one_row and reduction == "none":
+    if is_one_row and options.reduction == "none":
         loss = loss.squeeze(0)
     return loss, input.new_empty(0), input.new_empty(())
 
 
-def _soft_value(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor:
+def _soft_value(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """Of probabilities and smoothing, which torch's conversion of cross_entropy drops."""
     classes = input.shape[1]
     shape = [classes, *[1] * (input.dim() - 2)]  # of what is the same for all rows
+    weight, reduction = options.weight, options.reduction
     weights = input.new_ones(shape) if weight is None else weight.reshape(shape)
     if target.is_floating_point():
         counts: Tensor | None = None
         divisor: Tensor | int = math.prod(input.shape) // classes
     else:
-        counts = target != ignore_index
+        counts = target != options.ignore_index
         indices = torch.arange(classes, device=input.device).reshape(shape)
         target = (indices == target.unsqueeze(1)).to(input)
         divisor = torch.where(counts, (weights * target).sum(1), 0.0).sum()
-    target = (1.0 - label_smoothing) * target + label_smoothing / classes
+    smoothing = options.label_smoothing
+    target = (1.0 - smoothing) * target + smoothing / classes
     losses = -(weights * target * torch.log_softmax(input, 1)).sum(1)
     if counts is not None:
         losses = torch.where(counts, losses, 0.0)
@@ -89,24 +82,11 @@ def _linear_cross_entropy_value(
     linear_weight: Tensor,
     target: Tensor,
     linear_bias: Tensor | None,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    alpha: Tensor,
-    chunk_rows: int,
-    gradients: list[bool],
+    *arguments: Any,
 ) -> Any:
-    value = _cross_entropy_value(
-        F.linear(input, linear_weight, linear_bias),
-        target,
-        weight,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        alpha,
-        any(gradients),
-    )
+    options, (_, gradients) = split_options(arguments)
+    logits = F.linear(input, linear_weight, linear_bias)
+    value = _cross_entropy_value(logits, target, *options, any(gradients))
     if value is NotImplemented:
         return value
     return value[0], input.new_empty(()), *(input.new_empty(0) for _ in gradients)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch._functorch.autograd_function import custom_function_call_vmap_helper
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
+from powergrad_ext.options import Options, split_options
+
 ops = torch.ops.powergrad
 
 InDims = tuple[int | None, ...]
@@ -38,6 +40,10 @@ def _split(statistics: Tensor, size: int, rows: list[int]) -> Tensor:
 def _join(statistics: Tensor, dim: int | None, size: int) -> Tensor:
     """Statistics by samples as those of a folded call, (K, B * rows)."""
     return _batched(statistics, dim, size).movedim(0, 1).flatten(1)
+
+
+def _are_batched(in_dims: InDims) -> bool:
+    return any(dim is not None for dim in in_dims)
 
 
 def _one_by_one(
@@ -79,50 +85,44 @@ def _losses(
     in_dims: InDims,
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    alpha: Tensor,
-    more: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Any]:
     """The samples' losses and total weights, and all that op returned for them together."""
+    options, more = split_options(arguments)
     input = _batched(input, in_dims[0], size)
     target = _batched(target, in_dims[1], size)
     rows = _rows_of(input)
     has_rows = input.dim() > 2
     folded = _fold(input, has_rows), _fold(target, has_rows)
-    returned = op(*folded, weight, ignore_index, "none", label_smoothing, alpha, more)
+    returned = op(*folded, *options._replace(reduction="none"), *more)
     losses = returned if isinstance(returned, Tensor) else returned[0]
-    totals = _total_weights(input, target, weight, ignore_index)
-    if reduction == "none":
+    totals = _total_weights(input, target, options)
+    if options.reduction == "none":
         return losses.reshape(size, *rows), totals, returned
     losses = losses.reshape(size, math.prod(rows)).sum(1)
-    if reduction == "mean":
+    if options.reduction == "mean":
         losses = (losses / totals).to(losses.dtype)
     return losses, totals, returned
 
 
-def _total_weights(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
-) -> Tensor:
+def _total_weights(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """What reduction="mean" divides each sample by, (B), float64."""
     size, rows = input.shape[0], math.prod(_rows_of(input))
     if target.dim() == input.dim():
         return input.new_full((size,), rows, dtype=torch.float64)
-    counts = target != ignore_index
-    if weight is None:
+    counts = target != options.ignore_index
+    if options.weight is None:
         weights = counts.double()
     else:
         safe_target = torch.where(counts, target, 0).long()
-        weights = torch.where(counts, weight.double()[safe_target], 0.0)
+        weights = torch.where(counts, options.weight.double()[safe_target], 0.0)
     return weights.reshape(size, rows).sum(1)
 
 
 @torch.library.register_vmap("powergrad::cross_entropy_forward")
 def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
     size = info.batch_size
-    if in_dims[2] is not None or in_dims[6] is not None:  # weight, alpha
+    if _are_batched(in_dims[2:]):
         return _one_by_one(ops.cross_entropy_forward, size, in_dims, args)
     losses, totals, returned = _losses(ops.cross_entropy_forward, size, in_dims, *args)
     rows = _rows_of(_batched(args[0], in_dims[0], size))
@@ -131,43 +131,41 @@ def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
 
 @torch.library.register_vmap("powergrad::cross_entropy_backward")
 def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
-    grad_output, input, target, weight, ignore_index, reduction, label_smoothing, alpha = args[:8]
-    statistics, total_weight = args[8:]
-    grad_dim, input_dim, target_dim, weight_dim, *_, alpha_dim, statistics_dim, total_dim = in_dims
+    grad_output, input, target, statistics, total_weight = args[:5]
+    grad_dim, input_dim, target_dim, statistics_dim, total_dim = in_dims[:5]
+    options, others = split_options(args[5:])
     size = info.batch_size
-    if weight_dim is not None or alpha_dim is not None:
+    if _are_batched(in_dims[5:]):
         return _one_by_one(ops.cross_entropy_backward, size, in_dims, args)
     input = _batched(input, input_dim, size)
     has_rows = input.dim() > 2
     rows = [size, *_rows_of(input)]
     upstream = _batched(grad_output, grad_dim, size)
-    if reduction == "mean":
+    if options.reduction == "mean":
         upstream = upstream / _batched(total_weight, total_dim, size)
-    if reduction != "none":
+    if options.reduction != "none":
         upstream = upstream.reshape(size, *[1] * (len(rows) - 1)).expand(rows)
     gradient = ops.cross_entropy_backward(
         _fold(upstream, has_rows),
         _fold(input, has_rows),
         _fold(_batched(target, target_dim, size), has_rows),
-        weight,
-        ignore_index,
-        "none",
-        label_smoothing,
-        alpha,
         _join(statistics, statistics_dim, size),
         total_weight.new_ones(()),
+        *options._replace(reduction="none"),
+        *others,
     )
     return gradient.reshape(input.shape), 0
 
 
-def _cross_entropy(*args: Any) -> Tensor:
-    *arguments, alpha, inplace_backward = args
-    return ops.cross_entropy(*arguments, alpha=alpha, inplace_backward=inplace_backward)
+def _cross_entropy(input: Tensor, target: Tensor, *args: Any) -> Tensor:
+    *options, inplace_backward = args
+    keywords = Options(*options).keywords()
+    return ops.cross_entropy(input, target, **keywords, inplace_backward=inplace_backward)
 
 
 def _cross_entropy_rule(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
     args = (*args[:-1], False)  # nothing is written over logits that may be those of others
-    if in_dims[2] is not None or in_dims[6] is not None:  # weight, alpha
+    if _are_batched(in_dims[2:]):
         return _one_by_one(_cross_entropy, info.batch_size, in_dims, args)
     losses, _, _ = _losses(_cross_entropy, info.batch_size, in_dims, *args)
     return losses, 0
@@ -247,11 +245,7 @@ _register(
     _cross_entropy,
     input=None,
     target=None,
-    weight=None,
-    ignore_index=-100,
-    reduction="mean",
-    label_smoothing=0.0,
-    alpha=None,
+    **Options().keywords(),
     inplace_backward=False,
 )
 _register("log_softmax", _log_softmax_rule, _log_softmax, input=None, dim=-1, alpha=None)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from powergrad_ext._constant import assume_constant_result
-from powergrad_ext.alpha import as_tensor
 from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
+from powergrad_ext.options import Options, split_options
 
 ops = torch.ops.powergrad
 collectives = torch.ops._c10d_functional
@@ -40,22 +40,6 @@ class Shard(NamedTuple):
         return sum(self.sizes[self.rank + 1 :])
 
 
-class Options(NamedTuple):
-    """What a loss takes besides input and target, in the order of the operators."""
-
-    weight: Tensor | None
-    ignore_index: int
-    reduction: str
-    label_smoothing: float
-    alpha: Any  # a float, or a tensor as the operators take it
-
-    def constants(self) -> tuple[Any, ...]:
-        """What ranks have to agree about, as far as it is known without reading tensors."""
-        # A compiler may take a number for an input of its graph.
-        unknown = isinstance(self.alpha, Tensor) or torch.compiler.is_compiling()
-        return (self.weight is not None, *self[1:4], None if unknown else self.alpha)
-
-
 def cross_entropy(
     input: Tensor, target: Tensor, options: Options, shard: Shard, *agreed: Any
 ) -> tuple[Tensor, Tensor]:
@@ -69,7 +53,7 @@ def cross_entropy(
             "sharded over processes; pass target.detach()"
         )
     fingerprint = fingerprint_of(input, shard, *options.constants(), *agreed)
-    options = options._replace(alpha=as_tensor(options.alpha, input))
+    options = options.for_operator(input)
     return _CrossEntropy.apply(input, target, *options, shard, fingerprint)
 
 
@@ -85,26 +69,25 @@ def log_softmax(input: Tensor, dim: int, alpha: Tensor, shard: Shard) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        options, (shard, fingerprint) = Options(*arguments[:-2]), arguments[-2:]
+        options, (shard, fingerprint) = split_options(arguments)
         messages, total_weight = exchange(input, target, options, shard, fingerprint)
-        reduction, alpha = options.reduction, options.alpha
-        loss, merged = ops.cross_entropy_merge_shards(messages, reduction, alpha, total_weight)
+        loss, merged = ops.cross_entropy_merge_shards(messages, total_weight, *options)
         statistics = merged[:CROSS_ENTROPY_STATISTICS]
-        ctx.save_for_backward(input, target, options.weight, alpha, statistics, total_weight)
-        ctx.options = options._replace(weight=None, alpha=None)
+        tensors, ctx.options = options.split()
+        ctx.save_for_backward(input, target, statistics, total_weight, *tensors)
         ctx.shard = shard
         ctx.mark_non_differentiable(total_weight)
-        return loss.view(_row_shape(input)) if reduction == "none" else loss, total_weight
+        if options.reduction == "none":
+            loss = loss.view(_row_shape(input))
+        return loss, total_weight
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        input, target, weight, alpha, statistics, total_weight = ctx.saved_tensors
-        options = ctx.options._replace(weight=weight, alpha=alpha)
+        saved, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        options = ctx.options.joined(tensors)
         others = (ctx.shard.before, ctx.shard.after)
-        grad_input = ops.cross_entropy_shard_backward(
-            grad_output, input, target, *options, statistics, total_weight, *others
-        )
+        grad_input = ops.cross_entropy_backward(grad_output, *saved, *options, *others)
         return grad_input, *[None] * (3 + len(options))
 
 
@@ -114,10 +97,10 @@ class _LogSoftmax(torch.autograd.Function):
         logits = input.movedim(dim, min(input.dim() - 1, 1))
         # The sums are those of any target.
         target = torch.zeros(_row_shape(logits), dtype=torch.int64, device=input.device)
-        options = Options(None, -100, "none", 0.0, alpha)
+        options = Options(reduction="none", alpha=alpha)
         fingerprint = fingerprint_of(input, shard)
         messages, unused = exchange(logits, target, options, shard, fingerprint)
-        _, merged = ops.cross_entropy_merge_shards(messages, "none", alpha, unused)
+        _, merged = ops.cross_entropy_merge_shards(messages, unused, *options)
         maximum, alpha_sumexp_m1, _, sumexp_m1, _ = merged.view(SHARD_NUMBERS, *_row_shape(logits))
         ctx.save_for_backward(input, alpha, maximum, alpha_sumexp_m1)
         ctx.dim, ctx.shard = dim, shard
@@ -137,13 +120,13 @@ class _LogSoftmax(torch.autograd.Function):
         total = grad_output.sum(ctx.dim, dtype=maximum.dtype)
         total = collectives.wait_tensor(collectives.all_reduce(total, "sum", ctx.shard.group))
         to = min(input.dim() - 1, 1)
-        grad_logits = ops.cross_entropy_shard_backward(
+        grad_logits = ops.cross_entropy_backward(
             total.new_full((), -1.0),
             input.movedim(ctx.dim, to),
             grad_output.movedim(ctx.dim, to),
-            *Options(None, -100, "sum", 0.0, alpha),
             torch.stack([maximum, alpha_sumexp_m1, total]).flatten(1),
             total.new_ones((), dtype=torch.float64),
+            *Options(reduction="sum", alpha=alpha),
             ctx.shard.before,
             ctx.shard.after,
         )

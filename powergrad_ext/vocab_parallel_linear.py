@@ -11,7 +11,8 @@ from torch import Tensor
 
 from powergrad_ext import vocab_parallel
 from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
-from powergrad_ext.vocab_parallel import Options, Shard
+from powergrad_ext.options import Options
+from powergrad_ext.vocab_parallel import Shard
 
 ops = torch.ops.powergrad
 
@@ -61,7 +62,8 @@ class Layer(NamedTuple):
         # As the message of a single row: a device looks at those that have rows.
         header = F.pad(message[:1], (0, SHARD_NUMBERS))
         headers = vocab_parallel.all_gather(header, self.shard)
-        ops.cross_entropy_merge_shards(headers, "none", self.options.alpha, total_weight)
+        options = self.options._replace(reduction="none")
+        ops.cross_entropy_merge_shards(headers, total_weight, *options)
         return total_weight
 
     def statistics(self, logits: Tensor, rows: slice) -> Tensor:
@@ -70,19 +72,19 @@ class Layer(NamedTuple):
         messages, total_weight = vocab_parallel.exchange(
             logits, self.target[rows], options, self.shard, 0
         )
-        return ops.cross_entropy_merge_shards(messages, "none", options.alpha, total_weight)[1]
+        return ops.cross_entropy_merge_shards(messages, total_weight, *options)[1]
 
     def gradient(
         self, grad_output: Tensor, total_weight: Tensor, logits: Tensor, rows: slice, merged: Tensor
     ) -> Tensor:
         """Of the logits, for the grad_output of all rows or of each."""
-        return ops.cross_entropy_shard_backward(
+        return ops.cross_entropy_backward(
             grad_output,
             logits,
             self.target[rows],
-            *self.options,
             merged[:CROSS_ENTROPY_STATISTICS],
             total_weight,
+            *self.options,
             self.shard.before,
             self.shard.after,
         )
@@ -143,16 +145,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         merged = torch.cat(collected, 1)
         # The message of a single shard, which is merged with nothing, and reduced.
         message = torch.cat([one.view(1), merged.flatten()]).unsqueeze(0)
-        loss, _ = ops.cross_entropy_merge_shards(
-            message, options.reduction, options.alpha, total_weight
-        )
+        loss, _ = ops.cross_entropy_merge_shards(message, total_weight, *options)
         ctx.reduces = reduces
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in layer[:4]]
         if reduces:
             ctx.save_for_backward(*gradients.sums)
         else:
-            ctx.save_for_backward(*layer[:4], options.weight, options.alpha, merged, total_weight)
-            ctx.options = options._replace(weight=None, alpha=None)
+            tensors, ctx.options = options.split()
+            ctx.save_for_backward(*layer[:4], merged, total_weight, *tensors)
             ctx.chunk_rows, ctx.shard = layer.chunk_rows, layer.shard
         return loss
 
@@ -171,12 +171,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def _gradients_by_rows(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-        *saved, weight, alpha, merged, total_weight = ctx.saved_tensors
+        saved, (merged, total_weight, *tensors) = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         arguments: list[Any] = [  # hooks may have packed them in other types
             None if tensor is None else tensor.to(dtype)
             for tensor, dtype in zip(saved, ctx.dtypes, strict=True)
         ]
-        options = ctx.options._replace(weight=weight, alpha=alpha)
+        options = ctx.options.joined(tensors)
         layer = Layer._make([*arguments, options, ctx.chunk_rows, ctx.shard])
         gradients = Gradients(layer, ctx.needs_input_grad[2:5])
         for rows in layer.row_chunks():

@@ -3,12 +3,10 @@
 #pragma once
 
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
-#include <initializer_list>
 #include <string>
 
 #include "torch/checks.h"
@@ -21,15 +19,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// A raw operator by name, through the dispatcher.
-#define POWERGRAD_DISPATCHED(name)                                         \
-  ([]() -> const auto& {                                                   \
-    static const auto op = c10::Dispatcher::singleton()                    \
-                               .findSchemaOrThrow("powergrad::" #name, "") \
-                               .typed<decltype(name)>();                   \
-    return op;                                                             \
-  }())
-
 // Dense memory that can be used as it stands: no subclass, tracing, or lazy negation or zero.
 inline bool is_plain(const at::Tensor& tensor) {
   static constexpr c10::DispatchKeySet kNotPlain =
@@ -40,6 +29,12 @@ inline bool is_plain(const at::Tensor& tensor) {
                            c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
   return (tensor.is_cpu() || tensor.is_cuda()) && !tensor.key_set().has_any(kNotPlain) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+inline bool are_plain(const at::Tensor& input, const at::Tensor& target,
+                      const CrossEntropyOptions& options) {
+  return is_plain(input) && is_plain(target) && is_plain(options.alpha) &&
+         (!options.has_weight() || is_plain(*options.weight));
 }
 
 // Whether hooks (checkpointing, offloading) decide what tensors saved now are in backward.
@@ -75,11 +70,6 @@ inline variable_list unpack(AutogradContext* context, const char* op) {
   }
 }
 
-// Autograd saves no tensor that inference mode has made, as the alpha of a schedule may be.
-inline at::Tensor savable(const at::Tensor& alpha) {
-  return alpha.is_inference() ? alpha.clone() : alpha;
-}
-
 inline OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
@@ -87,20 +77,29 @@ inline OptionalTensor optional(const at::Tensor& tensor) {
 // Before autograd keeps them: it does not know nested tensors, and those with Python classes of
 // their own never come to an operator's other checks.
 inline void refuse_nested(const at::Tensor& input, const at::Tensor& target,
-                          const OptionalTensor& weight, const char* op) {
+                          const CrossEntropyOptions& options, const char* op) {
   check_not_nested(input, op, "input");
   check_not_nested(target, op, "target");
-  if (weight.has_value()) check_not_nested(*weight, op, "weight");
+  if (options.has_weight()) check_not_nested(*options.weight, op, "weight");
 }
 
 // A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
 // wanted as well.
-inline void refuse_tangents(std::initializer_list<at::Tensor> tensors, const char* op) {
-  for (const at::Tensor& tensor : tensors) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
-                                "(): forward-mode derivatives are not implemented: PowerGrad",
-                                " Transform defines a gradient, for reverse mode");
-  }
+inline void refuse_tangent(const char* op, const at::Tensor& tensor) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(), op,
+                              "(): forward-mode derivatives are not implemented: PowerGrad",
+                              " Transform defines a gradient, for reverse mode");
+}
+inline void refuse_tangent(const char* op, const OptionalTensor& tensor) {
+  if (tensor.has_value()) refuse_tangent(op, *tensor);
+}
+inline void refuse_tangent(const char* op, const CrossEntropyOptions& options) {
+  refuse_tangent(op, options.weight);
+  refuse_tangent(op, options.alpha);
+}
+template <class... Arguments>
+void refuse_tangents(const char* op, const Arguments&... arguments) {
+  (refuse_tangent(op, arguments), ...);
 }
 
 }  // namespace powergrad

@@ -24,14 +24,6 @@ void check_floating(const at::Tensor& tensor, const char* op, const char* name) 
       op, "(): argument '", name, "' must be float32, float64, bfloat16 or float16, got ", dtype);
 }
 
-void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
-                       const char* name) {
-  TORCH_CHECK(input.device() == other.device(),
-              "Expected all tensors to be on the same device, but found at least two devices, ",
-              input.device(), " and ", other.device(), "! (", op, "(): argument 'input' and '",
-              name, "')");
-}
-
 // Sizes that only the data decides (logits[mask] under torch.export) are taken to be equal, and
 // compared when the graph runs.
 bool expected_equal(const c10::SymInt& a, const c10::SymInt& b) {
@@ -74,6 +66,14 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
 
 }  // namespace
 
+void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
+                       const char* name) {
+  TORCH_CHECK(input.device() == other.device(),
+              "Expected all tensors to be on the same device, but found at least two devices, ",
+              input.device(), " and ", other.device(), "! (", op, "(): argument 'input' and '",
+              name, "')");
+}
+
 void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op) {
   TORCH_CHECK_VALUE(alpha.dim() == 0 && at::isFloatingType(alpha.scalar_type()), op,
                     "(): argument 'alpha' must be a float or a 0-d floating point tensor, got a ",
@@ -91,14 +91,6 @@ void check_not_nested(const at::Tensor& tensor, const char* op, const char* name
               " got a nested tensor: give its rows as one tensor, torch.cat(", name, ".unbind())");
 }
 
-Reduction parse_reduction(std::string_view name) {
-  if (name == "none") return Reduction::none;
-  if (name == "mean") return Reduction::mean;
-  if (name == "sum") return Reduction::sum;
-  TORCH_CHECK_VALUE(false, name, " is not a valid value for reduction",
-                    " (expected 'none', 'mean' or 'sum')");
-}
-
 bool is_probabilities(const at::Tensor& input, const at::Tensor& target) {
   if (input.dim() != target.dim()) return false;
   for (int64_t d = 0; d < input.dim(); ++d) {
@@ -113,17 +105,14 @@ at::ScalarType accumulate_type(const at::Tensor& input) {
 }
 
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const std::optional<at::Tensor>& weight, int64_t ignore_index,
-                         std::string_view reduction, double label_smoothing,
-                         const at::Tensor& alpha, const OtherClasses& others) {
+                         const CrossEntropyOptions& options, const OtherClasses& others) {
   static constexpr const char* op = "cross_entropy";
-  parse_reduction(reduction);
   check_dense(input, op, "input");
   check_dense(target, op, "target");
   check_floating(input, op, "input");
-  check_alpha(input, alpha, op);
-  TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
-              "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
+  check_alpha(input, options.alpha, op);
+  TORCH_CHECK(options.label_smoothing >= 0.0 && options.label_smoothing <= 1.0,
+              "label_smoothing must be between 0.0 and 1.0. Got: ", options.label_smoothing);
   TORCH_CHECK(input.dim() >= 1,
               "cross_entropy(): argument 'input' must have a class dimension, (C), (N, C) or",
               " (N, C, d1, ..., dK), got a 0-d tensor");
@@ -135,7 +124,8 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
     TORCH_CHECK(at::isFloatingType(target.scalar_type()),
                 "Expected floating point type for target with class probabilities, got ",
                 target.scalar_type());
-    TORCH_CHECK(ignore_index < 0, "ignore_index is not supported for floating point target");
+    TORCH_CHECK(options.ignore_index < 0,
+                "ignore_index is not supported for floating point target");
     check_floating(target, op, "target");
   } else {
     check_index_target(input, target);
@@ -147,14 +137,15 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                   (input.dim() > 1 && TORCH_GUARD_OR_TRUE(input.sym_size(0).sym_eq(0))),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",
               input.sym_sizes());
-  if (!weight.has_value() || !weight->defined()) return;
-  check_dense(*weight, op, "weight");
-  check_same_device(input, *weight, op, "weight");
-  TORCH_CHECK(weight->dim() == 1 && expected_equal(weight->sym_size(0), classes),
+  if (!options.has_weight()) return;
+  const at::Tensor& weight = *options.weight;
+  check_dense(weight, op, "weight");
+  check_same_device(input, weight, op, "weight");
+  TORCH_CHECK(weight.dim() == 1 && expected_equal(weight.sym_size(0), classes),
               "weight tensor should be defined either for all ", classes,
-              " classes or no classes but got weight tensor of shape: ", weight->sym_sizes());
-  check_floating(*weight, op, "weight");
-  TORCH_CHECK(!weight->requires_grad(),
+              " classes or no classes but got weight tensor of shape: ", weight.sym_sizes());
+  check_floating(weight, op, "weight");
+  TORCH_CHECK(!weight.requires_grad(),
               "cross_entropy(): the derivative for 'weight' is not implemented");
 }
 
@@ -165,11 +156,8 @@ at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_wei
 }
 
 void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
-                                const at::Tensor& target,
-                                const std::optional<at::Tensor>& linear_bias,
-                                const std::optional<at::Tensor>& weight, std::string_view reduction,
-                                int64_t ignore_index, double label_smoothing,
-                                const at::Tensor& alpha, int64_t chunk_rows) {
+                                const at::Tensor& target, const OptionalTensor& linear_bias,
+                                const CrossEntropyOptions& options, int64_t chunk_rows) {
   static constexpr const char* op = "linear_cross_entropy";
   const auto check_factor = [&input](const at::Tensor& tensor, const char* name) {
     check_dense(tensor, op, name);
@@ -199,8 +187,7 @@ void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linea
   }
   TORCH_CHECK_VALUE(chunk_rows >= 0, op,
                     "(): argument 'chunk_rows' must be None or greater than 0, got ", chunk_rows);
-  check_cross_entropy(shape_of_logits(input, linear_weight), target, weight, ignore_index,
-                      reduction, label_smoothing, alpha);
+  check_cross_entropy(shape_of_logits(input, linear_weight), target, options);
 }
 
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {

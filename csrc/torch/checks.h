@@ -4,15 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-#include <string_view>
+#include "torch/options.h"
 
 namespace powergrad {
-
-enum class Reduction { none, mean, sum };
-
-// ValueError for an unknown name.
-Reduction parse_reduction(std::string_view name);
 
 // The class dimension of logits: 0 for (C), else 1.
 inline int64_t class_dim_of(const at::Tensor& input) { return input.dim() == 1 ? 0 : 1; }
@@ -32,21 +26,19 @@ struct OtherClasses {
 
 // What can be known without reading a tensor's values.
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const std::optional<at::Tensor>& weight, int64_t ignore_index,
-                         std::string_view reduction, double label_smoothing,
-                         const at::Tensor& alpha, const OtherClasses& others = {});
+                         const CrossEntropyOptions& options, const OtherClasses& others = {});
 void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
-                                const at::Tensor& target,
-                                const std::optional<at::Tensor>& linear_bias,
-                                const std::optional<at::Tensor>& weight, std::string_view reduction,
-                                int64_t ignore_index, double label_smoothing,
-                                const at::Tensor& alpha, int64_t chunk_rows);
+                                const at::Tensor& target, const OptionalTensor& linear_bias,
+                                const CrossEntropyOptions& options, int64_t chunk_rows);
 // `input` has the device of the call.
 void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
 
 // A tensor like linear(input, linear_weight), with the memory of a single row.
 at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_weight);
+
+void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
+                       const char* name);
 
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name);
 

@@ -1,23 +1,26 @@
-// The raw operators of cross-entropy.
+// The operators of cross-entropy, and their autograd.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "torch/autograd.h"
 #include "torch/cross_entropy_call.h"
 
 namespace powergrad {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
-    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-    int64_t ignore_index, std::string_view reduction, double label_smoothing,
-    const at::Tensor& alpha, bool needs_backward) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
+    bool needs_backward) {
+  CrossEntropyCall call(input, target, options);
   call.expect_forward(needs_backward);
   call.forward();
   return {call.loss(), call.statistics(), call.total_weight()};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_gradient(
-    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-    int64_t ignore_index, std::string_view reduction, double label_smoothing,
-    const at::Tensor& alpha) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
+                                               const CrossEntropyOptions& options) {
+  CrossEntropyCall call(input, target, options);
   call.expect_forward(true);
   const Destination gradient = call.new_gradient();
   call.expect_gradient(gradient.data(), gradient.strides());
@@ -25,37 +28,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward
   return {call.loss(), gradient.finish(), call.statistics(), call.total_weight()};
 }
 
-std::optional<AssumedGradient> cross_entropy_forward_assuming(
-    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-    int64_t ignore_index, std::string_view reduction, double label_smoothing,
-    const at::Tensor& alpha) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+std::optional<AssumedGradient> cross_entropy_forward_assuming(const at::Tensor& input,
+                                                              const at::Tensor& target,
+                                                              const CrossEntropyOptions& options) {
+  CrossEntropyCall call(input, target, options);
   if (!call.assume_upstream()) return std::nullopt;
   const Destination gradient = call.new_gradient();
   if (!gradient.is_direct()) return std::nullopt;
   call.expect_forward(true);
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
-  return AssumedGradient{call.loss(),         gradient.finish(), call.statistics(),
-                         call.total_weight(), call.upstream(),   call.params.next_speculation};
+  return AssumedGradient{{call.loss(), gradient.finish(), call.statistics(), call.total_weight()},
+                         call.upstream(),
+                         call.params.next_speculation};
 }
 
 void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,
                           const at::Tensor& input, const at::Tensor& target,
-                          const OptionalTensor& weight, int64_t ignore_index,
-                          std::string_view reduction, double label_smoothing,
-                          const at::Tensor& alpha) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+                          const CrossEntropyOptions& options) {
+  CrossEntropyCall call(input, target, options);
   call.set_backward(grad_output, assumed.statistics, assumed.total_weight);
   call.settle(assumed);
 }
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                  const at::Tensor& target, const OptionalTensor& weight,
-                                  int64_t ignore_index, std::string_view reduction,
-                                  double label_smoothing, const at::Tensor& alpha,
-                                  const at::Tensor& statistics, const at::Tensor& total_weight) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
+                                  const at::Tensor& target, const at::Tensor& statistics,
+                                  const at::Tensor& total_weight,
+                                  const CrossEntropyOptions& options, int64_t classes_before,
+                                  int64_t classes_after) {
+  CrossEntropyCall call(input, target, options, {classes_before, classes_after});
   call.set_backward(grad_output, statistics, total_weight);
   const Destination gradient = call.new_gradient();
   call.expect_gradient(gradient.data(), gradient.strides());
@@ -64,14 +65,9 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
 }
 
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
-                             const at::Tensor& target, const OptionalTensor& weight,
-                             int64_t ignore_index, std::string_view reduction,
-                             double label_smoothing, const at::Tensor& alpha,
-                             const at::Tensor& statistics, const at::Tensor& total_weight) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha);
-  TORCH_CHECK(is_writable_in_place(input),
-              "cross_entropy_backward_(): argument 'input' must have contiguous rows or contiguous",
-              " neighbouring rows and no overlapping elements, got strides ", input.strides());
+                             const at::Tensor& target, const at::Tensor& statistics,
+                             const at::Tensor& total_weight, const CrossEntropyOptions& options) {
+  CrossEntropyCall call(input, target, options);
   call.set_backward(grad_output, statistics, total_weight);
   call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides);
   call.backward();
@@ -81,6 +77,322 @@ void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
 
 bool is_writable_in_place(const at::Tensor& input) {
   return is_non_overlapping(input) && find_layout(input, class_dim_of(input)).has_value();
+}
+
+namespace {
+
+// The gradient is computed together with the loss where that is likely to be the gradient that
+// backward will ask for: one pass over memory less. So it is
+//  - for an upstream gradient of one number (mean, sum). On a CPU it is taken for 1, and scaling in
+//    place is cheaper than computing again; on a GPU, which scaling would cost two passes, for the
+//    one that came last, and computed again where another one comes (AssumedGradient);
+//  - on a CPU, for types with float's exponent range (of normal numbers at least): a float16
+//    gradient divided by N underflows before a loss scale of 65536 can lift it. A GPU computes for
+//    that scale from its second step on;
+//  - where the buffer is nobody else's: hooks that pack saved tensors expect to decide what is kept
+//    until backward.
+// Otherwise backward computes the gradient from the logits. So do traced tensors: torch.compile
+// plans memory and order itself from the raw operators, which give each gradient in new memory; one
+// that settles an earlier result in place would have to be a mutation that it has to copy for.
+bool computes_gradient_in_forward(const at::Tensor& input, const at::Tensor& target,
+                                  const CrossEntropyOptions& options, bool inplace_backward) {
+  return input.requires_grad() && !inplace_backward && options.reduction != Reduction::none &&
+         !(input.is_cpu() && input.scalar_type() == at::kHalf) && !in_transform() &&
+         !are_saved_tensors_hooked() && are_plain(input, target, options);
+}
+
+// A leaf or a view of one, which would become its own gradient.
+bool is_of_leaf(const at::Tensor& input) {
+  return input.is_leaf() || (input.is_view() && input._base().is_leaf());
+}
+
+// The gradient of cross_entropy_backward, for create_graph.
+class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
+                            const at::Tensor& input, const at::Tensor& target,
+                            const at::Tensor& statistics, const at::Tensor& total_weight,
+                            const CrossEntropyOptions& options, int64_t classes_before,
+                            int64_t classes_after, TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    options.save(context, {grad_output, input, target, total_weight});
+    if (classes_before > 0 || classes_after > 0) context->saved_data["is_shard"] = true;
+    return POWERGRAD_DISPATCHED(cross_entropy_backward)(grad_output, input, target, statistics,
+                                                        total_weight, options, classes_before,
+                                                        classes_after);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(9);
+    if (!grads[0].defined()) return result;
+    TORCH_CHECK(context->saved_data.count("is_shard") == 0,
+                "cross_entropy_backward(): the derivative is not implemented where other classes",
+                " lie before or after those of 'input'");
+    variable_list saved = unpack(context, "cross_entropy");
+    const auto options = CrossEntropyOptions::load(context, saved);
+    const at::Tensor &grad_output = saved[0], &input = saved[1], &target = saved[2];
+    const at::Tensor& total_weight = saved[3];
+    std::tie(result[0], result[1]) =
+        cross_entropy_double_backward(grads[0], grad_output, input, target, total_weight, options);
+    if (context->needs_input_grad(2)) {
+      result[2] = cross_entropy_backward_target_gradient(grads[0], grad_output, input, total_weight,
+                                                         options)
+                      .to(target.scalar_type());
+    }
+    return result;
+  }
+};
+
+at::Tensor cross_entropy_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const at::Tensor& target, const at::Tensor& statistics,
+                                           const at::Tensor& total_weight,
+                                           const CrossEntropyOptions& options,
+                                           int64_t classes_before, int64_t classes_after) {
+  refuse_nested(input, target, options, "cross_entropy");
+  refuse_tangents("cross_entropy_backward", grad_output, input, target, options);
+  TransformsAside transforms;
+  return CrossEntropyBackwardFunction::apply(grad_output, input, target, statistics, total_weight,
+                                             options, classes_before, classes_after, transforms);
+}
+
+// What the raw forward operator returns besides the loss, neither of which can be differentiated.
+struct ForBackward {
+  at::Tensor statistics;
+  at::Tensor total_weight;
+};
+
+class CrossEntropyFunction : public Function<CrossEntropyFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& target, const CrossEntropyOptions& options,
+                            bool inplace_backward, ForBackward& others,
+                            TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const bool hooked = are_saved_tensors_hooked();
+    // In a transform the memory may be another level's. Where hooks keep the tensors, a backward
+    // that saved these logits finds them again without torch's check that they are unchanged.
+    if (hooked || in_transform() || is_of_leaf(input)) inplace_backward = false;
+    LossAndGradient computed;
+    if (computes_gradient_in_forward(input, target, options, inplace_backward)) {
+      computed = forward_with_gradient(context, input, target, options);
+    }
+    if (computed.gradient.defined()) {
+      context->saved_data["gradient"] = std::move(computed.gradient);
+    } else {
+      std::tie(computed.loss, computed.statistics, computed.total_weight) =
+          POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options,
+                                                      /*needs_backward=*/true);
+    }
+    options.save(context, {input, target, computed.statistics, computed.total_weight});
+    if (inplace_backward) context->saved_data["inplace_backward"] = true;
+    if (hooked) context->saved_data["types"] = types_of(input, target);
+    others = {std::move(computed.statistics), std::move(computed.total_weight)};
+    return computed.loss;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(6);
+    const at::Tensor& grad_output = grads[0];
+    if (!grad_output.defined()) return result;
+    result[0] = take_gradient(context, grad_output);
+    if (result[0].defined() && !context->needs_input_grad(1)) return result;
+    const Saved saved = Saved::as_they_were(context);
+    // Probabilities first: they read the logits, which the gradient may overwrite.
+    if (context->needs_input_grad(1)) {
+      result[1] =
+          cross_entropy_target_gradient(grad_output, saved.input, saved.total_weight, saved.options)
+              .to(saved.target.scalar_type());
+    }
+    if (context->needs_input_grad(0) && !result[0].defined()) {
+      const bool inplace = context->saved_data.count("inplace_backward") > 0;
+      result[0] = compute_gradient(grad_output, saved, inplace);
+    }
+    return result;
+  }
+
+ private:
+  // What forward saved.
+  struct Saved {
+    CrossEntropyOptions options;
+    at::Tensor input;
+    at::Tensor target;
+    at::Tensor statistics;
+    at::Tensor total_weight;
+
+    explicit Saved(AutogradContext* context) {
+      variable_list tensors = unpack(context, "cross_entropy");
+      options = CrossEntropyOptions::load(context, tensors);
+      input = tensors[0];
+      target = tensors[1];
+      statistics = tensors[2];
+      total_weight = tensors[3];
+    }
+
+    // Hooks may have packed tensors in other types, to save memory: the logits get theirs back, and
+    // the statistics, where they have lost theirs, are computed again, since rounded ones would not
+    // be of these logits.
+    static Saved as_they_were(AutogradContext* context) {
+      Saved saved(context);
+      const auto packed = context->saved_data.find("types");
+      if (packed == context->saved_data.end()) return saved;
+      const auto types = packed->second.toTuple();
+      const auto type = [&types](int i) {
+        return static_cast<at::ScalarType>(types->elements()[i].toInt());
+      };
+      const bool same_logits = saved.input.scalar_type() == type(0);
+      saved.input = saved.input.to(type(0));
+      saved.target = saved.target.to(type(1));
+      if (same_logits && saved.statistics.scalar_type() == accumulate_type(saved.input) &&
+          saved.total_weight.scalar_type() == at::kDouble) {
+        return saved;
+      }
+      std::tie(std::ignore, saved.statistics, saved.total_weight) =
+          POWERGRAD_DISPATCHED(cross_entropy_forward)(saved.input, saved.target, saved.options,
+                                                      /*needs_backward=*/true);
+      return saved;
+    }
+  };
+
+  static c10::IValue types_of(const at::Tensor& input, const at::Tensor& target) {
+    return c10::ivalue::Tuple::create(
+        {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
+  }
+
+  // Without a gradient where there can be none to assume.
+  static LossAndGradient forward_with_gradient(AutogradContext* context, const at::Tensor& input,
+                                               const at::Tensor& target,
+                                               const CrossEntropyOptions& options) {
+    if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options);
+    const auto assumed = cross_entropy_forward_assuming(input, target, options);
+    if (!assumed) return {};
+    context->saved_data["assumed"] = assumed->upstream;
+    context->saved_data["last_grad_output"] = reinterpret_cast<int64_t>(assumed->last_grad_output);
+    return *assumed;
+  }
+
+  // The gradient that forward computed, times the upstream gradient, where that is what is wanted.
+  // It is handed out once, or given up by a backward that has no use for it: a loss that is kept
+  // shall not keep it. Then, on a CPU, a second backward through the same graph computes it as
+  // forward did, for the same bits; those that settle have the bits of cross_entropy_backward.
+  static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
+    auto kept = context->saved_data.find("gradient");
+    if (kept == context->saved_data.end() || !is_plain(grad_output)) return {};
+    at::Tensor gradient = std::move(kept->second).toTensor();
+    kept->second = at::Tensor();
+    const bool assumed = context->saved_data.count("assumed") > 0;
+    if (!context->needs_input_grad(0) || at::GradMode::is_enabled() ||
+        (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output))) {
+      return {};
+    }
+    if (assumed) {
+      if (gradient.defined()) settle(context, gradient, grad_output);
+      return gradient;
+    }
+    if (!gradient.defined()) {
+      const Saved saved(context);
+      gradient = cross_entropy_forward_gradient(saved.input, saved.target, saved.options).gradient;
+    }
+    if (scalar_value(grad_output) != 1.0) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      gradient.mul_(grad_output);
+    }
+    return gradient;
+  }
+
+  // Looks at the saved logits as if it computed the gradient, which only the device knows: they
+  // must not have been written to.
+  static void settle(AutogradContext* context, const at::Tensor& gradient,
+                     const at::Tensor& grad_output) {
+    const Saved saved(context);
+    const AssumedGradient assumed{
+        {{}, gradient, saved.statistics, saved.total_weight},
+        context->saved_data["assumed"].toTensor(),
+        reinterpret_cast<void*>(context->saved_data["last_grad_output"].toInt())};
+    at::AutoDispatchBelowADInplaceOrView guard;
+    cross_entropy_settle(assumed, grad_output, saved.input, saved.target, saved.options);
+  }
+
+  static at::Tensor compute_gradient(const at::Tensor& grad_output, const Saved& saved,
+                                     bool inplace) {
+    const at::Tensor& input = saved.input;
+    if (inplace && !at::GradMode::is_enabled() && is_plain(grad_output) &&
+        are_plain(input, saved.target, saved.options) && is_writable_in_place(input)) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      at::Tensor gradient = input.detach();
+      cross_entropy_backward_(gradient, grad_output, saved.target, saved.statistics,
+                              saved.total_weight, saved.options);
+      // The alias, made below autograd, has a version of its own.
+      input.unsafeGetTensorImpl()->bump_version();
+      return gradient;
+    }
+    return POWERGRAD_DISPATCHED(cross_entropy_backward)(grad_output, input, saved.target,
+                                                        saved.statistics, saved.total_weight,
+                                                        saved.options, /*classes_before=*/0,
+                                                        /*classes_after=*/0);
+  }
+};
+
+bool needs_gradient(const at::Tensor& input, const at::Tensor& target) {
+  return at::GradMode::is_enabled() && (input.requires_grad() || target.requires_grad());
+}
+
+}  // namespace
+
+at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                         const CrossEntropyOptions& options, bool) {
+  return std::get<0>(POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options,
+                                                                 /*needs_backward=*/false));
+}
+
+namespace {
+
+at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
+                                  const CrossEntropyOptions& options, bool inplace_backward) {
+  refuse_nested(input, target, options, "cross_entropy");
+  refuse_tangents("cross_entropy", input, target, options);
+  if (!needs_gradient(input, target)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return cross_entropy(input, target, options, inplace_backward);
+  }
+  ForBackward unused;
+  TransformsAside transforms;
+  return CrossEntropyFunction::apply(input, target, options, inplace_backward, unused, transforms);
+}
+
+// The raw forward operator has a derivative too: it is what a transform of torch.func finds where
+// an inner one has taken cross_entropy apart.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
+    bool needs_backward) {
+  refuse_nested(input, target, options, "cross_entropy");
+  refuse_tangents("cross_entropy_forward", input, target, options);
+  if (!needs_gradient(input, target)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options, needs_backward);
+  }
+  ForBackward others;
+  TransformsAside transforms;
+  const at::Tensor loss = CrossEntropyFunction::apply(
+      input, target, options, /*inplace_backward=*/false, others, transforms);
+  if (!needs_backward) others.statistics = others.statistics.narrow(0, 0, 0);
+  return {loss, others.statistics, others.total_weight};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
+  m.impl("cross_entropy", Flat<&cross_entropy_autograd>::kernel);
+  m.impl("cross_entropy_forward", Flat<&cross_entropy_forward_autograd>::kernel);
+  m.impl("cross_entropy_backward", Flat<&cross_entropy_backward_autograd>::kernel);
+  // Not differentiable, and not silently so.
+  m.impl("cross_entropy_shard_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("cross_entropy_merge_shards", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {
+  m.impl("cross_entropy", Flat<&cross_entropy>::kernel);
 }
 
 }  // namespace powergrad

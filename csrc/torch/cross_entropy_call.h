@@ -19,16 +19,13 @@ class CrossEntropyCall {
  public:
   CrossEntropyParams params{};
 
-  CrossEntropyCall(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-                   int64_t ignore_index, std::string_view reduction, double label_smoothing,
-                   const at::Tensor& alpha, const OtherClasses& others = {})
+  CrossEntropyCall(const at::Tensor& input, const at::Tensor& target,
+                   const CrossEntropyOptions& options, const OtherClasses& others = {})
       : functions_(functions_of(input.device())),
-        input_((check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing,
-                                    alpha, others),
-                input)),
-        reduction_(parse_reduction(reduction)),
+        input_((check_cross_entropy(input, target, options, others), input)),
+        reduction_(options.reduction),
         logits_(input, class_dim_of(input)),
-        exponent_(alpha) {
+        exponent_(options.alpha) {
     exponent_.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits_.layout.shape;
@@ -36,11 +33,11 @@ class CrossEntropyCall {
     params.classes_after = others.after;
     params.logits = logits_.tensor.const_data_ptr();
     params.logits_strides = logits_.strides();
-    params.ignore_index = ignore_index;
-    params.label_smoothing = label_smoothing;
+    params.ignore_index = options.ignore_index;
+    params.label_smoothing = options.label_smoothing;
     set_target(target);
-    if (weight.has_value() && weight->defined()) {
-      weight_ = weight->to(accumulate_type(input)).contiguous();
+    if (options.has_weight()) {
+      weight_ = options.weight->to(accumulate_type(input)).contiguous();
       params.weight = weight_.const_data_ptr();
       weight_sum_ = weight_.narrow(0, others.before, params.shape.classes).sum(at::kDouble);
       params.weight_sum = weight_sum_.const_data_ptr<double>();

@@ -24,58 +24,39 @@ MergeParams merge_params(const at::Tensor& messages) {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward(
-    const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-    int64_t ignore_index, std::string_view reduction, double label_smoothing,
-    const at::Tensor& alpha, int64_t classes_before, int64_t classes_after, int64_t fingerprint) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
-                        OtherClasses{classes_before, classes_after});
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
+    int64_t classes_before, int64_t classes_after, int64_t fingerprint) {
+  CrossEntropyCall call(input, target, options, {classes_before, classes_after});
   const at::Tensor message = call.expect_message(fingerprint);
   call.forward();
   return {message, call.total_weight()};
 }
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& messages,
-                                                              std::string_view reduction,
-                                                              const at::Tensor& alpha,
-                                                              const at::Tensor& total_weight) {
+                                                              const at::Tensor& total_weight,
+                                                              const CrossEntropyOptions& options) {
   const DeviceFunctions& functions = functions_of(messages.device());
-  const Reduction how = parse_reduction(reduction);
   check_total_weight(total_weight, messages.device());
   MergeParams params = merge_params(messages);
-  check_alpha(messages, alpha, "cross_entropy_merge_shards");
-  const Exponent exponent(alpha);
+  check_alpha(messages, options.alpha, "cross_entropy_merge_shards");
+  const Exponent exponent(options.alpha);
   exponent.fill(params);
   const at::Tensor merged = at::empty({kShardNumbers, params.rows}, messages.options());
   const at::Tensor losses = at::empty({params.rows}, messages.options());
   params.merged = merged.mutable_data_ptr();
   params.losses = losses.mutable_data_ptr();
   functions.merge_shards(params, messages.device());
-  if (how == Reduction::none) return {losses, merged};
+  if (options.reduction == Reduction::none) return {losses, merged};
   const at::Tensor divisor = total_weight.to(at::kDouble);
   CrossEntropyParams rows{};
   rows.dtype = params.dtype;
   rows.shape = {params.rows, 1, 1};
   rows.losses = params.losses;
   const at::Tensor loss = at::empty({}, messages.options());
-  functions.reduce_losses(rows, how == Reduction::mean ? divisor.const_data_ptr<double>() : nullptr,
+  const bool is_mean = options.reduction == Reduction::mean;
+  functions.reduce_losses(rows, is_mean ? divisor.const_data_ptr<double>() : nullptr,
                           loss.mutable_data_ptr(), messages.device());
   return {loss, merged};
-}
-
-at::Tensor cross_entropy_shard_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                        const at::Tensor& target, const OptionalTensor& weight,
-                                        int64_t ignore_index, std::string_view reduction,
-                                        double label_smoothing, const at::Tensor& alpha,
-                                        const at::Tensor& statistics,
-                                        const at::Tensor& total_weight, int64_t classes_before,
-                                        int64_t classes_after) {
-  CrossEntropyCall call(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
-                        OtherClasses{classes_before, classes_after});
-  call.set_backward(grad_output, statistics, total_weight);
-  const Destination gradient = call.new_gradient();
-  call.expect_gradient(gradient.data(), gradient.strides());
-  call.backward();
-  return gradient.finish();
 }
 
 }  // namespace powergrad

@@ -79,15 +79,14 @@ void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor
 }
 
 // The largest weight that a row can have: exactly, or for probabilities at least so much.
-at::Tensor largest_row_weight(const at::Tensor& target, const at::Tensor& weight,
-                              int64_t ignore_index, double label_smoothing) {
-  const at::Tensor of_class = weight.to(at::kDouble).abs();
+at::Tensor largest_row_weight(const at::Tensor& target, const CrossEntropyOptions& options) {
+  const at::Tensor of_class = options.weight->to(at::kDouble).abs();
   if (at::isFloatingType(target.scalar_type())) return of_class.max();
   const at::Tensor rows = target.reshape({-1}).to(at::kLong);
-  const at::Tensor counts = rows != ignore_index;
+  const at::Tensor counts = rows != options.ignore_index;
   const at::Tensor of_row =
       at::where(counts, of_class.index_select(0, at::where(counts, rows, 0)), 0);
-  return of_row.max() * (1.0 - label_smoothing) + of_class.mean() * label_smoothing;
+  return of_row.max() * (1.0 - options.label_smoothing) + of_class.mean() * options.label_smoothing;
 }
 
 // What the rows' gradients are divided by before the products, and what is left to multiply the
@@ -103,12 +102,11 @@ struct Division {
 // gradients of the input overflow (each is at most 32 times the largest linear_weight), less would
 // lose rows of small weight.
 Division division_of(const at::Tensor& total, const at::Tensor& input, const at::Tensor& target,
-                     const OptionalTensor& weight, int64_t ignore_index, double label_smoothing) {
+                     const CrossEntropyOptions& options) {
   constexpr double kLargest = 16.0;
   const at::Tensor one = at::ones_like(total);
   if (input.scalar_type() != at::kHalf || target.numel() == 0) return {total, one};
-  const at::Tensor largest =
-      weight.has_value() ? largest_row_weight(target, *weight, ignore_index, label_smoothing) : one;
+  const at::Tensor largest = options.has_weight() ? largest_row_weight(target, options) : one;
   // A total of 0 leaves rows that count without a gradient (NaN) and the others with 0.
   const at::Tensor is_zero = total == 0;
   const at::Tensor divisor = at::where(is_zero, total, largest / kLargest);
@@ -120,17 +118,14 @@ class LinearCrossEntropyCall {
  public:
   LinearCrossEntropyCall(const at::Tensor& input, const at::Tensor& linear_weight,
                          const at::Tensor& target, const OptionalTensor& linear_bias,
-                         const OptionalTensor& weight, int64_t ignore_index, double label_smoothing,
-                         const at::Tensor& alpha, int64_t chunk_rows, GradientMask wanted)
+                         const CrossEntropyOptions& options, int64_t chunk_rows,
+                         GradientMask wanted)
       : is_single_(input.dim() == 1),
         input_(is_single_ ? input.unsqueeze(0) : input),
         linear_weight_(linear_weight),
         target_(is_single_ ? target.unsqueeze(0) : target),
         linear_bias_(linear_bias),
-        weight_(weight),
-        ignore_index_(ignore_index),
-        label_smoothing_(label_smoothing),
-        alpha_(alpha),
+        options_(options),
         chunk_rows_(rows_of_chunk(input_.size(0), chunk_rows,
                                   input.scalar_type() != accumulate_type(input))),
         wanted_(wanted) {
@@ -143,7 +138,7 @@ class LinearCrossEntropyCall {
 
   // For a grad_output for each row, reduction "none"; or for one, by which all are multiplied, and
   // a divisor, reduction "mean".
-  void run(at::Tensor losses, const at::Tensor& grad_output, std::string_view reduction,
+  void run(at::Tensor losses, const at::Tensor& grad_output, Reduction reduction,
            const OptionalTensor& divisor = std::nullopt) {
     const at::Tensor buffer = new_empty({chunk_rows_, linear_weight_.size(0)}, input_.options());
     if (input_.size(0) == 0) std::get<1>(gradients_).zero_();
@@ -153,14 +148,13 @@ class LinearCrossEntropyCall {
       const auto chunk = [&](const at::Tensor& rows) { return rows.narrow(0, first, count); };
       at::Tensor logits = buffer.narrow(0, 0, count);
       make_logits(logits, chunk(input_));
-      const auto [loss, statistics, total_weight] =
-          cross_entropy_forward(logits, chunk(target_), weight_, ignore_index_, "none",
-                                label_smoothing_, alpha_, with_gradient);
+      const auto [loss, statistics, total_weight] = cross_entropy_forward(
+          logits, chunk(target_), options_.with(Reduction::none), with_gradient);
       chunk(losses).copy_(loss);
       if (!with_gradient) continue;
       cross_entropy_backward_(logits, grad_output.dim() == 0 ? grad_output : chunk(grad_output),
-                              chunk(target_), weight_, ignore_index_, reduction, label_smoothing_,
-                              alpha_, statistics, divisor.value_or(total_weight));
+                              chunk(target_), statistics, divisor.value_or(total_weight),
+                              options_.with(reduction));
       add_gradients(logits, first, count);
     }
   }
@@ -199,10 +193,7 @@ class LinearCrossEntropyCall {
   at::Tensor linear_weight_;
   at::Tensor target_;
   OptionalTensor linear_bias_;
-  OptionalTensor weight_;
-  int64_t ignore_index_;
-  double label_smoothing_;
-  at::Tensor alpha_;
+  CrossEntropyOptions options_;
   int64_t chunk_rows_;
   GradientMask wanted_;
   LinearGradients gradients_;
@@ -212,43 +203,39 @@ class LinearCrossEntropyCall {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
     const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
-    const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view reduction,
-    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
+    const OptionalTensor& linear_bias, const CrossEntropyOptions& options, int64_t chunk_rows,
     GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, weight, reduction,
-                             ignore_index, label_smoothing, alpha, chunk_rows);
+  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
   // The loss of all rows, of which only the logits are made up: it looks at every target before
   // anything is computed, and reduces the chunks' losses.
   const at::Tensor shape = shape_of_logits(input, linear_weight);
-  CrossEntropyCall whole(shape, is_probabilities(shape, target) ? shape : target, weight,
-                         ignore_index, reduction, label_smoothing, alpha);
+  CrossEntropyCall whole(shape, is_probabilities(shape, target) ? shape : target, options);
   whole.expect_forward(/*needs_backward=*/false);
-  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
-                              label_smoothing, alpha, chunk_rows, gradients);
+  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, options, chunk_rows,
+                              gradients);
   const at::Tensor losses = whole.losses().reshape({-1});
   const at::Tensor one = at::ones_like(whole.total_weight());
-  const auto [divisor, scale] = division_of(reduction == "mean" ? whole.total_weight() : one, input,
-                                            target, weight, ignore_index, label_smoothing);
-  call.run(losses, one, "mean", divisor);
+  const bool is_mean = options.reduction == Reduction::mean;
+  const auto [divisor, scale] =
+      division_of(is_mean ? whole.total_weight() : one, input, target, options);
+  call.run(losses, one, Reduction::mean, divisor);
   return std::tuple_cat(std::tuple(whole.loss(), scale), call.gradients());
 }
 
 LinearGradients linear_cross_entropy_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
-    const at::Tensor& target, const OptionalTensor& linear_bias, const OptionalTensor& weight,
-    int64_t ignore_index, double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows,
-    GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, weight, "none",
-                             ignore_index, label_smoothing, alpha, chunk_rows);
+    const at::Tensor& target, const OptionalTensor& linear_bias, const CrossEntropyOptions& options,
+    int64_t chunk_rows, GradientMask gradients) {
+  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
   TORCH_CHECK(grad_output.device() == input.device() &&
                   grad_output.sizes() == input.sizes().slice(0, input.dim() - 1),
               "linear_cross_entropy_backward(): argument 'grad_output' must have the shape of the",
               " losses and the device of 'input', got shape ", grad_output.sizes(), " on ",
               grad_output.device());
-  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, weight, ignore_index,
-                              label_smoothing, alpha, chunk_rows, gradients);
+  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, options, chunk_rows,
+                              gradients);
   const at::Tensor rows = grad_output.reshape({-1});
-  call.run(at::empty_like(rows), rows, "none");
+  call.run(at::empty_like(rows), rows, Reduction::none);
   return call.gradients();
 }
 

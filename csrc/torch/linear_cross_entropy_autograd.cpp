@@ -6,7 +6,6 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include <string>
 #include <tuple>
 
 #include "torch/autograd.h"
@@ -18,31 +17,10 @@ namespace {
 // gradient of probabilities, which are as large as the logits.
 at::Tensor composed(const at::Tensor& input, const at::Tensor& linear_weight,
                     const at::Tensor& target, const OptionalTensor& linear_bias,
-                    const OptionalTensor& weight, std::string_view reduction, int64_t ignore_index,
-                    double label_smoothing, const at::Tensor& alpha, int64_t) {
-  return POWERGRAD_DISPATCHED(cross_entropy)
-      .call(at::linear(input, linear_weight, linear_bias), target, weight, ignore_index, reduction,
-            label_smoothing, alpha, /*inplace_backward=*/false);
+                    const CrossEntropyOptions& options, int64_t) {
+  return POWERGRAD_DISPATCHED(cross_entropy)(at::linear(input, linear_weight, linear_bias), target,
+                                             options, /*inplace_backward=*/false);
 }
-
-// The arguments that are not tensors, as backward finds them again.
-struct Options {
-  std::string reduction;
-  int64_t ignore_index;
-  double label_smoothing;
-  int64_t chunk_rows;
-
-  void save(AutogradContext* context) const {
-    context->saved_data["options"] =
-        c10::ivalue::Tuple::create({reduction, ignore_index, label_smoothing, chunk_rows});
-  }
-  static Options load(AutogradContext* context) {
-    const auto options = context->saved_data["options"].toTuple();
-    const auto& elements = options->elements();
-    return {elements[0].toStringRef(), elements[1].toInt(), elements[2].toDouble(),
-            elements[3].toInt()};
-  }
-};
 
 // The gradients are computed in forward, where a chunk's logits are at hand: backward multiplies
 // them by the one number that mean and sum have, and nobody waits for a GPU. Reduction "none" has a
@@ -52,17 +30,16 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& linear_weight, const at::Tensor& target,
-                            const OptionalTensor& linear_bias, const OptionalTensor& weight,
-                            std::string_view reduction, int64_t ignore_index,
-                            double label_smoothing, const at::Tensor& alpha, int64_t chunk_rows) {
+                            const OptionalTensor& linear_bias, const CrossEntropyOptions& options,
+                            int64_t chunk_rows) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const GradientMask wanted{input.requires_grad(), linear_weight.requires_grad(),
                               linear_bias.has_value() && linear_bias->requires_grad()};
-    const bool with_gradient = reduction != "none" && !are_saved_tensors_hooked();
+    const bool with_gradient = options.reduction != Reduction::none && !are_saved_tensors_hooked();
     const auto [loss, scale, grad_input, grad_linear_weight, grad_linear_bias] =
-        POWERGRAD_DISPATCHED(linear_cross_entropy_forward)
-            .call(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
-                  label_smoothing, alpha, chunk_rows, with_gradient ? wanted : GradientMask{});
+        POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(input, linear_weight, target,
+                                                           linear_bias, options, chunk_rows,
+                                                           with_gradient ? wanted : GradientMask{});
     if (with_gradient) {
       // One by one: compiled autograd does not find the tensors of a tuple.
       context->saved_data["scale"] = scale;
@@ -70,19 +47,18 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
       context->saved_data["grad_linear_weight"] = grad_linear_weight;
       context->saved_data["grad_linear_bias"] = grad_linear_bias;
     }
-    if (reduction != "none" && !at::isFloatingType(target.scalar_type())) {
-      context->saved_data["counts"] = target.ne(ignore_index);
+    if (options.reduction != Reduction::none && !at::isFloatingType(target.scalar_type())) {
+      context->saved_data["counts"] = target.ne(options.ignore_index);
     }
-    context->save_for_backward({input, linear_weight, target, linear_bias.value_or(at::Tensor()),
-                                weight.value_or(at::Tensor()), savable(alpha)});
+    options.save(context, {input, linear_weight, target, linear_bias.value_or(at::Tensor())});
+    context->saved_data["chunk_rows"] = chunk_rows;
     context->saved_data["types"] = c10::ivalue::Tuple::create(
         {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
-    Options{std::string(reduction), ignore_index, label_smoothing, chunk_rows}.save(context);
     return loss;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(10);
+    variable_list result(6);
     if (!grads[0].defined()) return result;
     const GradientMask wanted{context->needs_input_grad(0), context->needs_input_grad(1),
                               context->needs_input_grad(3)};
@@ -93,6 +69,26 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
   }
 
  private:
+  // What forward saved, in the types it had: hooks may have packed tensors in others.
+  struct Saved {
+    CrossEntropyOptions options;
+    at::Tensor input;
+    at::Tensor linear_weight;
+    at::Tensor target;
+    OptionalTensor linear_bias;
+    int64_t chunk_rows;
+
+    explicit Saved(AutogradContext* context) {
+      variable_list tensors = unpack(context, "linear_cross_entropy");
+      options = CrossEntropyOptions::load(context, tensors);
+      input = tensors[0].to(type_of(context, 0));
+      linear_weight = tensors[1].to(type_of(context, 0));
+      target = tensors[2].to(type_of(context, 1));
+      if (tensors[3].defined()) linear_bias = tensors[3].to(type_of(context, 0));
+      chunk_rows = context->saved_data["chunk_rows"].toInt();
+    }
+  };
+
   // What forward has computed, yet to be multiplied by scale and by grad_output.
   struct Computed {
     at::Tensor scale;
@@ -110,7 +106,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
 
   static LinearGradients gradients(AutogradContext* context, const at::Tensor& grad_output,
                                    const GradientMask& wanted) {
-    if (Options::load(context).reduction == "none") {
+    if (CrossEntropyOptions::load_reduction(context) == Reduction::none) {
       return gradients_by_rows(context, grad_output, wanted);
     }
     const bool plain = is_plain(grad_output);
@@ -155,28 +151,25 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
       if (for_good) give_up(context);
       return computed;
     }
-    const variable_list saved = saved_tensors(context);
-    const Options options = Options::load(context);
+    const Saved saved(context);
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [loss, scale, grad_input, grad_linear_weight, grad_linear_bias] =
-        POWERGRAD_DISPATCHED(linear_cross_entropy_forward)
-            .call(saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]),
-                  options.reduction, options.ignore_index, options.label_smoothing, saved[5],
-                  options.chunk_rows, wanted);
+        POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(saved.input, saved.linear_weight,
+                                                           saved.target, saved.linear_bias,
+                                                           saved.options, saved.chunk_rows, wanted);
     return {scale, {grad_input, grad_linear_weight, grad_linear_bias}};
   }
 
   static LinearGradients gradients_by_rows(AutogradContext* context, const at::Tensor& grad_output,
                                            const GradientMask& wanted) {
-    const variable_list saved = saved_tensors(context);
-    const Options options = Options::load(context);
+    const Saved saved(context);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return finished(context,
-                    POWERGRAD_DISPATCHED(linear_cross_entropy_backward)
-                        .call(grad_output, saved[0], saved[1], saved[2], optional(saved[3]),
-                              optional(saved[4]), options.ignore_index, options.label_smoothing,
-                              saved[5], options.chunk_rows, wanted),
-                    wanted);
+    return finished(
+        context,
+        POWERGRAD_DISPATCHED(linear_cross_entropy_backward)(
+            grad_output, saved.input, saved.linear_weight, saved.target, saved.linear_bias,
+            saved.options.with(Reduction::none), saved.chunk_rows, wanted),
+        wanted);
   }
 
   // In the type of the arguments, and none where none is wanted.
@@ -193,22 +186,18 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
                                                   const at::Tensor& grad_output,
                                                   const GradientMask& wanted) {
     if (is_plain(grad_output)) give_up(context);
-    const variable_list saved = saved_tensors(context);
-    const Options options = Options::load(context);
-    const at::Tensor logits = at::linear(saved[0], saved[1], optional(saved[3]));
-    const auto [loss, statistics, total_weight] =
-        POWERGRAD_DISPATCHED(cross_entropy_forward)
-            .call(logits.detach(), saved[2], optional(saved[4]), options.ignore_index,
-                  options.reduction, options.label_smoothing, saved[5], /*needs_backward=*/true);
-    const at::Tensor gradient =
-        POWERGRAD_DISPATCHED(cross_entropy_backward)
-            .call(grad_output, logits, saved[2], optional(saved[4]), options.ignore_index,
-                  options.reduction, options.label_smoothing, saved[5], statistics, total_weight);
+    const Saved saved(context);
+    const at::Tensor logits = at::linear(saved.input, saved.linear_weight, saved.linear_bias);
+    const auto [loss, statistics, total_weight] = POWERGRAD_DISPATCHED(cross_entropy_forward)(
+        logits.detach(), saved.target, saved.options, /*needs_backward=*/true);
+    const at::Tensor gradient = POWERGRAD_DISPATCHED(cross_entropy_backward)(
+        grad_output, logits, saved.target, statistics, total_weight, saved.options,
+        /*classes_before=*/0, /*classes_after=*/0);
     const auto as_rows = [](const at::Tensor& tensor) {
       return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor;
     };
-    return {wanted[0] ? gradient.matmul(saved[1]) : at::Tensor(),
-            wanted[1] ? as_rows(gradient).t().matmul(as_rows(saved[0])) : at::Tensor(),
+    return {wanted[0] ? gradient.matmul(saved.linear_weight) : at::Tensor(),
+            wanted[1] ? as_rows(gradient).t().matmul(as_rows(saved.input)) : at::Tensor(),
             wanted[2] ? as_rows(gradient).sum(0) : at::Tensor()};
   }
 
@@ -216,29 +205,15 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const auto types = context->saved_data["types"].toTuple();
     return static_cast<at::ScalarType>(types->elements()[argument].toInt());
   }
-
-  // input, linear_weight, target, linear_bias, weight, alpha, in the types they had: hooks may have
-  // packed them in others.
-  static variable_list saved_tensors(AutogradContext* context) {
-    variable_list saved = unpack(context, "linear_cross_entropy");
-    for (const int i : {0, 1, 3}) {
-      if (saved[i].defined()) saved[i] = saved[i].to(type_of(context, 0));
-    }
-    saved[2] = saved[2].to(type_of(context, 1));
-    return saved;
-  }
 };
 
 }  // namespace
 
 at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
                                 const at::Tensor& target, const OptionalTensor& linear_bias,
-                                const OptionalTensor& weight, std::string_view reduction,
-                                int64_t ignore_index, double label_smoothing,
-                                const at::Tensor& alpha, int64_t chunk_rows) {
-  return std::get<0>(POWERGRAD_DISPATCHED(linear_cross_entropy_forward)
-                         .call(input, linear_weight, target, linear_bias, weight, reduction,
-                               ignore_index, label_smoothing, alpha, chunk_rows, GradientMask{}));
+                                const CrossEntropyOptions& options, int64_t chunk_rows) {
+  return std::get<0>(POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(
+      input, linear_weight, target, linear_bias, options, chunk_rows, GradientMask{}));
 }
 
 namespace {
@@ -246,28 +221,22 @@ namespace {
 at::Tensor linear_cross_entropy_autograd(const at::Tensor& input, const at::Tensor& linear_weight,
                                          const at::Tensor& target,
                                          const OptionalTensor& linear_bias,
-                                         const OptionalTensor& weight, std::string_view reduction,
-                                         int64_t ignore_index, double label_smoothing,
-                                         const at::Tensor& alpha, int64_t chunk_rows) {
+                                         const CrossEntropyOptions& options, int64_t chunk_rows) {
   const at::Tensor bias = linear_bias.value_or(at::Tensor());
-  refuse_nested(input, target, weight, "linear_cross_entropy");
+  refuse_nested(input, target, options, "linear_cross_entropy");
   check_not_nested(linear_weight, "linear_cross_entropy", "linear_weight");
   if (bias.defined()) check_not_nested(bias, "linear_cross_entropy", "linear_bias");
-  refuse_tangents({input, linear_weight, target, bias, weight.value_or(at::Tensor()), alpha},
-                  "linear_cross_entropy");
+  refuse_tangents("linear_cross_entropy", input, linear_weight, target, bias, options);
   if (in_transform() || (at::GradMode::is_enabled() && target.requires_grad())) {
-    return composed(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
-                    label_smoothing, alpha, chunk_rows);
+    return composed(input, linear_weight, target, linear_bias, options, chunk_rows);
   }
   const bool needs_gradient = input.requires_grad() || linear_weight.requires_grad() ||
                               (bias.defined() && bias.requires_grad());
   if (!at::GradMode::is_enabled() || !needs_gradient) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return linear_cross_entropy(input, linear_weight, target, linear_bias, weight, reduction,
-                                ignore_index, label_smoothing, alpha, chunk_rows);
+    return linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
   }
-  return LinearCrossEntropyFunction::apply(input, linear_weight, target, linear_bias, weight,
-                                           reduction, ignore_index, label_smoothing, alpha,
+  return LinearCrossEntropyFunction::apply(input, linear_weight, target, linear_bias, options,
                                            chunk_rows);
 }
 
@@ -276,42 +245,42 @@ template <c10::DeviceType device, c10::DispatchKey key>
 at::Tensor linear_cross_entropy_autocast(const at::Tensor& input, const at::Tensor& linear_weight,
                                          const at::Tensor& target,
                                          const OptionalTensor& linear_bias,
-                                         const OptionalTensor& weight, std::string_view reduction,
-                                         int64_t ignore_index, double label_smoothing,
-                                         const at::Tensor& alpha, int64_t chunk_rows) {
+                                         const CrossEntropyOptions& options, int64_t chunk_rows) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
   const auto cast = [](const at::Tensor& tensor) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
   };
-  return POWERGRAD_DISPATCHED(linear_cross_entropy)
-      .call(cast(input), cast(linear_weight), target,
-            linear_bias.has_value() ? OptionalTensor(cast(*linear_bias)) : std::nullopt, weight,
-            reduction, ignore_index, label_smoothing, alpha, chunk_rows);
+  return POWERGRAD_DISPATCHED(linear_cross_entropy)(
+      cast(input), cast(linear_weight), target,
+      linear_bias.has_value() ? OptionalTensor(cast(*linear_bias)) : std::nullopt, options,
+      chunk_rows);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
-  m.impl("linear_cross_entropy", linear_cross_entropy_autograd);
+  m.impl("linear_cross_entropy", Flat<&linear_cross_entropy_autograd>::kernel);
   // Not differentiable, and not silently so.
   m.impl("linear_cross_entropy_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {
-  m.impl("linear_cross_entropy", linear_cross_entropy);
+  m.impl("linear_cross_entropy", Flat<&linear_cross_entropy>::kernel);
 }
 
-TORCH_LIBRARY_IMPL(powergrad, FuncTorchBatched, m) { m.impl("linear_cross_entropy", composed); }
+TORCH_LIBRARY_IMPL(powergrad, FuncTorchBatched, m) {
+  m.impl("linear_cross_entropy", Flat<&composed>::kernel);
+}
 
 TORCH_LIBRARY_IMPL(powergrad, AutocastCPU, m) {
   m.impl("linear_cross_entropy",
-         linear_cross_entropy_autocast<at::kCPU, c10::DispatchKey::AutocastCPU>);
+         Flat<&linear_cross_entropy_autocast<at::kCPU, c10::DispatchKey::AutocastCPU>>::kernel);
 }
 
 TORCH_LIBRARY_IMPL(powergrad, AutocastCUDA, m) {
   m.impl("linear_cross_entropy",
-         linear_cross_entropy_autocast<at::kCUDA, c10::DispatchKey::AutocastCUDA>);
+         Flat<&linear_cross_entropy_autocast<at::kCUDA, c10::DispatchKey::AutocastCUDA>>::kernel);
 }
 
 }  // namespace powergrad

@@ -1,5 +1,12 @@
-// The raw operators of log-softmax: check, lay out, allocate, run.
+// The operators of log-softmax, and their autograd.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/softmax.h>
+#include <torch/library.h>
+
+#include <tuple>
+
 #include "torch/allocation.h"
+#include "torch/autograd.h"
 #include "torch/operators.h"
 #include "torch/params.h"
 #include "torch/run.h"
@@ -79,5 +86,142 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
   call.functions.log_softmax_backward(params, input.device());
   return gradient.finish().view(input.sizes());
 }
+
+namespace {
+
+// The derivatives of log_softmax_backward, dz = g - p' sum(g), by g and by z, where `grad` is the
+// gradient of what it returned. In ATen's differentiable operators, for create_graph.
+std::tuple<at::Tensor, at::Tensor> double_backward(const at::Tensor& grad,
+                                                   const at::Tensor& grad_output,
+                                                   const at::Tensor& input, int64_t dim,
+                                                   const at::Tensor& alpha) {
+  const auto type = accumulate_type(input);
+  const at::Tensor exponent = alpha.to(type);
+  const at::Tensor p = at::softmax(input.to(type) * exponent, dim);
+  const at::Tensor h = grad.to(type);
+  const at::Tensor mean_h = (p * h).sum(dim, /*keepdim=*/true);
+  const at::Tensor total = grad_output.to(type).sum(dim, /*keepdim=*/true);
+  const at::Tensor grad_input = (mean_h - h) * p * exponent * total;
+  return {(h - mean_h).to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
+}
+
+// The gradient of log_softmax_backward, for create_graph.
+class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output,
+                            const at::Tensor& input, int64_t dim, const at::Tensor& alpha,
+                            const at::Tensor& statistics, TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({grad_output, input, savable(alpha)});
+    context->saved_data["dim"] = dim;
+    return POWERGRAD_DISPATCHED(log_softmax_backward)(grad_output, input, dim, alpha, statistics);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(6);
+    if (!grads[0].defined()) return result;
+    const variable_list saved = unpack(context, "log_softmax");
+    std::tie(result[0], result[1]) =
+        double_backward(grads[0], saved[0], saved[1], context->saved_data["dim"].toInt(), saved[2]);
+    return result;
+  }
+};
+
+at::Tensor log_softmax_backward_autograd(const at::Tensor& grad_output, const at::Tensor& input,
+                                         int64_t dim, const at::Tensor& alpha,
+                                         const at::Tensor& statistics) {
+  check_not_nested(input, "log_softmax", "input");
+  refuse_tangents("log_softmax_backward", grad_output, input, alpha);
+  TransformsAside transforms;
+  return LogSoftmaxBackwardFunction::apply(grad_output, input, dim, alpha, statistics, transforms);
+}
+
+// What the raw forward operator returns besides its output, and cannot be differentiated.
+struct ForBackward {
+  at::Tensor statistics;
+};
+
+class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
+                            const at::Tensor& alpha, ForBackward& others,
+                            TransformsAside& transforms) {
+    transforms.put_back();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    at::Tensor output;
+    std::tie(output, others.statistics) =
+        POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, /*needs_backward=*/true);
+    context->save_for_backward({input, savable(alpha), others.statistics});
+    context->saved_data["dim"] = dim;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(5);
+    if (!grads[0].defined()) return result;
+    variable_list saved = unpack(context, "log_softmax");
+    const int64_t dim = context->saved_data["dim"].toInt();
+    convert(saved, grads[0].scalar_type(), dim);
+    result[0] =
+        POWERGRAD_DISPATCHED(log_softmax_backward)(grads[0], saved[0], dim, saved[1], saved[2]);
+    return result;
+  }
+
+ private:
+  // Hooks may have packed tensors in other types, as in CrossEntropyFunction; the upstream gradient
+  // has the type that the logits had.
+  static void convert(variable_list& saved, at::ScalarType type, int64_t dim) {
+    const bool same_logits = saved[0].scalar_type() == type;
+    saved[0] = saved[0].to(type);
+    if (same_logits && saved[2].scalar_type() == accumulate_type(saved[0])) return;
+    saved[2] = std::get<1>(POWERGRAD_DISPATCHED(log_softmax_forward)(saved[0], dim, saved[1],
+                                                                     /*needs_backward=*/true));
+  }
+};
+
+at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  return std::get<0>(
+      POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, /*needs_backward=*/false));
+}
+
+at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  check_not_nested(input, "log_softmax", "input");
+  refuse_tangents("log_softmax", input, alpha);
+  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return log_softmax(input, dim, alpha);
+  }
+  ForBackward unused;
+  TransformsAside transforms;
+  return LogSoftmaxFunction::apply(input, dim, alpha, unused, transforms);
+}
+
+std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
+                                                                int64_t dim,
+                                                                const at::Tensor& alpha,
+                                                                bool needs_backward) {
+  check_not_nested(input, "log_softmax", "input");
+  refuse_tangents("log_softmax_forward", input, alpha);
+  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, needs_backward);
+  }
+  ForBackward others;
+  TransformsAside transforms;
+  const at::Tensor output = LogSoftmaxFunction::apply(input, dim, alpha, others, transforms);
+  if (!needs_backward) others.statistics = others.statistics.narrow(0, 0, 0);
+  return {output, others.statistics};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
+  m.impl("log_softmax", log_softmax_autograd);
+  m.impl("log_softmax_forward", log_softmax_forward_autograd);
+  m.impl("log_softmax_backward", log_softmax_backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) { m.impl("log_softmax", log_softmax); }
 
 }  // namespace powergrad

@@ -13,7 +13,6 @@
 #include <variant>
 #include <vector>
 
-#include "torch/checks.h"
 #include "torch/functorch.h"
 #include "torch/instruction_set.h"
 #include "torch/operators.h"
@@ -45,15 +44,8 @@ at::Tensor as_tensor(const Alpha& alpha) {
 }
 
 at::Tensor call_cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                              const OptionalTensor& weight, int64_t ignore_index,
-                              std::string_view reduction, double label_smoothing,
-                              const Alpha& alpha, bool inplace_backward) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("powergrad::cross_entropy", "")
-                             .typed<decltype(cross_entropy)>();
-  py::gil_scoped_release no_gil;
-  return op.call(input, target, weight, ignore_index, reduction, label_smoothing, as_tensor(alpha),
-                 inplace_backward);
+                              const CrossEntropyOptions& options, bool inplace_backward) {
+  return POWERGRAD_DISPATCHED(cross_entropy)(input, target, options, inplace_backward);
 }
 
 at::Tensor call_log_softmax(const at::Tensor& input, int64_t dim, const Alpha& alpha) {
@@ -87,21 +79,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     throw py::import_error(error.what_without_backtrace());
   }
 
-  m.def("cross_entropy", &call_cross_entropy);
+  m.def("cross_entropy", Flat<&call_cross_entropy>::kernel_for<const Alpha&, as_tensor>,
+        py::call_guard<py::gil_scoped_release>());
   m.def("log_softmax", &call_log_softmax);
-  m.def(
-      "check_cross_entropy",
-      [](const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
-         int64_t ignore_index, std::string_view reduction, double label_smoothing,
-         const at::Tensor& alpha, int64_t classes_before, int64_t classes_after) {
-        check_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, alpha,
-                            {classes_before, classes_after});
-      },
-      py::arg("input"), py::arg("target"), py::arg("weight"), py::arg("ignore_index"),
-      py::arg("reduction"), py::arg("label_smoothing"), py::arg("alpha"),
-      py::arg("classes_before") = 0, py::arg("classes_after") = 0);
-  m.def("check_linear_cross_entropy", &check_linear_cross_entropy);
-  m.def("check_log_softmax", &check_log_softmax);
 
   m.def("isa", [] { return active_instruction_set().name; });
   m.def("set_isa", &set_instruction_set);

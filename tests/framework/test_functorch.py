@@ -207,17 +207,11 @@ def tangents_of_raw_operators():
         "probabilities": lambda dual: OPS.cross_entropy_forward(
             logits, dual(logits.softmax(1)), *options, True
         ),
-        "forward gradient": lambda dual: OPS.cross_entropy_forward_gradient(
-            dual(logits), target, *options
-        ),
         "backward": lambda dual: OPS.cross_entropy_backward(
-            ones, dual(logits), target, *options, statistics, total
+            ones, dual(logits), target, statistics, total, *options
         ),
         "backward, upstream": lambda dual: OPS.cross_entropy_backward(
-            dual(ones), logits, target, *options, statistics, total
-        ),
-        "backward in place": lambda dual: OPS.cross_entropy_backward_(
-            dual(logits), ones, target, *options, statistics, total
+            dual(ones), logits, target, statistics, total, *options
         ),
         "log-softmax": lambda dual: OPS.log_softmax_forward(dual(logits), -1, ALPHA, True),
         "log-softmax backward": lambda dual: OPS.log_softmax_backward(

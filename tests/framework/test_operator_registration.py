@@ -55,38 +55,12 @@ def log_softmax_saved(logits, dim):
 # Each operator, as functions of logits and of the arguments that follow them.
 CROSS_ENTROPY_OPERATORS = {
     "cross_entropy_forward": lambda z, rest: (z, *rest, True),
-    "cross_entropy_forward_gradient": lambda z, rest: (z, *rest),
-    "cross_entropy_backward": lambda z, rest: (upstream(z, rest), z, *rest, *saved(z, rest)),
-    "cross_entropy_backward_": lambda z, rest: (
-        z.clone(),
+    "cross_entropy_backward": lambda z, rest: (
         upstream(z, rest),
-        *rest,
+        z,
+        rest[0],
         *saved(z, rest),
-    ),
-    "cross_entropy_double_backward": lambda z, rest: (
-        torch.randn_like(z),
-        upstream(z, rest),
-        z,
-        *rest,
-        saved(z, rest)[1],
-    ),
-    "cross_entropy_backward_target_gradient": lambda z, rest: (
-        torch.randn_like(z),
-        upstream(z, rest),
-        z,
-        rest[1],
-        rest[3],
-        rest[4],
-        ALPHA,
-        saved(z, rest)[1],
-    ),
-    "cross_entropy_target_gradient": lambda z, rest: (
-        upstream(z, rest),
-        z,
-        rest[1],
-        rest[3],
-        rest[4],
-        saved(z, rest)[1],
+        *rest[1:],
     ),
 }
 LOG_SOFTMAX_OPERATORS = {
@@ -98,13 +72,6 @@ LOG_SOFTMAX_OPERATORS = {
         ALPHA,
         log_softmax_saved(z, dim),
     ),
-    "log_softmax_double_backward": lambda z, dim: (
-        torch.randn_like(z),
-        torch.randn_like(z),
-        z,
-        dim,
-        ALPHA,
-    ),
 }
 LINEAR_OPERATORS = {
     "linear_cross_entropy_forward": lambda x, layer, rest, wanted: (x, *layer, *rest, wanted),
@@ -112,8 +79,7 @@ LINEAR_OPERATORS = {
         torch.randn_like(x[..., 0], dtype=torch.float32),
         x,
         *layer,
-        rest[0],
-        *rest[2:],
+        *rest,
         wanted,
     ),
 }
@@ -125,43 +91,32 @@ def shard_arguments(device, dtype=torch.float32, reduction="none"):
     logits = make_logits((6, 10), dtype, device)
     target = torch.tensor([0, 2, 5, 11, 13, -100], device=device)
     weight = torch.linspace(0.5, 1.5, 14, device=device)
-    return logits, (target, weight, -100), reduction
+    return logits, target, (weight, -100, reduction, 0.1, ALPHA)
 
 
-def message(logits, rest):
-    return OPS.cross_entropy_shard_forward(logits, *rest, "none", 0.1, ALPHA, *SHARD, 7)
+def message(logits, target, options):
+    return OPS.cross_entropy_shard_forward(logits, target, *options, *SHARD, 7)
 
 
-def merged(logits, rest, reduction):
-    messages, total = message(logits, rest)
-    return OPS.cross_entropy_merge_shards(messages.unsqueeze(0), reduction, ALPHA, total)
+def merged(logits, target, options):
+    messages, total = message(logits, target, options)
+    return OPS.cross_entropy_merge_shards(messages.unsqueeze(0), total, *options)
 
 
 SHARD_OPERATORS = {
-    "cross_entropy_shard_forward": lambda z, rest, reduction: (
-        z,
-        *rest,
-        reduction,
-        0.1,
-        ALPHA,
-        *SHARD,
-        7,
+    "cross_entropy_shard_forward": lambda *rest: (*rest[:2], *rest[2], *SHARD, 7),
+    "cross_entropy_merge_shards": lambda *rest: (
+        torch.stack([message(*rest)[0]] * 2),
+        message(*rest)[1],
+        *rest[2],
     ),
-    "cross_entropy_merge_shards": lambda z, rest, reduction: (
-        torch.stack([message(z, rest)[0]] * 2),
-        reduction,
-        ALPHA,
-        message(z, rest)[1],
-    ),
-    "cross_entropy_shard_backward": lambda z, rest, reduction: (
-        torch.ones_like(merged(z, rest, reduction)[0]),
+    "cross_entropy_backward": lambda z, target, options: (
+        torch.ones_like(merged(z, target, options)[0]),
         z,
-        *rest,
-        reduction,
-        0.1,
-        ALPHA,
-        merged(z, rest, reduction)[1][:3],
-        message(z, rest)[1],
+        target,
+        merged(z, target, options)[1][:3],
+        message(z, target, options)[1],
+        *options,
         *SHARD,
     ),
 }
@@ -227,7 +182,7 @@ def linear_arguments(device, dtype, reduction):
     )
     target = torch.arange(9, device=device)
     weight = torch.linspace(0.5, 1.5, 10, device=device)
-    return input, (linear_weight, target, linear_bias), (weight, reduction, -100, 0.1, ALPHA, 4)
+    return input, (linear_weight, target, linear_bias), (weight, -100, reduction, 0.1, ALPHA, 4)
 
 
 @pytest.mark.parametrize("wanted", [[True, True, True], [False, True, False], [False] * 3], ids=str)

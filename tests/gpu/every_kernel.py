@@ -72,30 +72,25 @@ def solve(logits, alpha, targets):
         options = [torch.ones(shape[1], device="cuda", dtype=dtype), -100, "sum", 0.1]
     OPS.cross_entropy_forward(logits, target, *options, alpha, False)
     _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, alpha, True)
-    OPS.cross_entropy_forward_gradient(logits, target, *options, alpha)
     upstream = torch.ones_like(total, dtype=statistics.dtype)
-    saved = (target, *options, alpha, statistics, total)
-    OPS.cross_entropy_backward(upstream, logits, *saved)
+    saved = (target, statistics, total)
+    OPS.cross_entropy_backward(upstream, logits, *saved, *options, alpha)
     if targets != "probabilities":
         solve_shards(logits, target, options, alpha)
-    OPS.cross_entropy_backward_(logits, upstream, *saved)
 
 
 def solve_shards(logits, target, options, alpha):
     """Two shards of the classes, as two processes would have them."""
-    weight, ignore_index, reduction, smoothing = options
     first, second = logits.tensor_split(2, 1)
     places = [(first, 0, second.shape[1]), (second, first.shape[1], 0)]
     messages = []
     for shard, *place in places:
-        message, total = OPS.cross_entropy_shard_forward(
-            shard, target, weight, ignore_index, reduction, smoothing, alpha, *place, 1
-        )
+        message, total = OPS.cross_entropy_shard_forward(shard, target, *options, alpha, *place, 1)
         messages.append(message)
-    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), reduction, alpha, total)
-    rest = (target, weight, ignore_index, reduction, smoothing, alpha, numbers[:3], total)
+    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options, alpha)
+    rest = (target, numbers[:3], total, *options, alpha)
     for shard, *place in places:
-        OPS.cross_entropy_shard_backward(loss, shard, *rest, *place)
+        OPS.cross_entropy_backward(loss, shard, *rest, *place)
 
 
 def train(logits, alpha):

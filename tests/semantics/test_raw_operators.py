@@ -44,29 +44,13 @@ def test_forward_and_backward(shape, options, dtype, device, isa):
     raw = raw_arguments(problem)
     loss, statistics, total = OPS.cross_entropy_forward(problem.logits, *raw, True)
     upstream = problem.upstream(loss)
-    gradient = OPS.cross_entropy_backward(upstream, problem.logits, *raw, statistics, total)
+    target, *options = raw
+    gradient = OPS.cross_entropy_backward(
+        upstream, problem.logits, target, statistics, total, *options
+    )
     expected = problem.expected(definition, upstream)
     assert_loss(loss, expected.loss)
     assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
-
-    logits = problem.logits.clone()
-    OPS.cross_entropy_backward_(logits, upstream, *raw, statistics, total)
-    assert torch.equal(logits, gradient)
-
-
-@CALLS
-@SHAPES
-def test_forward_with_gradient(shape, options, dtype, device, isa):
-    """The gradient for an upstream gradient of 1, and all that forward returns."""
-    problem = make_problem(shape, dtype, device, **options)
-    raw = raw_arguments(problem)
-    loss, gradient, statistics, total = OPS.cross_entropy_forward_gradient(problem.logits, *raw)
-    expected = problem.expected(definition, torch.ones_like(loss))
-    assert_loss(loss, expected.loss)
-    assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
-    alone = OPS.cross_entropy_forward(problem.logits, *raw, True)
-    for together, separate in zip((loss, statistics, total), alone, strict=True):
-        torch.testing.assert_close(together, separate, rtol=4e-6, atol=0)
 
 
 def test_forward_without_backward_saves_nothing(dtype, device):
@@ -130,12 +114,15 @@ def test_every_element_is_written(shape, dtype, device):
     assert torch.empty(3).isnan().all()
     problem = make_problem(shape, dtype, device, weighted=True)
     raw = raw_arguments(problem)
+    target, *options = raw
     _, statistics, total = forward = OPS.cross_entropy_forward(problem.logits, *raw, True)
     upstream = torch.ones((), device=device, dtype=forward[0].dtype)
+    logits = problem.logits.clone().requires_grad_()
+    loss = OPS.cross_entropy(logits, *raw[:-1], alpha=ALPHA)
     returned = [
         *forward,
-        *OPS.cross_entropy_forward_gradient(problem.logits, *raw),
-        OPS.cross_entropy_backward(upstream, problem.logits, *raw, statistics, total),
+        *torch.autograd.grad(loss, logits),
+        OPS.cross_entropy_backward(upstream, problem.logits, target, statistics, total, *options),
     ]
     for dim in (0, 1):
         output, statistics = OPS.log_softmax_forward(problem.logits, dim, ALPHA, True)

@@ -22,7 +22,7 @@ OPTIONS = {
 
 def raw_options(problem):
     options = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0} | problem.options
-    return options["ignore_index"], options["reduction"], options["label_smoothing"]
+    return problem.weight, *options.values(), ALPHA
 
 
 @pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS.keys())
@@ -30,23 +30,20 @@ def raw_options(problem):
 @pytest.mark.parametrize("shape", [(9, CLASSES), (3, CLASSES, 37)], ids=str)
 def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
     problem = make_problem(shape, dtype, device, **options)
-    target, weight = problem.target, problem.weight
-    ignore_index, reduction, smoothing = raw_options(problem)
+    target, options = problem.target, raw_options(problem)
+    reduction = options[2]
     shards = problem.logits.split(sizes, 1)
     first = [sum(sizes[:i]) for i in range(len(sizes))]
     places = [(before, CLASSES - before - size) for before, size in zip(first, sizes, strict=True)]
     messages = []
     for shard, place in zip(shards, places, strict=True):
-        message, total = OPS.cross_entropy_shard_forward(
-            shard, target, weight, ignore_index, reduction, smoothing, ALPHA, *place, 5
-        )
+        message, total = OPS.cross_entropy_shard_forward(shard, target, *options, *place, 5)
         messages.append(message)
-    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), reduction, ALPHA, total)
+    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options)
     upstream = problem.upstream(loss.view(target.shape) if reduction == "none" else loss)
-    options = (target, weight, ignore_index, reduction, smoothing, ALPHA)
     gradients = [
-        OPS.cross_entropy_shard_backward(
-            upstream, shard, *options, numbers[:STATISTICS], total, *place
+        OPS.cross_entropy_backward(
+            upstream, shard, target, numbers[:STATISTICS], total, *options, *place
         )
         for shard, place in zip(shards, places, strict=True)
     ]
@@ -54,7 +51,7 @@ def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
     assert_loss(loss.view(upstream.shape), expected.loss)
     gradient = torch.cat(gradients, 1)
     assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
-    alone = OPS.cross_entropy_forward(problem.logits, *options, False)[2]
+    alone = OPS.cross_entropy_forward(problem.logits, target, *options, False)[2]
     assert torch.equal(total, alone)
 
 
@@ -73,7 +70,11 @@ def test_refusals():
         forward(logits, target, None, -100, "average", 0.0, ALPHA, 3, 4, 0)
     one, total = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 1)
     other, _ = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 2)
-    merge = OPS.cross_entropy_merge_shards
+
+    def merge(messages, reduction, alpha, total):
+        options = (None, -100, reduction, 0.0, alpha)
+        return OPS.cross_entropy_merge_shards(messages, total, *options)
+
     with pytest.raises(RuntimeError, match=r"ranks 0 and 2 of the group .* that differ"):
         merge(torch.stack([one, one, other]), "mean", ALPHA, total)
     for wrong in (one, one[None, :-1], one[None].half(), one[:0].view(0, 1)):
@@ -107,12 +108,24 @@ def test_an_operator_is_not_differentiable_in_silence():
     )
     with pytest.raises(RuntimeError, match="not implemented"):
         message.sum().backward()
+    gradient = OPS.cross_entropy_backward(
+        torch.ones(()),
+        logits,
+        torch.zeros(4).long(),
+        torch.ones(STATISTICS, 4),
+        torch.tensor(4.0).double(),
+        *(None, -100, "mean", 0.0, ALPHA),
+        *(2, 0),
+    )
+    with pytest.raises(RuntimeError, match="not implemented where other classes"):
+        gradient.sum().backward()
 
 
 def merged(rows, alpha=ALPHA):
     """Of shard statistics, (shards, 5, rows): maximum, alpha sum, target weight, sum, distance."""
     messages = torch.cat([torch.zeros(len(rows), 1), rows.flatten(1)], 1)
-    return OPS.cross_entropy_merge_shards(messages, "none", alpha, torch.ones(()).double())[1]
+    options = (None, -100, "none", 0.0, alpha)
+    return OPS.cross_entropy_merge_shards(messages, torch.ones(()).double(), *options)[1]
 
 
 def test_sums_are_merged_without_loss(device):
@@ -151,27 +164,26 @@ def test_infinite_rows_are_nan(value, device):
         logits = torch.randn(2, 12, device=device)
         logits[0, place] = value
         target = torch.tensor([1, 1], device=device)
-        arguments = (target, None, -100, "none", 0.0, ALPHA)
+        options = (None, -100, "none", 0.0, ALPHA)
         shards = logits.split(4, 1)
         messages, totals = zip(
             *(
-                OPS.cross_entropy_shard_forward(shard, *arguments, 4 * i, 8 - 4 * i, 5)
+                OPS.cross_entropy_shard_forward(shard, target, *options, 4 * i, 8 - 4 * i, 5)
                 for i, shard in enumerate(shards)
             ),
             strict=True,
         )
-        losses, numbers = OPS.cross_entropy_merge_shards(
-            torch.stack(messages), "none", ALPHA, totals[0]
-        )
+        losses, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), totals[0], *options)
         assert losses.isnan().tolist() == [True, False]
         assert numbers[[1, 3]].isnan().tolist() == [[True, False]] * 2
         for i, shard in enumerate(shards):
-            gradient = OPS.cross_entropy_shard_backward(
+            gradient = OPS.cross_entropy_backward(
                 torch.ones_like(losses),
                 shard,
-                *arguments,
+                target,
                 numbers[:STATISTICS],
                 totals[0],
+                *options,
                 4 * i,
                 8 - 4 * i,
             )
@@ -192,12 +204,12 @@ def test_fake_rules(arrangement):
     target = torch.randint(9, rows)
     options = (None, -100, "none", 0.0, ALPHA)
     message, total = OPS.cross_entropy_shard_forward(logits, target, *options, 1, 3, 7)
-    _, numbers = OPS.cross_entropy_merge_shards(message[None], "none", ALPHA, total)
+    _, numbers = OPS.cross_entropy_merge_shards(message[None], total, *options)
     calls = {
         OPS.cross_entropy_shard_forward: (logits, target, *options, 1, 3, 7),
-        OPS.cross_entropy_merge_shards: (message[None], "none", ALPHA, total),
-        OPS.cross_entropy_shard_backward: (
-            torch.randn(rows), logits, target, *options, numbers[:STATISTICS], total, 1, 3
+        OPS.cross_entropy_merge_shards: (message[None], total, *options),
+        OPS.cross_entropy_backward: (
+            torch.randn(rows), logits, target, numbers[:STATISTICS], total, *options, 1, 3
         ),
     }  # fmt: skip
     for operator, arguments in calls.items():

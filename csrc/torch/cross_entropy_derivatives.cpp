@@ -1,4 +1,4 @@
-// Derivatives of the backward operators, in ATen's differentiable operators: for create_graph,
+// Derivatives of cross-entropy's backward, in ATen's differentiable operators: for create_graph,
 // any order. With p' = softmax(alpha z), dz = g (p' W - mass) and an incoming gradient h:
 //
 //     d/dg = sum_j h_j (p'_j W - target_j)
@@ -20,13 +20,12 @@ namespace powergrad {
 namespace {
 
 // The weights of the classes, in the shape that broadcasts against the logits.
-at::Tensor class_weights(const at::Tensor& logits, const OptionalTensor& weight) {
+at::Tensor class_weights(const at::Tensor& logits, const CrossEntropyOptions& options) {
   std::vector<c10::SymInt> shape(logits.dim(), 1);
   const int64_t class_dim = class_dim_of(logits);
   shape[class_dim] = logits.sym_size(class_dim);
-  const auto weights = weight.has_value() && weight->defined()
-                           ? weight->to(logits.scalar_type())
-                           : at::ones_symint({shape[class_dim]}, logits.options());
+  const auto weights = options.has_weight() ? options.weight->to(logits.scalar_type())
+                                            : at::ones_symint({shape[class_dim]}, logits.options());
   return weights.reshape_symint(shape);
 }
 
@@ -35,8 +34,8 @@ struct WeightedTarget {
   at::Tensor mass;
   at::Tensor counts;
 
-  WeightedTarget(const at::Tensor& logits, const at::Tensor& target, const OptionalTensor& weight,
-                 int64_t ignore_index, double label_smoothing) {
+  WeightedTarget(const at::Tensor& logits, const at::Tensor& target,
+                 const CrossEntropyOptions& options) {
     const int64_t class_dim = class_dim_of(logits);
     const c10::SymInt classes = logits.sym_size(class_dim);
     at::Tensor q;
@@ -44,12 +43,12 @@ struct WeightedTarget {
       q = target.to(logits.scalar_type());
     } else {
       const at::Tensor index = target.to(at::kLong).unsqueeze(class_dim);
-      counts = index.ne(ignore_index);
+      counts = index.ne(options.ignore_index);
       const at::Tensor safe_index = at::where(counts, index, 0);
       q = at::zeros_like(logits).scatter(class_dim, safe_index, 1.0);
     }
-    const at::Scalar share = c10::SymFloat(label_smoothing) / c10::SymFloat(classes);
-    mass = (q * (1.0 - label_smoothing) + share) * class_weights(logits, weight);
+    const at::Scalar share = c10::SymFloat(options.label_smoothing) / c10::SymFloat(classes);
+    mass = (q * (1.0 - options.label_smoothing) + share) * class_weights(logits, options);
     if (counts.defined()) mass = mass * counts;
   }
 
@@ -70,68 +69,50 @@ at::Tensor upstream_of_rows(const at::Tensor& grad_output, const at::Tensor& log
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
     const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
-    const at::Tensor& target, const OptionalTensor& weight, int64_t ignore_index,
-    std::string_view reduction, double label_smoothing, const at::Tensor& alpha,
-    const at::Tensor& total_weight) {
+    const at::Tensor& target, const at::Tensor& total_weight, const CrossEntropyOptions& options) {
   const int64_t class_dim = class_dim_of(input);
-  const Reduction kind = parse_reduction(reduction);
   const at::Tensor logits = input.to(accumulate_type(input));
-  const WeightedTarget target_weight_sum(logits, target, weight, ignore_index, label_smoothing);
+  const WeightedTarget target_weight_sum(logits, target, options);
   const at::Tensor& mass = target_weight_sum.mass;
   const at::Tensor total_mass = mass.sum(class_dim, /*keepdim=*/true);
-  const at::Tensor exponent = alpha.to(logits.scalar_type());
+  const at::Tensor exponent = options.alpha.to(logits.scalar_type());
   const at::Tensor p =
       target_weight_sum.zero_where_ignored(at::softmax(logits * exponent, class_dim));
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g = upstream_of_rows(grad_output, logits, kind, total_weight);
+  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
 
   // Ignored rows are zero also where the mean divides by a total weight of 0.
   at::Tensor direction = p * total_mass - mass;
-  if (kind == Reduction::mean) direction = direction / total_weight.to(logits.scalar_type());
+  if (options.reduction == Reduction::mean)
+    direction = direction / total_weight.to(logits.scalar_type());
   at::Tensor per_row = (h * target_weight_sum.zero_where_ignored(direction)).sum(class_dim);
-  if (kind != Reduction::none) per_row = per_row.sum();
+  if (options.reduction != Reduction::none) per_row = per_row.sum();
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
   const at::Tensor grad_input =
       target_weight_sum.zero_where_ignored(g * total_mass * exponent * p * (h - mean_h));
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 
-at::Tensor cross_entropy_backward_target_gradient(
-    const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
-    const OptionalTensor& weight, std::string_view reduction, double label_smoothing,
-    const at::Tensor& alpha, const at::Tensor& total_weight) {
+at::Tensor cross_entropy_backward_target_gradient(const at::Tensor& grad,
+                                                  const at::Tensor& grad_output,
+                                                  const at::Tensor& input,
+                                                  const at::Tensor& total_weight,
+                                                  const CrossEntropyOptions& options) {
   const int64_t class_dim = class_dim_of(input);
   const at::Tensor logits = input.to(accumulate_type(input));
-  const at::Tensor p = at::softmax(logits * alpha.to(logits.scalar_type()), class_dim);
+  const at::Tensor p = at::softmax(logits * options.alpha.to(logits.scalar_type()), class_dim);
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g =
-      upstream_of_rows(grad_output, logits, parse_reduction(reduction), total_weight);
-  return g * (1.0 - label_smoothing) * class_weights(logits, weight) *
+  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
+  return g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          ((p * h).sum(class_dim, /*keepdim=*/true) - h);
 }
 
-std::tuple<at::Tensor, at::Tensor> log_softmax_double_backward(const at::Tensor& grad,
-                                                               const at::Tensor& grad_output,
-                                                               const at::Tensor& input, int64_t dim,
-                                                               const at::Tensor& alpha) {
-  // dz = g - p' sum(g).
-  const auto type = accumulate_type(input);
-  const at::Tensor exponent = alpha.to(type);
-  const at::Tensor p = at::softmax(input.to(type) * exponent, dim);
-  const at::Tensor h = grad.to(type);
-  const at::Tensor mean_h = (p * h).sum(dim, /*keepdim=*/true);
-  const at::Tensor total = grad_output.to(type).sum(dim, /*keepdim=*/true);
-  const at::Tensor grad_input = (mean_h - h) * p * exponent * total;
-  return {(h - mean_h).to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
-}
-
 at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at::Tensor& input,
-                                         const OptionalTensor& weight, std::string_view reduction,
-                                         double label_smoothing, const at::Tensor& total_weight) {
+                                         const at::Tensor& total_weight,
+                                         const CrossEntropyOptions& options) {
   const at::Tensor logits = input.to(accumulate_type(input));
-  const at::Tensor g =
-      upstream_of_rows(grad_output, logits, parse_reduction(reduction), total_weight);
-  return -g * (1.0 - label_smoothing) * class_weights(logits, weight) *
+  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
+  return -g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          at::log_softmax(logits, class_dim_of(logits));
 }
 

@@ -1,0 +1,62 @@
+#include "torch/options.h"
+
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace powergrad {
+namespace {
+
+constexpr std::string_view kReductions[] = {"none", "mean", "sum"};  // in the order of the enum
+
+at::Tensor take_last(std::vector<at::Tensor>& tensors) {
+  at::Tensor last = std::move(tensors.back());
+  tensors.pop_back();
+  return last;
+}
+
+}  // namespace
+
+Reduction parse_reduction(std::string_view name) {
+  for (const Reduction reduction : {Reduction::mean, Reduction::none, Reduction::sum}) {
+    if (name == name_of(reduction)) return reduction;
+  }
+  TORCH_CHECK_VALUE(false, name, " is not a valid value for reduction",
+                    " (expected 'none', 'mean' or 'sum')");
+}
+
+std::string_view name_of(Reduction reduction) { return kReductions[static_cast<int>(reduction)]; }
+
+CrossEntropyOptions CrossEntropyOptions::with(Reduction other) const {
+  CrossEntropyOptions result = *this;
+  result.reduction = other;
+  return result;
+}
+
+void CrossEntropyOptions::save(torch::autograd::AutogradContext* context,
+                               std::vector<at::Tensor> tensors) const {
+  tensors.push_back(weight.value_or(at::Tensor()));
+  tensors.push_back(savable(alpha));
+  context->save_for_backward(std::move(tensors));
+  context->saved_data["options"] =
+      c10::ivalue::Tuple::create({ignore_index, static_cast<int64_t>(reduction), label_smoothing});
+}
+
+CrossEntropyOptions CrossEntropyOptions::load(torch::autograd::AutogradContext* context,
+                                              std::vector<at::Tensor>& saved) {
+  const auto numbers = context->saved_data["options"].toTuple();
+  const auto& elements = numbers->elements();
+  CrossEntropyOptions options;
+  options.alpha = take_last(saved);
+  if (at::Tensor weight = take_last(saved); weight.defined()) options.weight = std::move(weight);
+  options.ignore_index = elements[0].toInt();
+  options.reduction = load_reduction(context);
+  options.label_smoothing = elements[2].toDouble();
+  return options;
+}
+
+Reduction CrossEntropyOptions::load_reduction(torch::autograd::AutogradContext* context) {
+  const auto numbers = context->saved_data["options"].toTuple();
+  return static_cast<Reduction>(numbers->elements()[1].toInt());
+}
+
+}  // namespace powergrad

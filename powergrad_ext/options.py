@@ -1,0 +1,77 @@
+"""The options of cross-entropy as one argument, which most code hands on without naming them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from powergrad_ext.alpha import as_tensor
+
+
+class Options(NamedTuple):
+    """In the order of torch.nn.functional.cross_entropy and of torch.ops.powergrad."""
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    alpha: Any = 0.3  # a tensor where the options are those of an operator
+
+    def for_operator(self, input: Tensor) -> Options:
+        """With a tensor for alpha."""
+        return self._replace(alpha=as_tensor(self.alpha, input))
+
+    def keywords(self) -> dict[str, Any]:
+        """By name, as the operators for users take them."""
+        return dict(zip(Options._fields, self, strict=True))
+
+    def require_types(self, function: str) -> None:
+        """TypeError, in torch's words, for an option of another type, except alpha."""
+        require_type(function, "weight", self.weight, (Tensor, type(None)), "Tensor or None")
+        require_type(function, "ignore_index", self.ignore_index, Integral, "int (64 bits)")
+        require_type(function, "reduction", self.reduction, str, "str")
+        require_type(
+            function, "label_smoothing", self.label_smoothing, (Real, torch.SymFloat), "float"
+        )
+
+    def constants(self) -> tuple[Any, ...]:
+        """What ranks have to agree about, as far as it is known without reading tensors."""
+        # A compiler may take alpha for an input of its graph.
+        known = self._replace(alpha=None) if torch.compiler.is_compiling() else self
+        return tuple("tensor" if isinstance(option, Tensor) else option for option in known)
+
+    def split(self) -> tuple[list[Tensor | None], Options]:
+        """The tensors, as autograd saves them, and the options without them."""
+        tensors = [option if isinstance(option, Tensor) else None for option in self]
+        rest = (None if isinstance(option, Tensor) else option for option in self)
+        return tensors, Options(*rest)
+
+    def joined(self, tensors: Sequence[Tensor | None]) -> Options:
+        """What has been split."""
+        pairs = zip(self, tensors, strict=True)
+        return Options(*(option if tensor is None else tensor for option, tensor in pairs))
+
+
+def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:
+    """The options that an operator's remaining arguments begin with, and what follows them."""
+    count = len(Options._fields)
+    return Options(*arguments[:count]), arguments[count:]
+
+
+def require_tensor(function: str, name: str, argument: object) -> None:
+    """TypeError, in torch's words, for an argument that is not a tensor."""
+    require_type(function, name, argument, Tensor, "Tensor")
+
+
+def require_type(
+    function: str, name: str, argument: object, types: type | tuple[type, ...], expected: str
+) -> None:
+    """TypeError, in torch's words, for an argument of another type or an int of over 64 bits."""
+    too_long = isinstance(argument, int) and not -(2**63) <= argument < 2**63
+    if not isinstance(argument, types) or (types is Integral and too_long):
+        got = argument if too_long else type(argument).__name__
+        raise TypeError(f"{function}(): argument '{name}' must be {expected}, not {got}") from None
