@@ -115,9 +115,7 @@ def family(name, options=None):
             image_size=4,
             patch_size=2,
         )
-        config = transformers.LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=45
-        )
+        config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=45)
     else:
         config = shrunk(made.config_class(), FITS.get(name, {}) if options is None else options)
     torch.manual_seed(0)

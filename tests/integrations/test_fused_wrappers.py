@@ -132,7 +132,7 @@ def test_logits_to_keep():
     kept = {"input_ids": tokens, "labels": labels[:, -6:], "logits_to_keep": 6}
     expected = with_loss_function(0.3).train()(**kept).loss
     torch.testing.assert_close(fused_model()(**kept).loss, expected)
-    with pytest.raises(ValueError, match="labels must be as many as the rows .* 24, got 44"):
+    with pytest.raises(ValueError, match=r"labels must be as many as the rows .* 24, got 44"):
         fused_model()(**kept | {"labels": labels})
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_kept_after_an_error():
 def test_embeddings_of_another_size():
     model = fused_model()
     model.resize_token_embeddings(60, mean_resizing=False)
-    with pytest.raises(RuntimeError, match="replaced after fuse_last_layer.*call .* again"):
+    with pytest.raises(RuntimeError, match=r"replaced after fuse_last_layer.*call .* again"):
         model(**batch())
     fuse_last_layer(model, 0.3)
     gradients(model)
@@ -180,7 +180,7 @@ def test_layers_that_are_not_a_plain_linear():
 
     model = language_model()
     model.lm_head = Scaled(16, VOCABULARY, bias=False)
-    with pytest.raises(TypeError, match="must have the forward of torch.nn.Linear, got Scaled"):
+    with pytest.raises(TypeError, match=r"must have the forward of torch\.nn\.Linear, got Scaled"):
         fuse_last_layer(model)
 
     model = language_model()
@@ -194,7 +194,7 @@ def test_layers_that_are_not_a_plain_linear():
     model.lm_head.forward = lambda input: input
     with pytest.raises(TypeError, match="the forward of Linear was replaced"):
         fuse_last_layer(model)
-    with pytest.raises(TypeError, match="must be a transformers.PreTrainedModel, not wrapped"):
+    with pytest.raises(TypeError, match=r"must be a transformers\.PreTrainedModel, not wrapped"):
         fuse_last_layer(torch.nn.Sequential(model))
 
 
@@ -254,7 +254,7 @@ def test_peft(first, saved):
 def test_lora_on_the_last_layer_is_refused():
     peft = framework("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "lm_head"])
-    with pytest.raises(TypeError, match="has an adapter of PEFT.*keep it out of target_modules"):
+    with pytest.raises(TypeError, match=r"has an adapter of PEFT.*keep it out of target_modules"):
         fuse_last_layer(peft.get_peft_model(language_model(), config))
     with pytest.raises(RuntimeError, match="does not fit Llama"):
         peft.get_peft_model(fused_model(), config).train()(**batch())
