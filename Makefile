@@ -40,7 +40,7 @@ test-rest: build/address build/thread $(VENV)/.frameworks ## what test leaves ou
 	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
 
 WORKERS = 2
-PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='lightning transformers trl' \
+PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='accelerate lightning peft transformers trl' \
     python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 CHECKED = tests/semantics tests/accuracy/test_sizes.py tests/accuracy/test_special_values.py \
     tests/framework/test_operator_registration.py tests/framework/test_modules.py

@@ -21,8 +21,8 @@ class AlphaSchedule:
     Args:
         start: alpha at step 0, finite and > 0.
         end: alpha from step `steps` on; None: constant.
-        steps: how many steps there are; None: not known yet. Set ``steps`` before the first
-            step then; the callbacks in :mod:`powergrad_ext.integrations` do.
+        steps: how many steps there are, at least 1; None: not known yet. Set ``steps`` before
+            the first step then; the callbacks in :mod:`powergrad_ext.integrations` do.
         shape: how alpha goes from start to end, "linear" or "cosine" (half a wave).
         hold: the share of the steps, in [0, 1), for which alpha stays at start.
         device: where the tensor lies.
@@ -47,17 +47,29 @@ class AlphaSchedule:
         for name, value in (("start", start), ("end", end)):
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and greater than 0, got {value}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
         if shape not in SHAPES:
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
         if not 0.0 <= hold < 1.0:
             raise ValueError(f"hold must be at least 0 and less than 1, got {hold}")
-        self.start, self.end, self.steps = start, start if end is None else end, steps
+        self.start, self.end = start, start if end is None else end
         self.shape, self.hold = shape, hold
         self.steps_taken = 0
         with torch.inference_mode(False):  # a tensor made there could not be changed elsewhere
             self.alpha: Tensor = torch.tensor(start, dtype=torch.float64, device=device)
+        self.steps = steps
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps there are; setting it sets alpha for the steps already taken."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int | None) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self._steps = steps
+        if steps is not None:
+            self.alpha.fill_(self.value(self.steps_taken))
 
     def value(self, step: int) -> float:
         """Alpha at a step, counted from 0.
@@ -85,8 +97,11 @@ class AlphaSchedule:
         return {"steps_taken": self.steps_taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set alpha to what it was when the state was taken."""
-        self.step(state_dict["steps_taken"])
+        """Set alpha to what it was when the state was taken, or once :attr:`steps` is known."""
+        if self.steps is None:
+            self.steps_taken = state_dict["steps_taken"]
+        else:
+            self.step(state_dict["steps_taken"])
 
     def __repr__(self) -> str:
         return (

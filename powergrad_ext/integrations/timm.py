@@ -41,5 +41,14 @@ class SoftTargetCrossEntropy(loss.SoftTargetCrossEntropy):
         self.alpha = checked_alpha(alpha)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """The mean loss of logits x (..., C) for targets of the same shape, as mixup makes them."""
-        return cross_entropy(x.flatten(0, -2), target.flatten(0, -2), alpha=self.alpha)
+        """The mean loss of logits x (..., C) for targets of the same shape, as mixup makes them.
+
+        Raises:
+            ValueError: shapes that differ.
+        """
+        if x.shape != target.shape:
+            raise ValueError(
+                f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}"
+            )
+        classes = x.size(-1)
+        return cross_entropy(x.reshape(-1, classes), target.reshape(-1, classes), alpha=self.alpha)

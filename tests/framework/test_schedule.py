@@ -58,6 +58,19 @@ def test_a_state_goes_on_where_it_was():
     assert alphas(other, 3) == alphas(one, 3)
 
 
+def test_a_state_that_comes_before_the_number_of_steps():
+    whole = pg.AlphaSchedule(0.25, 1.0, steps=5)
+    alphas(whole, 3)
+    other = pg.AlphaSchedule(0.25, 1.0)
+    other.load_state_dict(whole.state_dict())
+    assert other.state_dict() == whole.state_dict()
+    other.steps = 5
+    assert alphas(other, 3) == alphas(whole, 3)
+    with pytest.raises(ValueError, match="steps must be at least 1, got -1"):
+        other.steps = -1
+    assert other.steps == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

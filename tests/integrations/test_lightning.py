@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from frameworks import framework
 
@@ -9,7 +10,7 @@ lightning = framework("lightning")
 
 from lightning.pytorch import LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 
 import powergrad_ext as pg  # noqa: E402
 from powergrad_ext.integrations.lightning import AlphaCallback  # noqa: E402
@@ -40,7 +41,14 @@ def batches():
     ]
 
 
-def fit(folder, schedule, resume=None, **options):
+class Stream(IterableDataset):
+    """Batches of which nobody knows how many there are."""
+
+    def __iter__(self):
+        return iter(batches())
+
+
+def fit(folder, schedule, resume=None, data=None, **options):
     model = Classifier(schedule.alpha)
     checkpoint = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=1)
     trainer = Trainer(
@@ -51,7 +59,7 @@ def fit(folder, schedule, resume=None, **options):
         callbacks=[AlphaCallback(schedule), checkpoint],
         **options,
     )
-    trainer.fit(model, DataLoader(batches(), batch_size=None), ckpt_path=resume)
+    trainer.fit(model, DataLoader(data or batches(), batch_size=None), ckpt_path=resume)
     return model
 
 
@@ -86,3 +94,15 @@ def test_training_is_that_of_a_plain_loop(tmp_path):
         (torch.nn.functional.cross_entropy(0.3 * z, target) / 0.3).backward()
         optimizer.step()
     torch.testing.assert_close(model.layer.weight, plain.layer.weight)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_epochs": 2}, {"max_epochs": -1, "max_time": "00:00:00:05"}]
+)
+def test_a_stream_has_no_number_of_steps(tmp_path, options):
+    with pytest.raises(ValueError, match=r"steps must be given to AlphaSchedule.*\(got (inf|-1)"):
+        fit(tmp_path, pg.AlphaSchedule(0.25, 1.0), data=Stream(), **options)
+    schedule = pg.AlphaSchedule(0.25, 1.0, steps=4)
+    told = fit(tmp_path, schedule, data=Stream(), max_epochs=1)
+    assert told.alphas == [schedule.value(step) for step in range(4)]
+    assert fit(tmp_path, pg.AlphaSchedule(0.3), data=Stream(), max_epochs=1).alphas == [0.3] * 4

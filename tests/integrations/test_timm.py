@@ -71,6 +71,14 @@ def test_soft_targets_of_more_dimensions():
     torch.testing.assert_close(ours, timm_loss.SoftTargetCrossEntropy()(logits, target))
 
 
+def test_soft_targets_of_one_input():
+    logits, target = torch.randn(CLASSES), torch.rand(CLASSES)
+    ours = SoftTargetCrossEntropy(alpha=1.0)(logits, target)
+    torch.testing.assert_close(ours, timm_loss.SoftTargetCrossEntropy()(logits, target))
+    with pytest.raises(ValueError, match="target must have x's shape"):
+        SoftTargetCrossEntropy()(logits, target[None])
+
+
 @pairs
 def test_as_the_train_script_calls_it(kind):
     """train.py hands its criterion to a task, which may be compiled."""

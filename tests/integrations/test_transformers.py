@@ -14,7 +14,6 @@ transformers = framework("transformers")
 
 from transformers import Trainer, TrainingArguments  # noqa: E402
 from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
-from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 import powergrad_ext as pg  # noqa: E402
 from powergrad_ext.integrations.transformers import (  # noqa: E402
@@ -265,16 +264,6 @@ def test_classifiers(tmp_path, kind):
         weights_after_training(tmp_path, classifier(kind), loss=trainer_loss(1.0), data=data),
         weights_after_training(tmp_path, classifier(kind), data=data),
     )
-
-
-def test_shift_labels_can_be_said():
-    logits, (_, labels) = torch.randn(4, 11, VOCABULARY), sequences()
-    outputs = CausalLMOutputWithPast(logits=logits)
-    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(trainer_loss(shift_labels=False)(outputs, labels), expected)
-    torch.testing.assert_close(trainer_loss(shift_labels=False)((logits,), labels), expected)
-    shifted = trainer_loss(shift_labels=True)(outputs, labels)
-    torch.testing.assert_close(shifted, ForCausalLMLoss(logits, labels, VOCABULARY))
 
 
 @pytest.mark.parametrize(

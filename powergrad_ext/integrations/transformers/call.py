@@ -25,6 +25,8 @@ class Settings:
     shifts_labels: bool
     counts_items: bool
     """Whether the model's loss is divided by num_items_in_batch."""
+    steps: tuple[Step, ...]
+    """The scale of the logits."""
 
 
 class FusedCall:

@@ -14,17 +14,18 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from powergrad_ext.alpha import checked_alpha
-from powergrad_ext.integrations.transformers.call import FusedCall, Settings, Step
+from powergrad_ext.integrations.transformers.call import FusedCall, Settings
 from powergrad_ext.integrations.transformers.labels import (
     calls_loss_function,
+    forward_code,
     labels_are_shifted,
     shifted,
 )
 from powergrad_ext.integrations.transformers.logits import FusedLogits
 from powergrad_ext.integrations.transformers.losses import base_model
 
-# Attributes of configurations by which models multiply or divide their logits, and where the model
-# itself keeps the number.
+# Attributes of configurations by which models multiply, divide and cap their logits, where their
+# forward names them: a multimodal model may leave out what its language model does.
 SCALES = {"logit_scale": "mul", "lm_head_multiplier": "mul", "logits_scaling": "div"}
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
@@ -80,13 +81,19 @@ def fuse_last_layer(
     name = type(base).__name__
     if "labels" not in inspect.signature(type(base).forward).parameters:
         raise TypeError(f"{name} takes no labels, so that it has no loss to fuse")
-    for config in (base.config, base.config.get_text_config()):
-        for cap in CAPS:
-            if getattr(config, cap, None):
-                raise ValueError(f"{name} caps its logits, {cap}={getattr(config, cap)}: not fused")
+    named = forward_code(type(base)).co_names
+    config = base.config.get_text_config()
+    for cap in CAPS:
+        if cap in named and getattr(config, cap, None):
+            raise ValueError(f"{name} caps its logits, {cap}={getattr(config, cap)}: not fused")
+    scales = [(kind, getattr(config, each, None)) for each, kind in SCALES.items() if each in named]
     layers = _linear_layers(base)
-    calls = calls_loss_function(type(base))
-    settings = Settings(options, labels_are_shifted(base), counts_items=calls)
+    settings = Settings(
+        options,
+        shifts_labels=labels_are_shifted(base),
+        counts_items=calls_loss_function(type(base)),
+        steps=tuple((kind, scale) for kind, scale in scales if scale not in (None, 1.0)),
+    )
     for module, to_class in ((base, _fused_model), *((layer, _fused_layer) for layer in layers)):
         if not hasattr(type(module), "_unfused"):
             _change_class(module, to_class(type(module)))
@@ -218,22 +225,10 @@ def _call(model: Any, labels: Tensor, kwargs: dict[str, Any]) -> FusedCall:
         target = shifted(labels, -100) if given is None else given
     counts = settings.counts_items and kwargs.get("num_items_in_batch") is not None
     reduction = "sum" if counts else "mean"
-    name = type(model).__name__
-    return FusedCall(name, settings.options, target, reduction, _steps(model))
-
-
-def _steps(model: Any) -> tuple[Step, ...]:
-    """What the model does to its logits, as far as its configuration tells."""
-    steps: list[Step] = []
-    config = model.config.get_text_config()
-    for name, kind in SCALES.items():
-        scale = getattr(config, name, None)
-        if scale not in (None, 1.0):
-            steps.append((kind, scale))
-    bias = getattr(model, "final_logits_bias", None)
-    if bias is not None:
-        steps.append(("add", bias))
-    return tuple(steps)
+    steps = settings.steps
+    if hasattr(model, "final_logits_bias"):
+        steps = (*steps, ("add", model.final_logits_bias))
+    return FusedCall(type(model).__name__, settings.options, target, reduction, steps)
 
 
 def _fused_layers(model: Any) -> list[Any]:
