@@ -13,7 +13,7 @@ RUN =
 RESULTS = bench/results/cpu-xeon
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build.py
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build/*.py
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
@@ -116,7 +116,7 @@ gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benc
 	$(PYTHON) scripts/gpu.py $(PART)
 
 clean: ## remove all that was built; the virtual environment stays
-	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo *.egg-info powergrad_ext/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.bench $(VENV)/.demo $(VENV)/.test $(VENV)/.frameworks $(VENV)/.vision
 
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
