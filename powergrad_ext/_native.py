@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from powergrad_ext import _build
 from powergrad_ext._build import elf, ninja, tools
-from powergrad_ext._build.ninja import Library
 
 MODULE = "powergrad_ext._C"
 OLDEST_TORCH = (2, 11)
@@ -115,12 +114,7 @@ def _built_once(csrc: Path, torch_version: str) -> Path:
     torch, python = _build.installed_torch(), _build.running_python()
     # The kernels of an installed package serve any torch.
     kernels = NATIVE if csrc.parent == PACKAGE and NATIVE.is_dir() else None
-    if kernels is not None:
-        libraries = [_build.binding(csrc, torch, python, as_one=True)]
-    else:
-        libraries = _build.libraries(csrc, as_one=True)
-    fingerprint = _fingerprint(libraries, csrc, kernels)
-    folder = _cache_folder() / f"torch-{torch_version}-{fingerprint}"
+    folder = _cache_folder() / f"torch-{torch_version}-{_fingerprint(csrc, kernels)}"
     binding = folder / _build.binding_name(torch.minor, python.suffix)
     if binding.exists():
         return binding
@@ -142,7 +136,7 @@ def _built_once(csrc: Path, torch_version: str) -> Path:
                 f"{need}, which is done once and takes a minute or two (MAX_JOBS=n limits the "
                 f"compilers at work), in {folder}"
             )
-            _compile(libraries, csrc, folder, kernels)
+            _compile(csrc, folder, kernels)
     return binding
 
 
@@ -158,7 +152,12 @@ def _need(kernels: Path | None, torch_minor: str) -> str:
     )
 
 
-def _compile(libraries: list[Library], csrc: Path, folder: Path, kernels: Path | None) -> None:
+def _compile(csrc: Path, folder: Path, kernels: Path | None) -> None:
+    if kernels is None:
+        libraries = _build.libraries(csrc, as_one=True)
+    else:
+        torch, python = _build.installed_torch(), _build.running_python()
+        libraries = [_build.binding(csrc, torch, python, as_one=True)]
     scratch = folder / "build"
     try:
         _build.build(libraries, csrc, scratch, scratch / "made", quiet=True)
@@ -186,12 +185,19 @@ def _cache_folder() -> Path:
     return Path(root, "powergrad_ext")
 
 
-def _fingerprint(libraries: list[Library], csrc: Path, kernels: Path | None) -> str:
+def _fingerprint(csrc: Path, kernels: Path | None) -> str:
     """A short hash of all sources and of how they are compiled, wherever they lie."""
     import torch
 
-    rules = ninja.rules(libraries, "made", tools.compiler()).replace(str(csrc), "csrc")
-    settings = [_build.hash_of_files(csrc), rules, str(torch.version.git_version), str(kernels)]
+    settings = [
+        _build.hash_of_files(csrc),
+        _build.hash_of_files(PACKAGE / "_build"),
+        *tools.compiler(),
+        str(torch.version.git_version),
+        str(kernels),
+        str(_build.wanted_toolkit()),
+        os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
+    ]
     return hashlib.sha256("\0".join(settings).encode()).hexdigest()[:12]
 
 

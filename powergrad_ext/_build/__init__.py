@@ -79,19 +79,25 @@ def read_sources(csrc: Path) -> dict[str, list[Path]]:
 
 
 def libraries(csrc: Path, *, as_one: bool) -> list[Library]:
-    """Those for the torch and the Python that run this; without CUDA kernels where it has no CUDA.
+    """Those for the torch and the Python that run this; `as_one`: see `binding`."""
+    built = [cpu_library(csrc), binding(csrc, installed_torch(), running_python(), as_one=as_one)]
+    toolkit = wanted_toolkit()
+    if toolkit is not None and read_sources(csrc)["cuda"]:
+        built.append(cuda_library(csrc, toolkit))
+    return built
 
-    POWERGRAD_CUDA=OFF leaves them out as well, as for CMake: they take most of the time of a build,
-    and a CUDA build of torch may be wanted for its CPU half only. `as_one`: see `binding`.
+
+def wanted_toolkit() -> Path | None:
+    """The CUDA toolkit, if there is one and the torch that runs this has CUDA.
+
+    POWERGRAD_CUDA=OFF leaves the CUDA kernels out as well, as for CMake: they take most of the time
+    of a build, and a CUDA build of torch may be wanted for its CPU half only.
     """
     import torch
 
-    built = [cpu_library(csrc), binding(csrc, installed_torch(), running_python(), as_one=as_one)]
-    if torch.version.cuda is not None and os.environ.get("POWERGRAD_CUDA") != "OFF":
-        toolkit = cuda_toolkit()
-        if toolkit is not None and read_sources(csrc)["cuda"]:
-            built.append(cuda_library(csrc, toolkit))
-    return built
+    if torch.version.cuda is None or os.environ.get("POWERGRAD_CUDA") == "OFF":
+        return None
+    return cuda_toolkit()
 
 
 def cpu_library(csrc: Path) -> Library:
@@ -206,7 +212,7 @@ def build(
 def hash_of_files(folder: Path, leave_out: str | None = None) -> str:
     """A short hash of the files in a folder, without one folder in it."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*.*") if path.suffix != ".pyc"):
         name = path.relative_to(folder)
         if name.parts[0] != leave_out:
             digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")

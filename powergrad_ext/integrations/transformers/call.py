@@ -64,7 +64,9 @@ class FusedCall:
         if self.is_made:
             raise self.misfit("it calls its last layer more than once")
         if isinstance(weight, DTensor):
-            raise self.misfit("its last layer is a DTensor when it is called, tensor-parallel maybe")
+            raise self.misfit(
+                "its last layer is a DTensor when it is called, tensor-parallel maybe"
+            )
         rows = hidden.shape[:-1].numel()
         if rows != self.target.numel():
             raise ValueError(

@@ -144,7 +144,15 @@ def _planned(kind: str) -> Any:
 _OF_THE_LOSS = {
     *(
         getattr(Tensor, name).__get__
-        for name in ("device", "requires_grad", "grad_fn", "is_leaf", "is_nested", "layout", "_base")
+        for name in (
+            "device",
+            "requires_grad",
+            "grad_fn",
+            "is_leaf",
+            "is_nested",
+            "layout",
+            "_base",
+        )
     ),
     Tensor.register_hook,
 }
