@@ -13,12 +13,12 @@ RUN =
 RESULTS = bench/results/cpu-xeon
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build.py
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build/*.py
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
 .PHONY: help demo check test test-all test-rest docs pytest test-torch build lint format core-test
-.PHONY: bench bench-results gpu clean
+.PHONY: bench bench-results gpu clean wheel wheels wheel-test
 
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk '{ name = $$0; sub(/:.*/, "", name); sub(/^[^:]*:/, ""); printf "  make %-14s %s\n", name, $$0 }'
@@ -112,11 +112,20 @@ IN_HALF = --case gpt2 --dtype bfloat16 --peer eager compile chunked
 ALL_MODES = forward backward forward+backward in-place none probabilities log-softmax
 MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 
+wheel: $(VENV)/.test ## make the wheel for this Python and this torch, into dist
+	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+wheels: $(VENV)/.wheels ## make the wheels for all Pythons and all torches, into dist
+	python scripts/wheels.py
+
+wheel-test: $(VENV)/.wheels ## test the wheel that WHEEL names, where nothing can be compiled
+	WHEEL='$(WHEEL)' python -m pytest --quiet tests/wheels
+
 gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benchmark (PART=one)
 	$(PYTHON) scripts/gpu.py $(PART)
 
 clean: ## remove all that was built; the virtual environment stays
-	rm -rf build dist demo *.egg-info powergrad_ext/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo *.egg-info powergrad_ext/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.bench $(VENV)/.demo $(VENV)/.test $(VENV)/.frameworks $(VENV)/.vision
 
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
@@ -131,7 +140,8 @@ $(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 # Frameworks for the tests of the integrations, beside the torch that is there.
 $(VENV)/.frameworks: NEEDS = frameworks
 $(VENV)/.vision: NEEDS = vision
-$(VENV)/.frameworks $(VENV)/.vision: $(VENV)/.test pyproject.toml
+$(VENV)/.wheels: NEEDS = wheels
+$(VENV)/.frameworks $(VENV)/.vision $(VENV)/.wheels: $(VENV)/.test pyproject.toml
 	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]' $(TORCH)
 	@touch $@
 

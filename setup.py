@@ -1,53 +1,79 @@
-"""Compiles powergrad_ext._C; all that is fixed stands in pyproject.toml."""
+"""Builds the libraries of powergrad_ext; all that is fixed stands in pyproject.toml."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
 import setuptools
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).resolve().parent
+CSRC = HERE / "csrc"
+# Without its package, which needs the binding built here.
+sys.path.append(str(HERE / "powergrad_ext"))
+import _build  # noqa: E402
+from _build import commit, tools  # noqa: E402
 
-
-def load_build_settings():
-    """powergrad_ext/_build.py without its package, which needs the module built here."""
-    spec = importlib.util.spec_from_file_location("_build", HERE / "powergrad_ext" / "_build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+sys.path.pop()
 
 # Without isolation pip does not look at what pyproject.toml asks for.
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(
         "powergrad_ext is built with setuptools 77.0.3 or later: pip install --upgrade setuptools"
     )
-if importlib.util.find_spec("torch") is None:
-    sys.exit(
-        "powergrad_ext is compiled against the PyTorch that it will run with, and there is none "
-        "here. If the environment has torch 2.11 or later, pip's build isolation hides it; else "
-        "install it first. Then run  pip install --no-build-isolation ."
-    )
-
-build = load_build_settings()
-recipe = build.recipe(HERE / "csrc")
-if missing := build.missing_tool():
-    sys.exit(f"powergrad_ext has to be compiled, which needs {missing}")
-
-# Importing torch's part reads the environment.
-os.environ.update(recipe.environment)
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 
-class BuildIncrementally(BuildExtension):
-    """Keeps all object files in one folder, where ninja finds which are up to date."""
+class BuildLibraries(build_ext):
+    """Compiles them by ninja, in one folder that keeps all object files; or takes them ready."""
 
-    def finalize_options(self):
-        self.build_temp = "build/objects"
-        super().finalize_options()
+    user_options = [*build_ext.user_options, ("built=", None, "folder of libraries to take")]  # noqa: RUF012
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.built = None
+
+    def run(self):
+        package = HERE if self.inplace or self.editable_mode else Path(self.build_lib)
+        output = package / "powergrad_ext" / _build.NATIVE
+        if self.built is not None:
+            self.copy_tree(self.built, str(output))
+            return
+        if importlib.util.find_spec("torch") is None:
+            sys.exit(
+                "powergrad_ext is compiled against the PyTorch that it will run with, and there is "
+                "none here. If the environment has torch 2.11 or later, pip's build isolation "
+                "hides it; else install it first. Then run  pip install --no-build-isolation ."
+            )
+        if missing := tools.missing_tool():
+            sys.exit(f"powergrad_ext has to be compiled, which needs {missing}")
+        # In place, files are changed and compiled again.
+        libraries = _build.libraries(CSRC, as_one=not self.inplace)
+        try:
+            _build.build(libraries, CSRC, HERE / "build" / "objects", output)
+        except _build.ninja.BuildError:
+            sys.exit("powergrad_ext could not be compiled: see above")
+
+    def get_outputs(self):
+        return []
+
+    def get_output_mapping(self):
+        return {}
+
+
+class TaggedWheel(bdist_wheel):
+    """A wheel of libraries that are built already may be for another Python."""
+
+    user_options = [*bdist_wheel.user_options, ("tag=", None, "python-abi-platform")]  # noqa: RUF012
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.tag = None
+
+    def get_tag(self):
+        return tuple(self.tag.split("-")) if self.tag else super().get_tag()
 
 
 class RecordCommit(build_py):
@@ -56,7 +82,7 @@ class RecordCommit(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            build.record_commit(Path(self.build_lib, "powergrad_ext"))
+            commit.record_commit(Path(self.build_lib, "powergrad_ext"))
 
 
 class RecordCommitInSources(sdist):
@@ -64,24 +90,15 @@ class RecordCommitInSources(sdist):
 
     def make_release_tree(self, base_dir, files):
         super().make_release_tree(base_dir, files)
-        build.record_commit(Path(base_dir, "powergrad_ext"))
+        commit.record_commit(Path(base_dir, "powergrad_ext"))
 
-
-extension_type = CUDAExtension if recipe.with_cuda else CppExtension
-extension = extension_type(
-    name="powergrad_ext._C",
-    sources=[os.path.relpath(source, HERE) for source in recipe.sources],
-    include_dirs=[str(recipe.include_folder)],
-    extra_compile_args={
-        "cxx": [*recipe.cxx_flags, *build.openmp_flags()],
-        "nvcc": recipe.nvcc_flags,
-    },
-)
 
 setuptools.setup(
-    ext_modules=[extension],
+    # Only tells that there is something compiled.
+    ext_modules=[setuptools.Extension("powergrad_ext._C", [])],
     cmdclass={
-        "build_ext": BuildIncrementally,
+        "bdist_wheel": TaggedWheel,
+        "build_ext": BuildLibraries,
         "build_py": RecordCommit,
         "sdist": RecordCommitInSources,
     },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 import powergrad_ext
-from powergrad_ext import _build, _native
+from powergrad_ext import _native
+from powergrad_ext._build.commit import commit
 from powergrad_ext._native import _C
 
 
@@ -13,7 +14,7 @@ def report() -> dict[str, str]:
     """The facts that belong into a bug report."""
     architectures = _C.cuda_architectures()
     return {
-        "powergrad_ext": f"{powergrad_ext.__version__}, commit {_build.commit() or 'unknown'}",
+        "powergrad_ext": f"{powergrad_ext.__version__}, commit {commit() or 'unknown'}",
         "module": str(_C.__file__),
         "built": "on installation (AOT)" if _native.INSTALLED else "on first import (JIT)",
         "CPU instruction set": f"{_C.isa()} (supported: {', '.join(_C.available_isas())})",

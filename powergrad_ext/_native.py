@@ -1,8 +1,10 @@
 """Finds the compiled module powergrad_ext._C, or builds it on first import.
 
-An installed module is taken as it is. From a source tree, or from an installation without a
-compiled module, the sources are compiled once into torch's cache of extensions, in a folder named
-after torch's version and a hash of everything that decides the result.
+The folder `native` of an installed package has a module, the binding, for each minor version of
+torch that was thought of, and beside them the kernels that they open. For another torch a binding
+alone is compiled. From a source tree without that folder everything is. What is compiled goes once
+into torch's cache of extensions, into a folder named after torch's version and a hash of everything
+that decides the result.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import os
 import re
 import shutil
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from powergrad_ext import _build
+from powergrad_ext._build import elf, ninja, tools
 
 MODULE = "powergrad_ext._C"
 OLDEST_TORCH = (2, 11)
 PACKAGE = Path(__file__).resolve().parent
+NATIVE = PACKAGE / _build.NATIVE
+BINDING = re.compile(r"_C_torch(\d+\.\d+)\.")
 
 
 def _find() -> ModuleType:
@@ -45,10 +49,12 @@ def _find() -> ModuleType:
         )
     # Looked for by its path: by its name, one would be found that belongs to another copy of the
     # package, installed in place.
-    for installed in (PACKAGE / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES):
-        if installed.exists():
-            return _load_installed(installed, torch.__version__)
-    return _build_once(_build.source_folder(), torch.__version__)
+    installed = NATIVE / _build.binding_name(
+        _build.minor_version(torch.__version__), _build.running_python().suffix
+    )
+    if installed.exists():
+        return _load(installed, torch.__version__)
+    return _load(_built_once(_build.source_folder(), torch.__version__), torch.__version__)
 
 
 def _require_torch() -> None:
@@ -64,97 +70,110 @@ def _require_torch() -> None:
         raise ImportError(f"{needed}, this is {torch.__version__}: pip install --upgrade torch")
 
 
-def _load_installed(library: Path, torch_version: str) -> ModuleType:
+def _load(binding: Path, torch_version: str) -> ModuleType:
+    """The binding as a module, after a look at the files that it will open.
+
+    Raises:
+        ImportError: one of them is not there, not whole or not of this binding.
+    """
+    folder = binding.parent
+    optional = [path] if (path := folder / _build.CUDA_LIBRARY).exists() else []
+    for library in (binding, folder / _build.CPU_LIBRARY, *optional):
+        if (fault := elf.fault(library)) is not None:
+            raise ImportError(f"{library} {fault}: {_again(library)}")
+    spec = importlib.util.spec_from_file_location(MODULE, binding)
+    assert spec is not None
+    assert spec.loader is not None
     try:
-        return _load(library)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError as error:
         if "undefined symbol" not in str(error):
             raise
         raise ImportError(
-            f"{library.name} was built for another PyTorch than {torch_version} ({error}): install "
-            "powergrad_ext again, with pip install --no-build-isolation --force-reinstall"
+            f"{binding.name} was built for another PyTorch than {torch_version} ({error}): "
+            f"{_again(binding)}"
         ) from None
+    sys.modules[MODULE] = module
+    return module
 
 
-def _build_once(csrc: Path, torch_version: str) -> ModuleType:
-    """The module from the cache; compiled first if no process has done so yet.
+def _again(library: Path) -> str:
+    if library.parent == NATIVE:
+        return "install powergrad_ext again, with pip install --force-reinstall --no-deps"
+    return f"remove {library.parent}, and it will be compiled again"
 
-    A finished module appears under its name by one rename, so whoever sees it may load it without a
-    lock. Compiling is done under a lock that the system releases when its holder ends, however it
-    ends.
+
+def _built_once(csrc: Path, torch_version: str) -> Path:
+    """The binding in the cache; compiled first if no process has done so yet.
+
+    A finished binding appears under its name by one rename, after what it needs, so whoever sees it
+    may load it without a lock. Compiling is done under a lock that the system releases when its
+    holder ends, however it ends.
     """
-    recipe = _build.recipe(csrc)
-    folder = _cache_folder() / f"torch-{torch_version}-{_fingerprint(recipe)}"
-    library = folder / f"_C{EXTENSION_SUFFIXES[0]}"
-    if library.exists():
-        return _load(library)
-    if missing := _build.missing_tool():
-        raise ImportError(f"powergrad_ext has to be compiled, which needs {missing}")
+    torch, python = _build.installed_torch(), _build.running_python()
+    # The kernels of an installed package serve any torch.
+    kernels = NATIVE if csrc.parent == PACKAGE and NATIVE.is_dir() else None
+    folder = _cache_folder() / f"torch-{torch_version}-{_fingerprint(csrc, kernels)}"
+    binding = folder / _build.binding_name(torch.minor, python.suffix)
+    if binding.exists():
+        return binding
+    need = _need(kernels, torch.minor)
+    if missing := tools.missing_tool():
+        raise ImportError(f"{need}, which needs {missing}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "in_use").open("w")
     except OSError as error:
         raise ImportError(
-            f"powergrad_ext has to be compiled, but {folder} cannot be written ({error.strerror}): "
+            f"{need}, but {folder} cannot be written ({error.strerror}): "
             "set TORCH_EXTENSIONS_DIR to a folder that can"
         ) from None
     with lock:
         _wait_for(lock.fileno(), folder)
-        if library.exists():
-            return _load(library)
-        with _build.environment_of(recipe):
-            return _compile(recipe, library)
+        if not binding.exists():
+            _say(
+                f"{need}, which is done once and takes a minute or two (MAX_JOBS=n limits the "
+                f"compilers at work), in {folder}"
+            )
+            _compile(csrc, folder, kernels)
+    return binding
 
 
-def _compile(recipe: _build.Recipe, library: Path) -> ModuleType:
-    _say(
-        "compiling its C++ sources, which is done once and takes a minute or two "
-        f"(MAX_JOBS=n limits the compilers at work), into {library.parent}"
+def _need(kernels: Path | None, torch_minor: str) -> str:
+    """Why there is something to compile."""
+    if kernels is None:
+        return "powergrad_ext has to be compiled"
+    there = {match[1] for path in kernels.iterdir() if (match := BINDING.match(path.name))}
+    versions = ", ".join(sorted(there)) or "none"
+    return (
+        f"powergrad_ext was installed with bindings for torch {versions}; "
+        f"that for torch {torch_minor} has to be compiled"
     )
-    from torch.utils import cpp_extension
 
-    folder = library.parent / "build"
-    folder.mkdir(exist_ok=True)
-    # torch's own lock outlives a build that was killed; ours is held, so no build is running.
-    (folder / "lock").unlink(missing_ok=True)
+
+def _compile(csrc: Path, folder: Path, kernels: Path | None) -> None:
+    if kernels is None:
+        libraries = _build.libraries(csrc, as_one=True)
+    else:
+        torch, python = _build.installed_torch(), _build.running_python()
+        libraries = [_build.binding(csrc, torch, python, as_one=True)]
+    scratch = folder / "build"
     try:
-        built = cpp_extension.load(
-            name="powergrad_ext",
-            sources=[str(source) for source in recipe.sources],
-            # torch names the module after the folder; ours is named as the installed one is.
-            extra_cflags=[
-                *recipe.cxx_flags,
-                *_build.openmp_flags(),
-                "-UTORCH_EXTENSION_NAME",
-                "-DTORCH_EXTENSION_NAME=_C",
-            ],
-            extra_cuda_cflags=recipe.nvcc_flags,
-            extra_include_paths=[str(recipe.include_folder)],
-            build_directory=str(folder),
-            with_cuda=recipe.with_cuda,
-            is_python_module=False,
-        )
-    except RuntimeError as error:
+        _build.build(libraries, csrc, scratch, scratch / "made", quiet=True)
+    except ninja.BuildError as error:
         lines = str(error).splitlines()
         errors = [line for line in lines if "error:" in line] or lines
         raise ImportError(
-            "\n".join([f"powergrad_ext could not be compiled in {folder}:", *errors])
+            "\n".join([f"powergrad_ext could not be compiled in {scratch}:", *errors])
         ) from None
-    module = _load(Path(built))
-    os.replace(built, library)
-    module.__file__ = str(library)
-    shutil.rmtree(folder)
-    return module
-
-
-def _load(library: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(MODULE, library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[MODULE] = module
-    return module
+    if kernels is not None:
+        for library in (_build.CPU_LIBRARY, _build.CUDA_LIBRARY):
+            (folder / library).unlink(missing_ok=True)
+            (folder / library).symlink_to(kernels / library)
+    for made in sorted((scratch / "made").iterdir(), key=lambda path: path.name.startswith("_C")):
+        os.replace(made, folder / made.name)
+    shutil.rmtree(scratch)
 
 
 def _cache_folder() -> Path:
@@ -166,30 +185,32 @@ def _cache_folder() -> Path:
     return Path(root, "powergrad_ext")
 
 
-def _fingerprint(recipe: _build.Recipe) -> str:
-    """A short hash of all sources, and of the compiler and the flags they are compiled with."""
+def _fingerprint(csrc: Path, kernels: Path | None) -> str:
+    """A short hash of all sources and of how they are compiled, wherever they lie."""
     import torch
 
-    digest = hashlib.sha256()
-    csrc = recipe.include_folder
-    for path in sorted(path for path in csrc.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(csrc)}\0".encode() + path.read_bytes() + b"\0")
-    flags = [*_build.compiler(), *recipe.cxx_flags, *recipe.nvcc_flags]
-    settings = [*flags, str(torch.version.git_version)]
-    digest.update("\0".join(settings).encode())
-    return digest.hexdigest()[:12]
+    settings = [
+        _build.hash_of_files(csrc),
+        _build.hash_of_files(PACKAGE / "_build"),
+        *tools.compiler(),
+        str(torch.version.git_version),
+        str(kernels),
+        str(_build.wanted_toolkit()),
+        os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
+    ]
+    return hashlib.sha256("\0".join(settings).encode()).hexdigest()[:12]
 
 
 def _wait_for(lock: int, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _say(f"waiting for another process that is compiling in {folder}")
+        _say(f"powergrad_ext waits for another process that is compiling in {folder}")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _say(what: str) -> None:
-    print(f"powergrad_ext: {what}", file=sys.stderr, flush=True)
+    print(what, file=sys.stderr, flush=True)
 
 
 if TYPE_CHECKING:
@@ -198,4 +219,4 @@ else:
     _C = _find()
 
 #: Whether the module was installed; otherwise it was compiled on first import.
-INSTALLED = Path(str(_C.__file__)).parent == PACKAGE
+INSTALLED = Path(str(_C.__file__)).parent == NATIVE

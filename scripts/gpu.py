@@ -179,18 +179,19 @@ int64_t raises(double number) {
   return 0;
 }
 TORCH_LIBRARY(raising, library) { library.def("raises", &raises); }
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) { module.def("raises", &raises); }
+PYBIND11_MODULE(raising, module) { module.def("raises", &raises); }
 """
-# Compiled and linked as setup.py does it.
+# Compiled and linked as the binding is.
 BUILDING = """
 import sys
-sys.path.append(sys.argv.pop(1))
+from pathlib import Path
+sys.path.append(sys.argv[1])
 import _build
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
-flags = {"cxx": [*_build.CXX_FLAGS, *_build.openmp_flags()]}
-extension = CppExtension("raising", ["raising.cpp"], extra_compile_args=flags)
-setup(name="raising", ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
+here = Path.cwd()
+(here / "sources.txt").write_text("module raising.cpp\\n")
+torch, python = _build.installed_torch(), _build.running_python()
+library = _build.binding(here, torch, python, as_one=True)._replace(name="raising.so")
+_build.build([library], here, here / "build", here)
 """
 # What torch raises first: a module that has raised by itself before may live through it.
 CATCHING = """
@@ -210,7 +211,7 @@ def survives_exceptions(compiler: str) -> bool:
     With the C++ library linked into the module, statically, numbers are missing in the words, or
     the process ends: whichever of both libraries a call meets, it was set up by the other.
     """
-    build = python("-c", BUILDING, str(REPOSITORY / "powergrad_ext"), "build_ext", "--inplace")
+    build = python("-c", BUILDING, str(REPOSITORY / "powergrad_ext"))
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "raising.cpp").write_text(RAISING)
         return all(

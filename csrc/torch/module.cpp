@@ -15,6 +15,7 @@
 
 #include "torch/functorch.h"
 #include "torch/instruction_set.h"
+#include "torch/libraries.h"
 #include "torch/operators.h"
 
 namespace py = pybind11;
@@ -56,26 +57,23 @@ at::Tensor call_log_softmax(const at::Tensor& input, int64_t dim, const Alpha& a
   return op.call(input, dim, as_tensor(alpha));
 }
 
-// What the build passed for the kernels, as TORCH_CUDA_ARCH_LIST names them.
+// What the CUDA kernels that lie beside this file were compiled for; none where there are none.
 std::vector<std::string> cuda_architectures() {
-#if defined(POWERGRAD_CUDA_ARCHITECTURES)
-#define POWERGRAD_AS_TEXT(...) #__VA_ARGS__
-#define POWERGRAD_EXPANDED_AS_TEXT(...) POWERGRAD_AS_TEXT(__VA_ARGS__)
-  std::istringstream list(POWERGRAD_EXPANDED_AS_TEXT(POWERGRAD_CUDA_ARCHITECTURES));
   std::vector<std::string> names;
-  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+  try {
+    std::istringstream list(cuda_library().architectures);
+    for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+  } catch (const c10::NotImplementedError&) {
+  }
   return names;
-#else
-  return {};
-#endif
 }
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+PYBIND11_MODULE(_C, m) {
   try {
     active_instruction_set();
-  } catch (const c10::Error& error) {  // a bad POWERGRAD_ISA: one sentence, as an ImportError
+  } catch (const c10::Error& error) {  // a bad POWERGRAD_ISA, other kernels: an ImportError
     throw py::import_error(error.what_without_backtrace());
   }
 

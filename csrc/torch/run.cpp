@@ -6,12 +6,9 @@ namespace powergrad {
 
 const DeviceFunctions& functions_of(c10::Device device) {
   if (device.is_cpu()) return cpu_functions();
-#if defined(POWERGRAD_WITH_CUDA)
   if (device.is_cuda()) return cuda_functions();
-#endif
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "powergrad_ext was built without kernels for ", device,
-                              "; move the tensors to the CPU, or install a build with CUDA kernels",
-                              " (python -m powergrad_ext shows what was built)");
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "powergrad_ext has no kernels for ", device,
+                              "; move the tensors to the CPU or to a CUDA device");
 }
 
 }  // namespace powergrad

@@ -32,10 +32,10 @@ struct DeviceFunctions {
   void (*merge_shards)(const MergeParams&, c10::Device);
 };
 
-// NotImplementedError where this build has no kernels for the device.
+// NotImplementedError where there are no kernels for the device.
 const DeviceFunctions& functions_of(c10::Device device);
 
 const DeviceFunctions& cpu_functions();
-const DeviceFunctions& cuda_functions();  // in a build with CUDA kernels
+const DeviceFunctions& cuda_functions();
 
 }  // namespace powergrad

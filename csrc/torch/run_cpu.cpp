@@ -9,6 +9,7 @@
 #include "cpu/kernels.h"
 #include "torch/checks.h"
 #include "torch/instruction_set.h"
+#include "torch/libraries.h"
 #include "torch/parallel_sum.h"
 #include "torch/run.h"
 
@@ -70,7 +71,7 @@ template <class Params>
 int64_t tile_bytes(const Params& p) {
   if (p.logits_strides.classes == 1 || !is_forward(p)) return 0;
   const int64_t size = is_double(p.dtype) ? sizeof(double) : sizeof(float);
-  return tile_rows(p.shape, size) * p.shape.classes * size;
+  return cpu_library().tile_rows(p.shape, size) * p.shape.classes * size;
 }
 
 template <class Params>

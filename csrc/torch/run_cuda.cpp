@@ -2,39 +2,33 @@
 // all of it can be captured in a CUDA graph.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
-#include "cuda/launchers.h"
+#include "torch/cuda_device.h"
 #include "torch/last_grad_output.h"
+#include "torch/libraries.h"
 #include "torch/run.h"
 
 namespace powergrad {
 namespace {
 
-template <class Params>
-using Launcher = cudaError_t (*)(const Params&, cudaStream_t);
-
-template <class Params, Launcher<Params> launch>
+template <class Params, int (*CudaLibrary::*launch)(const Params&, void*)>
 void run(const Params& params, c10::Device device) {
   if (params.shape.rows() == 0 || params.shape.classes == 0) return;
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(launch(params, c10::cuda::getCurrentCUDAStream()));
+  const OnCudaDevice on(device);
+  check_cuda((cuda_library().*launch)(params, on.stream()));
 }
 
 // Scratch of one launch. Torch gives its memory only to later work on the same stream.
 at::Tensor sum_partials(c10::Device device) {
-  return at::empty({kSumPartials}, at::TensorOptions(device).dtype(at::kDouble));
+  return at::empty({cuda_library().sum_partials}, at::TensorOptions(device).dtype(at::kDouble));
 }
 
 void total_weight(const CrossEntropyParams& params, double* total, void* speculative_grad_output,
                   c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
+  const OnCudaDevice on(device);
   const at::Tensor partials = sum_partials(device);
-  C10_CUDA_CHECK(launch_total_weight(params, total, speculative_grad_output,
-                                     partials.mutable_data_ptr<double>(),
-                                     c10::cuda::getCurrentCUDAStream()));
+  check_cuda(cuda_library().total_weight(params, total, speculative_grad_output,
+                                         partials.mutable_data_ptr<double>(), on.stream()));
 }
 
 // The kernels check every target that they read.
@@ -42,25 +36,26 @@ void check_targets(const CrossEntropyParams&, c10::Device) {}
 
 void reduce_losses(const CrossEntropyParams& params, const double* divisor, void* loss,
                    c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
+  const OnCudaDevice on(device);
   const at::Tensor partials = sum_partials(device);
-  C10_CUDA_CHECK(launch_reduce_losses(params, divisor, loss, partials.mutable_data_ptr<double>(),
-                                      c10::cuda::getCurrentCUDAStream()));
+  check_cuda(cuda_library().reduce_losses(params, divisor, loss,
+                                          partials.mutable_data_ptr<double>(), on.stream()));
 }
 
 void merge_shards(const MergeParams& params, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(launch_merge_shards(params, c10::cuda::getCurrentCUDAStream()));
+  const OnCudaDevice on(device);
+  check_cuda(cuda_library().merge_shards(params, on.stream()));
 }
 
 }  // namespace
 
 const DeviceFunctions& cuda_functions() {
+  cuda_library();  // which may not be there
   static constexpr DeviceFunctions functions{
-      run<CrossEntropyParams, launch_cross_entropy_forward>,
-      run<CrossEntropyParams, launch_cross_entropy_backward>,
-      run<LogSoftmaxParams, launch_log_softmax_forward>,
-      run<LogSoftmaxParams, launch_log_softmax_backward>,
+      run<CrossEntropyParams, &CudaLibrary::cross_entropy_forward>,
+      run<CrossEntropyParams, &CudaLibrary::cross_entropy_backward>,
+      run<LogSoftmaxParams, &CudaLibrary::log_softmax_forward>,
+      run<LogSoftmaxParams, &CudaLibrary::log_softmax_backward>,
       last_grad_output,
       total_weight,
       check_targets,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from commands import REPOSITORY, run
 
 from powergrad_ext import _build
+from powergrad_ext._build import tools
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 THREADS = 256
@@ -65,7 +66,7 @@ class Kernel(NamedTuple):
 
 def nvcc() -> Path | None:
     """The toolkit's compiler, if there is one."""
-    folder = os.environ.get("CUDA_HOME") or _build.DEFAULT_CUDA_FOLDER
+    folder = os.environ.get("CUDA_HOME") or tools.DEFAULT_CUDA_FOLDER
     found = shutil.which("nvcc", path=f"{folder}/bin") or shutil.which("nvcc")
     return None if found is None else Path(found)
 

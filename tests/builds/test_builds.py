@@ -9,7 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from commands import REPOSITORY, run
+
+from powergrad_ext import _build
 
 pytestmark = pytest.mark.slow
 
@@ -46,14 +49,19 @@ def test_the_source_distribution_is_complete(source_tree: Path) -> None:
     assert not list(source_tree.rglob("*.so"))
 
 
-def test_the_wheel_holds_module_sources_and_types(wheel: Path) -> None:
+def test_the_wheel_holds_libraries_sources_and_types(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (name for name in names if name.endswith("/METADATA"))
         headers = archive.read(metadata).decode().splitlines()
     assert {f"powergrad_ext/csrc/{path}" for path in files_of_csrc()} <= names
     assert {"powergrad_ext/py.typed", "powergrad_ext/_C.pyi"} <= names
-    assert sum(name.startswith("powergrad_ext/_C.") and name.endswith(".so") for name in names) == 1
+    native = {name.split("/")[-1] for name in names if name.startswith("powergrad_ext/native/")}
+    minor, suffix = _build.minor_version(torch.__version__), _build.running_python().suffix
+    assert native - {_build.CUDA_LIBRARY} == {
+        _build.CPU_LIBRARY,
+        _build.binding_name(minor, suffix),
+    }
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"powergrad_ext"}
     assert {
         "License-Expression: Apache-2.0",
@@ -95,17 +103,17 @@ def test_a_source_tree_compiles_itself_once(source_tree: Path, extension_cache: 
     assert second.stderr == ""
 
 
-def test_an_installed_package_without_its_module_is_the_same_source(
+def test_an_installed_package_without_its_libraries_is_the_same_source(
     installed: Path, source_tree: Path, extension_cache: Path, tmp_path: Path
 ) -> None:
-    """Its sources lead to the very folder that the source tree's module was compiled into."""
+    """Its sources lead to the very folder that the source tree's were compiled into."""
     from_source = step(sys.executable, source_tree, extension_cache)
-    (library,) = installed.parents[1].rglob("powergrad_ext/_C.*.so")
-    library.rename(tmp_path / library.name)
+    (native,) = installed.parents[1].rglob("powergrad_ext/native")
+    native.rename(tmp_path / "native")
     try:
         from_package = step(installed, tmp_path, extension_cache)
     finally:
-        (tmp_path / library.name).rename(library)
+        (tmp_path / "native").rename(native)
     assert from_package.stdout == from_source.stdout
 
 

@@ -12,6 +12,7 @@ from commands import REPOSITORY, run
 from cuda_code import ARCHITECTURES, Kernel
 
 from powergrad_ext import _build
+from powergrad_ext._build import tools
 
 GROUPS = _build.read_sources(REPOSITORY / "csrc")
 SOURCES = [path for path in GROUPS["cuda"] if path.suffix == ".cu"]
@@ -192,21 +193,19 @@ def test_innermost_loops_are_counted() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", GROUPS["torch_cuda"], ids=lambda path: path.stem)
-def test_the_binding_is_valid_in_front_of_any_torch(source: Path) -> None:
-    """Its syntax and types, against the headers of a torch that may lack CUDA."""
-    from torch.utils import cpp_extension
-
+def test_the_table_of_launchers_is_valid(tmp_path: Path) -> None:
+    """Its syntax and types, against the toolkit's headers."""
     compiler = cuda_code.nvcc()
     assert compiler is not None
-    toolkit = compiler.resolve().parents[1] / "include"
-    if not (toolkit / "cuda_runtime_api.h").exists():
-        pytest.skip(f"the toolkit's headers are not in {toolkit}")
-    include = [f"-isystem{path}" for path in [*cpp_extension.include_paths(), toolkit]]
-    macros = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-DPOWERGRAD_WITH_CUDA"]
-    checks = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    include = compiler.resolve().parents[1] / "include"
+    if not (include / "cuda_runtime_api.h").exists():
+        pytest.skip(f"the toolkit's headers are not in {include}")
+    (tmp_path / "sources_version.h").write_text('#define POWERGRAD_SOURCES "of the test"\n')
+    checks = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    macro = '-DPOWERGRAD_CUDA_ARCHITECTURES="9.0"'
     csrc = REPOSITORY / "csrc"
-    run(*_build.compiler(), *checks, *macros, f"-I{csrc}", *include, source, cwd=csrc)
+    folders = [f"-I{csrc}", f"-I{tmp_path}", f"-isystem{include}"]
+    run(*tools.compiler(), *checks, macro, *folders, csrc / "cuda" / "library.cpp", cwd=csrc)
 
 
 SPILLING = """

@@ -11,10 +11,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 from commands import REPOSITORY, run
 from tiny_package import TinyPackage
+
+from powergrad_ext import _build
+
+# How the name of a binding begins.
+BINDING = f"_C_torch{_build.minor_version(torch.__version__)}."
 
 NO_NINJA = """
 import shutil
@@ -38,7 +45,7 @@ library.define("cross_entropy(Tensor input) -> Tensor")
 def test_says_once_that_it_compiles_and_is_silent_from_the_cache(tiny_package: TinyPackage) -> None:
     first = tiny_package.import_it()
     assert first.returncode == 0, first.stderr
-    assert first.stderr.startswith("powergrad_ext: compiling its C++ sources")
+    assert first.stderr.startswith("powergrad_ext has to be compiled, which is done once")
     assert str(tiny_package.cache) in first.stderr
     # A torch for CUDA has a line of its own where there is no GPU.
     lines = [line for line in first.stderr.splitlines() if "No CUDA runtime is found" not in line]
@@ -62,7 +69,7 @@ def test_another_compiler_compiles_for_itself(tiny_package: TinyPackage) -> None
     wrapper.chmod(0o755)
     first = tiny_package.import_it()
     second = tiny_package.import_it(CXX=str(wrapper))
-    assert "compiling" in second.stderr
+    assert "compiled" in second.stderr
     assert second.stdout != first.stdout
     assert tiny_package.import_it(CXX=str(wrapper)).stdout == second.stdout
 
@@ -73,7 +80,7 @@ def test_the_environment_of_the_process_stays(tiny_package: TinyPackage) -> None
     after = "assert dict(os.environ) == before"
     done = tiny_package.import_it(before, after, PATH="/usr/bin:/bin")
     assert done.returncode == 0, done.stderr
-    assert "compiling" in done.stderr
+    assert "compiled" in done.stderr
 
 
 def test_a_changed_source_is_compiled_again(tiny_package: TinyPackage) -> None:
@@ -81,7 +88,7 @@ def test_a_changed_source_is_compiled_again(tiny_package: TinyPackage) -> None:
     with tiny_package.source.open("a") as source:
         source.write("// changed\n")
     second = tiny_package.import_it()
-    assert "compiling" in second.stderr
+    assert "compiled" in second.stderr
     assert second.stdout != first.stdout
 
 
@@ -91,12 +98,12 @@ def test_two_processes_compile_once(tiny_package: TinyPackage) -> None:
         results = [one.result() for one in both]
     assert [result.returncode for result in results] == [0, 0], results
     assert results[0].stdout == results[1].stdout
-    assert sum("compiling its" in result.stderr for result in results) == 1
+    assert sum("has to be compiled" in result.stderr for result in results) == 1
 
 
 def test_a_killed_build_is_no_obstacle(tiny_package: TinyPackage) -> None:
     slow_compiler = tiny_package.folder / "slow"
-    slow_compiler.write_text('#!/bin/sh\ncase "$*" in *.so*) sleep 600 ;; esac\nexec c++ "$@"\n')
+    slow_compiler.write_text('#!/bin/sh\ncase "$*" in *-shared*) sleep 600;; esac\nexec c++ "$@"\n')
     slow_compiler.chmod(0o755)
     building = subprocess.Popen(
         [sys.executable, "-c", "import powergrad_ext._native"],
@@ -105,12 +112,12 @@ def test_a_killed_build_is_no_obstacle(tiny_package: TinyPackage) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list(tiny_package.cache.rglob("module.o")):
+    while not list(tiny_package.cache.rglob("*module.cpp*.o")):
         assert building.poll() is None
         time.sleep(0.05)
     os.killpg(building.pid, signal.SIGKILL)
     building.wait()
-    assert list(tiny_package.cache.rglob("lock"))
+    assert list(tiny_package.cache.rglob("build.ninja"))
 
     after = tiny_package.import_it()
     assert after.returncode == 0, after.stderr
@@ -164,21 +171,74 @@ def test_what_the_compiler_says_is_passed_on(tiny_package: TinyPackage) -> None:
     assert result.stderr.count("Traceback") == 1
 
 
-def test_an_installed_module_goes_before_the_cache(tiny_package: TinyPackage) -> None:
-    compiled = tiny_package.import_it().stdout.strip()
-    installed = os.path.join(tiny_package.package, os.path.basename(compiled))
-    os.rename(compiled, installed)
-    assert tiny_package.import_it(CXX="no-such-compiler").stdout.strip() == installed
+def test_an_installed_binding_goes_before_the_cache(tiny_package: TinyPackage) -> None:
+    installed = tiny_package.install()
+    assert tiny_package.import_it(CXX="no-such-compiler").stdout.strip() == str(installed)
 
 
-def test_a_module_built_for_another_torch_is_explained(tiny_package: TinyPackage) -> None:
-    tiny_package.source.write_text(
+@pytest.fixture
+def installed(tiny_package: TinyPackage) -> Path:
+    """The binding of an installed package, whose sources lie in it."""
+    binding = tiny_package.install()
+    tiny_package.source.parent.rename(tiny_package.package / "csrc")
+    return binding
+
+
+def test_for_another_torch_the_binding_alone_is_compiled(
+    tiny_package: TinyPackage, installed: Path
+) -> None:
+    other = installed.with_name(installed.name.replace(BINDING, "_C_torch9.9."))
+    installed.rename(other)
+    first = tiny_package.import_it()
+    assert first.returncode == 0, first.stderr
+    assert "was installed with bindings for torch 9.9; that for torch " in first.stderr
+    assert "has to be compiled, which is done once" in first.stderr
+    compiled = Path(first.stdout.strip())
+    assert compiled.name == installed.name
+    kernels = compiled.with_name("libpowergrad_kernels.so")
+    assert kernels.resolve() == installed.with_name(kernels.name)
+
+    elsewhere = tiny_package.folder / "elsewhere"
+    without = tiny_package.import_it(CXX="no-such-compiler", TORCH_EXTENSIONS_DIR=elsewhere)
+    assert without.stderr.splitlines()[-1].startswith(
+        "ImportError: powergrad_ext was installed with bindings for torch 9.9; that for torch "
+    )
+    assert "a C++ compiler, and no-such-compiler is not found" in without.stderr.splitlines()[-1]
+
+
+def test_a_binding_of_another_torch_is_explained(
+    tiny_package: TinyPackage, installed: Path
+) -> None:
+    source = tiny_package.folder / "gone.cpp"
+    source.write_text(
         'void gone();\nextern "C" __attribute__((visibility("default"))) void* PyInit__C() {\n'
         "  gone();\n  return nullptr;\n}\n"
     )
-    library = tiny_package.package / "_C.so"
-    source = tiny_package.source
-    run("c++", "-shared", "-fPIC", source, "-o", library, cwd=tiny_package.folder)
+    run("c++", "-shared", "-fPIC", source, "-o", installed, cwd=tiny_package.folder)
     result = tiny_package.import_it()
     assert "was built for another PyTorch" in result.stderr.splitlines()[-1]
     assert "install powergrad_ext again" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("library", ["", "libpowergrad_kernels.so", "libpowergrad_cuda.so"])
+@pytest.mark.parametrize(
+    ("kept", "sentence"), [(0.9, "is incomplete ("), (0.0, "is not a shared library")]
+)
+def test_a_library_that_is_cut_off_is_named(
+    tiny_package: TinyPackage, installed: Path, library: str, kept: float, sentence: str
+) -> None:
+    """Before it is opened, which would end the process."""
+    path = installed.with_name(library or installed.name)
+    content = installed.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    result = tiny_package.import_it()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"ImportError: {path} {sentence}")
+    assert "install powergrad_ext again" in result.stderr.splitlines()[-1]
+
+
+def test_kernels_that_are_missing_are_named(tiny_package: TinyPackage, installed: Path) -> None:
+    path = installed.with_name("libpowergrad_kernels.so")
+    path.unlink()
+    result = tiny_package.import_it()
+    assert result.stderr.splitlines()[-1].startswith(f"ImportError: {path} cannot be read (No such")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from commands import REPOSITORY, run
 from torch.utils.cpp_extension import include_paths
 
 from powergrad_ext import _build
+from powergrad_ext._build import tools
 
 PROGRAM = """
 #include <cstdio>
@@ -20,6 +20,7 @@ PROGRAM = """
 #include <exception>
 
 #include "torch/instruction_set.h"
+#include "torch/libraries.h"
 
 namespace powergrad {
 bool no() { return false; }
@@ -31,6 +32,10 @@ const InstructionSet* find_instruction_set(const char* name) {
     if (std::strcmp(set.name, name) == 0) return &set;
   }
   return nullptr;
+}
+const CpuLibrary& cpu_library() {
+  static constexpr CpuLibrary library{kBuiltFrom, instruction_sets, find_instruction_set, nullptr};
+  return library;
 }
 }  // namespace powergrad
 
@@ -48,12 +53,13 @@ int main() {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("instruction_set")
     (folder / "main.cpp").write_text(PROGRAM)
+    (folder / "sources_version.h").write_text('#define POWERGRAD_SOURCES "of the test"\n')
     libraries = Path(torch.__file__).parent / "lib"
     command = [
-        *_build.compiler(),
-        "-std=c++20",
+        *tools.compiler(),
+        _build.STANDARD,
+        "-I.",
         f"-I{REPOSITORY / 'csrc'}",
-        f"-I{sysconfig.get_path('include')}",
         *(f"-I{path}" for path in include_paths()),
         "main.cpp",
         str(REPOSITORY / "csrc" / "torch" / "instruction_set.cpp"),

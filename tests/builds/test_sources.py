@@ -1,26 +1,56 @@
-"""The source list and the flags, which every build takes from one place."""
+"""The source list and the commands, which every build takes from one place."""
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 
 import pytest
 from commands import REPOSITORY
 
 from powergrad_ext import _build
+from powergrad_ext._build import ninja, tools
+
+CSRC = REPOSITORY / "csrc"
+NVCC = """#!/bin/sh
+echo "Cuda compilation tools, release {release}, V{release}.48"
+"""
 
 
 @pytest.fixture(autouse=True)
 def no_choice_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of who runs the tests, which `make test-torch` is."""
-    monkeypatch.delenv("POWERGRAD_CUDA", raising=False)
+    for name in ("CUDA_HOME", "CUDA_PATH", "POWERGRAD_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toolkit in the usual place, the only one, and a torch for CUDA."""
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC.format(release="13.0"))
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(tools, "DEFAULT_CUDA_FOLDER", str(tmp_path / "cuda"))
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    return tmp_path / "cuda"
+
+
+def names(csrc: Path = CSRC) -> set[str]:
+    return {library.name for library in _build.libraries(csrc, as_one=False)}
 
 
 def test_every_listed_file_exists_and_every_file_is_listed() -> None:
-    csrc = REPOSITORY / "csrc"
-    listed = {path for group in _build.read_sources(csrc).values() for path in group}
-    assert listed == {path for path in csrc.rglob("*") if path.suffix in {".cpp", ".cu"}}
+    listed = {path for group in _build.read_sources(CSRC).values() for path in group}
+    assert listed == {path for path in CSRC.rglob("*") if path.suffix in {".cpp", ".cu"}}
+
+
+def test_every_file_is_compiled_once(toolkit: Path) -> None:
+    for as_one in (False, True):
+        libraries = _build.libraries(CSRC, as_one=as_one)
+        compiled = [path for part in libraries for made in part.objects for path in made.sources]
+        assert len(compiled) == len(set(compiled))
+        assert set(compiled) == {p for group in _build.read_sources(CSRC).values() for p in group}
 
 
 def test_groups_and_comments(tmp_path: Path) -> None:
@@ -29,97 +59,97 @@ def test_groups_and_comments(tmp_path: Path) -> None:
         "cpu": [tmp_path / "cpu/a.cpp"],
         "cuda": [],
         "torch": [tmp_path / "torch/b.cpp"],
-        "torch_cuda": [],
+        "device": [],
+        "module": [],
     }
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ("gpu a.cu", "gpu a.cu"),
-        ("cpu", "cpu"),
-        ("cpu a.cpp b.cpp", "a.cpp b.cpp"),
-        ("cpu cpu/a.cpp\ntorch torch/a.cpp", "a.cpp is listed twice"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+@pytest.mark.parametrize("line", ["gpu a.cu", "cpu", "cpu a.cpp b.cpp"])
+def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "sources.txt").write_text(line)
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=line):
         _build.read_sources(tmp_path)
 
 
-def test_flags_name_no_instruction_set_and_no_standard() -> None:
-    recipe = _build.recipe(REPOSITORY / "csrc")
-    for flag in recipe.cxx_flags + recipe.nvcc_flags:
-        assert not flag.startswith(("-m", "-std"))
+def test_flags_name_no_instruction_set() -> None:
+    for flag in _build.CXX_FLAGS + _build.NVCC_FLAGS:
+        assert not flag.startswith("-m")
 
 
 def test_the_parallel_loop_is_compiled_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++")
-    assert _build.openmp_flags() == ["-fopenmp"]
+    assert tools.openmp_flags() == ["-fopenmp"]
 
 
-def test_cuda_is_left_out_without_cuda_sources_or_without_cuda_in_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cuda_is_left_out_without_cuda_in_torch(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
     monkeypatch.setattr("torch.version.cuda", None)
-    assert _build.recipe(tmp_path).sources == [tmp_path / "a.cpp"]
+    assert _build.CUDA_LIBRARY not in names()
 
 
 def test_cuda_is_left_out_where_the_environment_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert _build.recipe(tmp_path).with_cuda
+    assert _build.CUDA_LIBRARY in names()
     monkeypatch.setenv("POWERGRAD_CUDA", "OFF")
-    recipe = _build.recipe(tmp_path)
-    assert not recipe.with_cuda
-    assert recipe.sources == [tmp_path / "a.cpp"]
+    assert _build.CUDA_LIBRARY not in names()
 
 
-def test_cuda_is_built_where_torch_has_it_and_a_toolkit_is_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cuda_is_left_out_without_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    (toolkit / "bin" / "nvcc").unlink()
+    assert _build.CUDA_LIBRARY not in names()
+
+
+def test_cuda_is_built_for_the_architectures_that_are_named(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sources.txt").write_text("cpu a.cpp\ncuda b.cu\ntorch_cuda c.cpp\n")
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0+PTX")
-    recipe = _build.recipe(tmp_path)
-    assert recipe.with_cuda
-    assert [path.name for path in recipe.sources] == ["a.cpp", "b.cu", "c.cpp"]
-    assert "-DPOWERGRAD_WITH_CUDA" in recipe.cxx_flags
-    assert "-DPOWERGRAD_CUDA_ARCHITECTURES=9.0,12.0+PTX" in recipe.cxx_flags
+    library = _build.cuda_library(CSRC, toolkit)
+    commands = {path.name: made.command for made in library.objects for path in made.sources}
+    assert {flag for flag in commands["cross_entropy_forward.cu"] if "gencode" in flag} == {
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    }
+    assert '-DPOWERGRAD_CUDA_ARCHITECTURES="9.0,12.0+PTX"' in commands["library.cpp"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: .* got 'Hopper'"):
+        _build.cuda_library(CSRC, toolkit)
 
 
-@pytest.mark.parametrize(("toolkit", "newest"), [("12.6", "9.0+PTX"), ("13.0", "12.0+PTX")])
+@pytest.mark.parametrize(("release", "newest"), [("12.6", "9.0+PTX"), ("13.0", "12.0+PTX")])
 def test_cuda_is_built_for_all_architectures_that_the_toolkit_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str, newest: str
+    toolkit: Path, release: str, newest: str
 ) -> None:
-    (tmp_path / "sources.txt").write_text("cuda b.cu\n")
-    monkeypatch.setattr("torch.version.cuda", toolkit)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
-    (macro,) = (flag for flag in _build.recipe(tmp_path).cxx_flags if "ARCHITECTURES" in flag)
-    assert macro.split("=")[1].split(",")[:1] == ["8.0"]
-    assert macro.endswith(newest)
+    (toolkit / "bin" / "nvcc").write_text(NVCC.format(release=release))
+    architectures = tools.cuda_architectures(toolkit)
+    assert architectures[0] == "8.0"
+    assert architectures[-1] == newest
 
 
-def test_the_environment_is_settled_only_while_building(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_change_of_kernels_is_another_version_and_one_of_the_binding_is_not(
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "sources.txt").write_text("cuda b.cu\n")
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setattr(_build, "DEFAULT_CUDA_FOLDER", str(tmp_path))
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
-    before = dict(os.environ)
-    recipe = _build.recipe(tmp_path)
-    assert dict(os.environ) == before
-    with _build.environment_of(recipe):
-        assert os.environ["CUDA_HOME"] == str(tmp_path)
-        assert os.environ["TORCH_CUDA_ARCH_LIST"] == _build.DEFAULT_CUDA_ARCHITECTURES
-    assert dict(os.environ) == before
+    for name in ("powergrad.h", "cuda/a.cu", "torch/b.cpp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def version() -> str:
+        _build.build([], tmp_path, tmp_path.with_name("objects"), tmp_path.with_name("out"))
+        return tmp_path.with_name("objects").joinpath("sources_version.h").read_text()
+
+    before = version()
+    assert re.fullmatch(r'#define POWERGRAD_SOURCES "[0-9a-f]{12}"\n', before)
+    (tmp_path / "torch" / "b.cpp").write_text("changed")
+    assert version() == before
+    (tmp_path / "cuda" / "a.cu").write_text("changed")
+    assert version() != before
+
+
+def test_odd_paths_are_quoted() -> None:
+    part = ninja.Object("a b.o", [Path("/a $b: c/d'e.cpp")], ["c++", "-Wl,-rpath,$ORIGIN"])
+    rules = ninja.rules([ninja.Library("l.so", [part], [])], "out", ["c++"])
+    assert "build a$ b.o: compile /a$ $$b$:$ c/d'e.cpp\n" in rules
+    assert "'-Wl,-rpath,$$ORIGIN'" in rules

@@ -1,4 +1,4 @@
-"""The loader of powergrad_ext over a module that is compiled in a second."""
+"""The loader of powergrad_ext over a binding and kernels that are compiled in a second."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ class TinyPackage:
         self.cache = folder / "cache"
         self.package.mkdir(parents=True)
         self.source.parent.mkdir()
-        for name in ("_build.py", "_native.py"):
-            shutil.copy(REPOSITORY / "powergrad_ext" / name, self.package)
+        shutil.copy(REPOSITORY / "powergrad_ext" / "_native.py", self.package)
+        shutil.copytree(REPOSITORY / "powergrad_ext" / "_build", self.package / "_build")
         (self.package / "__init__.py").touch()
         self.source.write_text(MODULE)
-        (self.source.parent / "sources.txt").write_text("torch module.cpp\n")
+        (self.source.parent / "kernels.cpp").write_text("int unused;\n")
+        (self.source.parent / "sources.txt").write_text("module module.cpp\ncpu kernels.cpp\n")
+
+    def install(self) -> Path:
+        """What the first import has compiled becomes what was installed; the binding's new path."""
+        native = self.package / "native"
+        Path(self.import_it().stdout.strip()).parent.rename(native)
+        (binding,) = native.glob("_C_torch*.so")
+        return binding
 
     def import_it(
         self, before: str = "", after: str = "", **variables: str | Path

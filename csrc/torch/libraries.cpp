@@ -1,0 +1,54 @@
+#include "torch/libraries.h"
+
+#include <c10/util/Exception.h>
+#include <dlfcn.h>
+
+#include <cstring>
+
+namespace powergrad {
+namespace {
+
+bool same(const BuiltFrom& a, const BuiltFrom& b) {
+  return std::strcmp(a.sources, b.sources) == 0 &&
+         a.cross_entropy_params == b.cross_entropy_params &&
+         a.log_softmax_params == b.log_softmax_params && a.merge_params == b.merge_params;
+}
+
+// Null where it cannot be opened, of which dlerror() tells. It is found beside this file, whose
+// RUNPATH is $ORIGIN, and stays.
+template <class Library>
+const Library* open(const char* file, const char* function) {
+  void* handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) return nullptr;
+  const auto get = reinterpret_cast<const Library* (*)()>(dlsym(handle, function));
+  TORCH_CHECK(get != nullptr && same(get()->built_from, kBuiltFrom), file,
+              " was not built from the sources of the module beside it (",
+              get == nullptr ? "unknown" : get()->built_from.sources, ", not ", kBuiltFrom.sources,
+              "): install powergrad_ext again");
+  return get();
+}
+
+}  // namespace
+
+const CpuLibrary& cpu_library() {
+  static const CpuLibrary& library = []() -> const CpuLibrary& {
+    const auto* opened = open<CpuLibrary>("libpowergrad_kernels.so", "powergrad_cpu_library");
+    TORCH_CHECK(opened != nullptr, dlerror(), ": install powergrad_ext again");
+    return *opened;
+  }();
+  return library;
+}
+
+const CudaLibrary& cuda_library() {
+  static const CudaLibrary& library = []() -> const CudaLibrary& {
+    const auto* opened = open<CudaLibrary>("libpowergrad_cuda.so", "powergrad_cuda_library");
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        opened != nullptr, "powergrad_ext was built without kernels for cuda (", dlerror(),
+        "); move the tensors to the CPU, or install a build with CUDA kernels",
+        " (python -m powergrad_ext shows what was built)");
+    return *opened;
+  }();
+  return library;
+}
+
+}  // namespace powergrad

@@ -1,0 +1,180 @@
+"""Builds wheels that need no compiler where they are installed, for all torches that there are.
+
+    python scripts/wheels.py [--python python3.11 ...] [--torch 2.13 ...] [--output dist]
+
+One wheel for each Python that is found here; in each the CPU kernels, the CUDA kernels if there is
+a CUDA toolkit (TORCH_CUDA_ARCH_LIST names the architectures), and a binding for every minor version
+of torch that has a wheel for that Python. A torch's headers and libraries are taken from its wheel,
+without what that depends on. All is linked for glibc 2.28 by zig, which serves as a linker only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "powergrad_ext"))
+
+import _build  # noqa: E402
+from _build import tools  # noqa: E402
+
+CSRC = REPOSITORY / "csrc"
+WORK = REPOSITORY / "build" / "wheels"
+OBJECTS = REPOSITORY / "build" / "wheel-objects"
+OLDEST_TORCH = (2, 11)
+PYTHONS = [f"python3.{minor}" for minor in range(10, 15)]
+GLIBC = (2, 28)
+PLATFORM = "manylinux_{}_{}_{}".format(*GLIBC, platform.machine())
+# What of a torch's wheel a binding is compiled and linked with.
+WANTED = re.compile(r"torch/(include/.*|lib/lib(c10|torch_cpu|torch_python)\.so)")
+# zig's own: stubs of an old glibc. The C++ library is the compiler's, and torch brings it.
+ZIG = [sys.executable, "-m", "ziglang", "cc", "-target"]
+ZIG += ["{}-linux-gnu.{}.{}".format(platform.machine(), *GLIBC)]
+
+ABOUT_PYTHON = """
+import sys, sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
+print("{}.{}".format(*sys.version_info), EXTENSION_SUFFIXES[0], sysconfig.get_path("include"))
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build what is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--python", nargs="+", default=PYTHONS, metavar="python3.X")
+    parser.add_argument("--torch", nargs="+", metavar="2.X", help="minor versions; default: all")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "dist")
+    options = parser.parse_args(arguments)
+
+    pythons = find_pythons(options.python)
+    torches = {version: torch_releases(version, options.torch) for version in pythons}
+    folders: dict[str, _build.Torch] = {}
+    for version, releases in torches.items():
+        for minor, release in releases.items():
+            if minor not in folders:
+                folders[minor] = _build.Torch(unpacked_torch(release, version), minor)
+
+    native = WORK / "native"
+    bindings = {
+        version: [
+            _build.binding(CSRC, folders[minor], python, as_one=True) for minor in torches[version]
+        ]
+        for version, python in pythons.items()
+    }
+    shared = [_build.cpu_library(CSRC)]
+    if os.environ.get("POWERGRAD_CUDA") != "OFF" and (toolkit := tools.cuda_toolkit()) is not None:
+        shared.append(_build.cuda_library(CSRC, toolkit))
+    everything = [*shared, *(library for some in bindings.values() for library in some)]
+    build(everything, native)
+    for version, some in bindings.items():
+        files = [native / library.name for library in (*shared, *some)]
+        wheel = pack(version, files, options.output)
+        check(wheel)
+        print(f"{wheel} ({wheel.stat().st_size / 1e6:.1f} MB): torch {', '.join(torches[version])}")
+
+
+def find_pythons(names: Iterable[str]) -> dict[str, _build.Python]:
+    """By its version, each Python that is here, on PATH or among pyenv's, and has headers."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found: dict[str, _build.Python] = {}
+    for name in names:
+        candidates = [shutil.which(name), *map(str, root.glob(f"versions/*/bin/{name}"))]
+        for path in filter(None, candidates):
+            told = subprocess.run([path, "-c", ABOUT_PYTHON], capture_output=True, text=True)
+            if told.returncode == 0:
+                version, suffix, include = told.stdout.strip().split(" ", 2)
+                if Path(include, "Python.h").exists():
+                    found.setdefault(version, _build.Python(Path(include), suffix))
+    return found
+
+
+def torch_releases(python: str, wanted: list[str] | None) -> dict[str, str]:
+    """For each minor version of torch its newest release with a wheel for a Python."""
+    told = pip("index", "versions", "torch", f"--python-version={python}", "--only-binary=:all:")
+    line = re.search(r"^Available versions: (.*)$", told, re.MULTILINE)
+    newest: dict[str, str] = {}
+    for release in line[1].split(", ") if line else []:  # the newest first
+        newest.setdefault(_build.minor_version(release), release)
+    return {
+        minor: release
+        for minor, release in sorted(newest.items(), key=lambda item: as_numbers(item[0]))
+        if as_numbers(minor) >= OLDEST_TORCH and (wanted is None or minor in wanted)
+    }
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Of "2.13": (2, 13)."""
+    return tuple(map(int, version.split(".")))
+
+
+def pip(*words: str) -> str:
+    """What pip prints. A constraint that it may be configured with is none for these wheels."""
+    command = [sys.executable, "-m", "pip", *words]
+    environment = os.environ | {"PIP_CONSTRAINT": os.devnull}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+def unpacked_torch(release: str, python: str) -> Path:
+    """The folder of a torch's headers and libraries, which any Python's wheel of it has alike."""
+    folder = WORK / f"torch-{release}"
+    if not folder.exists():
+        download = WORK / "download"
+        what = [f"torch=={release}", f"--python-version={python}", f"--dest={download}"]
+        pip("download", "--quiet", "--no-deps", "--only-binary=:all:", *what)
+        (wheel,) = download.glob("torch-*.whl")
+        scratch = WORK / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch, filter(WANTED.fullmatch, archive.namelist()))
+        shutil.rmtree(download)
+        scratch.rename(folder)
+    return folder / "torch"
+
+
+def build(libraries: list[_build.ninja.Library], output: Path) -> None:
+    """Compile and link for an old glibc, without symbols that nobody asks for."""
+    find = [*tools.compiler(), "-print-file-name=libstdc++.so"]
+    runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    extra = [str(REPOSITORY / "scripts" / "single_threaded.c"), "-lm", "-lpthread", "-s"]
+    portable = [library._replace(flags=[*library.flags, *extra, runtime]) for library in libraries]
+    _build.build(portable, CSRC, OBJECTS, output, linker=ZIG)
+
+
+def pack(python: str, files: Iterable[Path], output: Path) -> Path:
+    """The wheel for a Python."""
+    native, scratch = WORK / "of-one", WORK / "packing"
+    for folder in (native, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for path in files:
+        os.link(path, native / path.name)
+    interpreter = "cp" + python.replace(".", "")
+    command = [sys.executable, "setup.py", "--quiet", "build", f"--build-base={scratch}"]
+    command += ["build_ext", f"--built={native}", "bdist_wheel", "--skip-build"]
+    command += [f"--tag={interpreter}-{interpreter}-{PLATFORM}", f"--dist-dir={output}"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    (wheel,) = output.glob(f"powergrad_ext-*-{interpreter}-{interpreter}-{PLATFORM}.whl")
+    return wheel
+
+
+def check(wheel: Path) -> None:
+    """Stop where the index would refuse it, or its platform is not what its name says."""
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel], check=True)
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r'platform tag:\s+"manylinux_(\d+)_(\d+)_', told)
+    if match is None or (int(match[1]), int(match[2])) > GLIBC:
+        sys.exit(f"{wheel.name} is for a later platform than its name says:\n{told}")
+
+
+if __name__ == "__main__":
+    main()
