@@ -171,7 +171,7 @@ def check(wheel: Path) -> None:
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel], check=True)
     command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    match = re.search(r'platform tag:\s+"manylinux_(\d+)_(\d+)_', told)
+    match = re.search(r'"manylinux_(\d+)_(\d+)_\w+"', told)
     if match is None or (int(match[1]), int(match[2])) > GLIBC:
         sys.exit(f"{wheel.name} is for a later platform than its name says:\n{told}")
 

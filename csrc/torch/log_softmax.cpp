@@ -138,14 +138,14 @@ at::Tensor log_softmax_backward_autograd(const at::Tensor& grad_output, const at
 }
 
 // What the raw forward operator returns besides its output, and cannot be differentiated.
-struct ForBackward {
+struct LogSoftmaxForBackward {
   at::Tensor statistics;
 };
 
 class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, int64_t dim,
-                            const at::Tensor& alpha, ForBackward& others,
+                            const at::Tensor& alpha, LogSoftmaxForBackward& others,
                             TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -192,7 +192,7 @@ at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::
     at::AutoDispatchBelowADInplaceOrView guard;
     return log_softmax(input, dim, alpha);
   }
-  ForBackward unused;
+  LogSoftmaxForBackward unused;
   TransformsAside transforms;
   return LogSoftmaxFunction::apply(input, dim, alpha, unused, transforms);
 }
@@ -207,7 +207,7 @@ std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor
     at::AutoDispatchBelowADInplaceOrView guard;
     return POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, needs_backward);
   }
-  ForBackward others;
+  LogSoftmaxForBackward others;
   TransformsAside transforms;
   const at::Tensor output = LogSoftmaxFunction::apply(input, dim, alpha, others, transforms);
   if (!needs_backward) others.statistics = others.statistics.narrow(0, 0, 0);

@@ -17,7 +17,7 @@ at::Tensor empty(const Sizes& sizes, const at::Tensor& like, at::ScalarType type
   return at::empty_symint(sizes, like.options().dtype(type));
 }
 
-Sizes row_sizes(const at::Tensor& input, int64_t class_dim) {
+Sizes symbolic_row_sizes(const at::Tensor& input, int64_t class_dim) {
   Sizes sizes = input.sym_sizes().vec();
   sizes.erase(sizes.begin() + class_dim);
   return sizes;
@@ -25,7 +25,7 @@ Sizes row_sizes(const at::Tensor& input, int64_t class_dim) {
 
 c10::SymInt row_count(const at::Tensor& input, int64_t class_dim) {
   c10::SymInt rows = 1;
-  for (const c10::SymInt& size : row_sizes(input, class_dim)) rows *= size;
+  for (const c10::SymInt& size : symbolic_row_sizes(input, class_dim)) rows *= size;
   return rows;
 }
 
@@ -43,7 +43,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_meta(
     bool needs_backward) {
   check_cross_entropy(input, target, options);
   const int64_t class_dim = class_dim_of(input);
-  return {empty_losses(input, row_sizes(input, class_dim), options.reduction),
+  return {empty_losses(input, symbolic_row_sizes(input, class_dim), options.reduction),
           empty_statistics(input, class_dim, needs_backward ? kStatistics : 0),
           empty({}, input, at::kDouble)};
 }
@@ -92,7 +92,7 @@ linear_cross_entropy_forward_meta(const at::Tensor& input, const at::Tensor& lin
                                   GradientMask gradients) {
   check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
   return std::tuple_cat(
-      std::tuple(empty_losses(input, row_sizes(input, input.dim() - 1), options.reduction),
+      std::tuple(empty_losses(input, symbolic_row_sizes(input, input.dim() - 1), options.reduction),
                  empty({}, input, at::kDouble)),
       empty_gradients(input, linear_weight, gradients));
 }

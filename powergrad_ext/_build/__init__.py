@@ -104,7 +104,7 @@ def cpu_library(csrc: Path) -> Library:
     """The CPU kernels, which need neither torch nor the C++ library."""
     command = _cxx(csrc)
     objects = [_object(csrc, source, command) for source in read_sources(csrc)["cpu"]]
-    return Library(CPU_LIBRARY, objects, [])
+    return Library(CPU_LIBRARY, objects, [_exports(csrc)])
 
 
 def cuda_library(csrc: Path, toolkit: Path) -> Library:
@@ -124,7 +124,7 @@ def cuda_library(csrc: Path, toolkit: Path) -> Library:
     return Library(
         CUDA_LIBRARY,
         objects,
-        [*folders, "-lcudart_static", "-lpthread", "-ldl", "-lrt", "-Wl,--exclude-libs,ALL"],
+        [*folders, "-lcudart_static", "-lpthread", "-ldl", "-lrt", _exports(csrc)],
     )
 
 
@@ -181,6 +181,10 @@ def _cxx(csrc: Path, *others: Path) -> list[str]:
     """The command of a C++ source; the folder of object files has the generated header."""
     include = [word for folder in others for word in ("-isystem", str(folder))]
     return [*compiler(), STANDARD, *CXX_FLAGS, f"-I{csrc}", "-I.", *include]
+
+
+def _exports(csrc: Path) -> str:
+    return f"-Wl,--version-script={csrc / 'exports.map'}"
 
 
 def _object(csrc: Path, source: Path, command: list[str]) -> Object:

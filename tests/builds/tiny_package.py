@@ -31,6 +31,7 @@ class TinyPackage:
         (self.package / "__init__.py").touch()
         self.source.write_text(MODULE)
         (self.source.parent / "kernels.cpp").write_text("int unused;\n")
+        shutil.copy(REPOSITORY / "csrc" / "exports.map", self.source.parent)
         (self.source.parent / "sources.txt").write_text("module module.cpp\ncpu kernels.cpp\n")
 
     def install(self) -> Path:
