@@ -79,7 +79,7 @@ class FusedCall:
         shape = (*hidden.shape[:-1], weight.shape[0])
         dtype = hidden.dtype
         for kind, operand in self.steps:
-            if kind == "add":
+            if isinstance(operand, Tensor):
                 offset = operand.reshape(-1).to(weight)
                 bias = offset if bias is None else bias + offset
             else:

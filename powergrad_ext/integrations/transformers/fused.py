@@ -94,7 +94,8 @@ def fuse_last_layer(
         counts_items=calls_loss_function(type(base)),
         steps=tuple((kind, scale) for kind, scale in scales if scale not in (None, 1.0)),
     )
-    for module, to_class in ((base, _fused_model), *((layer, _fused_layer) for layer in layers)):
+    to_fuse: list[Any] = [(base, _fused_model), *((layer, _fused_layer) for layer in layers)]
+    for module, to_class in to_fuse:
         if not hasattr(type(module), "_unfused"):
             _change_class(module, to_class(type(module)))
     base._fused_settings = settings
@@ -203,13 +204,14 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 def _subclass(base: type, forward: Any, maker: Any) -> Any:
     """A class that goes by its base's name, and is pickled by its base."""
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        _, _, *state = base.__reduce_ex__(self, protocol)
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = super(made, self).__reduce_ex__(protocol)
         return (_new, (maker, base), *state)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     methods = {"forward": forward, "__reduce_ex__": reduce, "_unfused": base}
-    return type(base)(base.__name__, (base,), names | methods)
+    made: Any = type(base)(base.__name__, (base,), names | methods)
+    return made
 
 
 def _new(maker: Any, base: type) -> Any:

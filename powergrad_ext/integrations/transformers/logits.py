@@ -140,19 +140,14 @@ def _planned(kind: str) -> Any:
     return rule
 
 
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
 # The loss's own attributes, and what is done about those of the logits.
 _OF_THE_LOSS = {
-    *(
-        getattr(Tensor, name).__get__
-        for name in (
-            "device",
-            "requires_grad",
-            "grad_fn",
-            "is_leaf",
-            "is_nested",
-            "layout",
-            "_base",
-        )
+    *map(
+        _getter, ("device", "requires_grad", "grad_fn", "is_leaf", "is_nested", "layout", "_base")
     ),
     Tensor.register_hook,
 }
@@ -160,11 +155,11 @@ _RULES: dict[Any, Any] = {
     F.cross_entropy: _loss,
     **dict.fromkeys((Tensor.float, Tensor.contiguous, Tensor.double, Tensor.type), _same),
     **dict.fromkeys((Tensor.half, Tensor.bfloat16), _same),
-    Tensor.shape.__get__: _shape,
+    _getter("shape"): _shape,
     Tensor.size: _size,
     Tensor.dim: _dim,
-    Tensor.ndim.__get__: _dim,
-    Tensor.dtype.__get__: _dtype,
+    _getter("ndim"): _dim,
+    _getter("dtype"): _dtype,
     Tensor.view: _view,
     Tensor.reshape: _view,
     Tensor.to: _to,
