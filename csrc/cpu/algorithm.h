@@ -28,7 +28,6 @@ namespace {
 template <class Storage>
 struct Kernels {
   using Scalar = AccumulateOf<Storage>;
-  static constexpr int64_t kFewClasses = 200;
 
   template <class Row, class Params>
   static void reduce_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
@@ -52,11 +51,11 @@ struct Kernels {
         });
         return;
       }
-      const int64_t chunks = chunk_count(p.shape);
+      const int64_t blocks = block_count(p.shape);
       for (int64_t row = begin; row < end; ++row) {
-        Row::template reduce<Kind>(p, row, 0, chunks, workspace);
+        Row::template reduce<Kind>(p, row, 0, blocks, workspace);
         Row::merge(p, row, workspace);
-        Row::map_forward(p, row, 0, chunks, workspace);
+        Row::map_forward(p, row, 0, blocks, workspace);
       }
     });
   }
@@ -70,27 +69,27 @@ struct Kernels {
                               [](const Tiles& tiles, const Tile& tile) { tiles.backward(tile); });
       return;
     }
-    const int64_t chunks = chunk_count(p.shape);
+    const int64_t blocks = block_count(p.shape);
     for (int64_t row = begin; row < end; ++row) {
-      kReduce(p, row, 0, chunks, workspace);
+      kReduce(p, row, 0, blocks, workspace);
       kMerge(p, row, workspace);
-      kMap(p, row, 0, chunks, workspace);
+      kMap(p, row, 0, blocks, workspace);
     }
   }
 
-  // Whether a vector has a lane for each row: where classes are strided, and where rows are
-  // contiguous, but have so few classes that to transpose them is cheaper than what is done once a
-  // row. Half a vector of rows takes as long as a whole one.
+  // Whether vectors run across rows: for strided classes, and for contiguous rows of few classes,
+  // which are cheaper to transpose than to reduce one by one. Half a vector of rows takes as long
+  // as a whole one.
   template <class Params>
   static bool works_across_rows(const Params& p) {
     if (p.logits_strides.classes != 1) return true;
     constexpr int64_t kWidth = Vector<Scalar>::kWidth;
     const int64_t neighbours = p.shape.inner == 1 ? p.shape.outer : p.shape.inner;
-    return p.shape.classes * kWidth <= kFewClasses * std::min(neighbours, kWidth);
+    return p.shape.classes * kWidth <= kMostFewClasses<Storage> * std::min(neighbours, kWidth);
   }
 
-  // Calls each(tiles, tile) for the rows [begin, end), with the scratch that is given for strided
-  // classes, or one of its own for contiguous rows.
+  // Calls each(tiles, tile) for the rows [begin, end), in the given scratch if classes are strided;
+  // contiguous rows are transposed into scratch on the stack.
   template <class Tiles, class Params, class Each>
   static void for_each_tile_of(const Params& p, const TileScratch<Scalar>& strided, int64_t begin,
                                int64_t end, const Each& each) {
@@ -102,7 +101,7 @@ struct Kernels {
       return;
     }
     constexpr int64_t kWidth = Vector<Scalar>::kWidth;
-    alignas(64) Scalar columns[2][kFewClasses * kWidth];
+    alignas(64) Scalar columns[2][kMostFewClasses<Storage> * kWidth];
     const TileScratch<Scalar> transposed{true, kWidth, columns[0], columns[1]};
     const Params neighbours = with_neighbours(p);
     const Tiles tiles(neighbours, transposed);
@@ -110,7 +109,7 @@ struct Kernels {
                   [&](const Tile& tile) { each(tiles, tile); });
   }
 
-  // The same problem where rows that follow one another are neighbours, not outer indices.
+  // The same problem, its rows numbered by the inner index where they were by the outer one.
   static CrossEntropyParams with_neighbours(CrossEntropyParams p) {
     if (p.shape.inner != 1) return p;
     to_neighbours(p.shape, {&p.logits_strides, &p.target_strides, &p.gradient_strides});
@@ -143,9 +142,9 @@ struct Kernels {
          no_reduce, no_merge, CrossEntropy::map_backward},
         {forward<LogSoftmax, LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
          reduce_forward<LogSoftmax, LogSoftmaxParams>, LogSoftmax::merge, LogSoftmax::map_forward},
-        {backward<LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward,
-                  LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
-         LogSoftmax::reduce_upstream, LogSoftmax::merge_upstream, LogSoftmax::map_backward},
+        {backward<LogSoftmax::reduce_grad_output, LogSoftmax::merge_grad_output,
+                  LogSoftmax::map_backward, LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
+         LogSoftmax::reduce_grad_output, LogSoftmax::merge_grad_output, LogSoftmax::map_backward},
     };
   }
 };

@@ -6,28 +6,29 @@ namespace powergrad {
 namespace {
 
 // gradient_j = scale (p'_j W - target_j) over [0, count), as SoftmaxRow::minus_target_from computes
-// it. powered(column, lanes, z) gives p' times 1 + r', mass(column, lanes) gives target_j.
-template <class Storage, class Powered, class Mass>
+// it. powered(column, lanes, z) gives p' times 1 + r', target(column, lanes) gives target_j.
+template <class Storage, class Powered, class Target>
 void map_softmax_minus_target(const Storage* z, int64_t count,
                               const SoftmaxRow<AccumulateOf<Storage>>& row, const Powered& powered,
-                              const Mass& mass, AccumulateOf<Storage> scale, Storage* gradient) {
+                              const Target& target, AccumulateOf<Storage> scale,
+                              Storage* gradient) {
   using V = VectorOf<Storage>;
   const V share = V::broadcast(row.share);
   const V missing = V::broadcast(row.missing);
   const V dominant = V::broadcast(row.dominant);
-  const V total = V::broadcast(row.target_weight);
+  const V target_weight = V::broadcast(row.target_weight);
   for_each_vector<V>(count, [&](int64_t column, int lanes) {
     const V x = load_lanes<V>(z + column, lanes);
     const V direct = powered(column, lanes, x) * share;
-    const V target_j = mass(column, lanes);
-    const V of_dominant = multiply_add(target_j, V::broadcast(-1), total) - missing;
+    const V target_j = target(column, lanes);
+    const V of_dominant = multiply_add(target_j, V::broadcast(-1), target_weight) - missing;
     const V value = select(equal(x, dominant), of_dominant, direct - target_j);
     prefetch_and_store(value * V::broadcast(scale), gradient + column, lanes);
   });
 }
 
-// The two sources of exp(alpha (z - maximum)): kept by the reduction, relative to the maximum of
-// its chunk, or computed again.
+// Two sources of exp(alpha (z - maximum)): what the reduction stored, relative to the maximum of
+// its block, or the logits once more.
 template <class Scalar>
 struct KeptExponentials {
   const Scalar* kept;
@@ -59,7 +60,7 @@ void map_fresh_exponentials(Scalar row_maximum, Scalar alpha_sumexp_m1, double a
 }
 
 // The part of target_j that every class has: w_j (slope q_j + intercept). An index target adds its
-// own point mass at one class (see Target).
+// weight at one class (see IndexTarget).
 template <class Storage>
 struct DenseTarget {
   using Scalar = AccumulateOf<Storage>;
@@ -134,41 +135,41 @@ struct CrossEntropyRow {
                      Workspace& workspace) {
     const IndexTarget<Scalar> target(p, target_index(p, row));
     if (target.ignored) return;
-    const DenseTarget<Storage> mass_of = dense_target(p, row);
+    const DenseTarget<Storage> target_of = dense_target(p, row);
     const Storage* z = logits(p, row);
     Scalar* keep = kept(p, row, workspace);
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k * kChunk;
-      const int64_t count = std::min(kChunk, p.shape.classes - first);
-      ChunkState& state = workspace.chunks[k];
+      const int64_t first = k * kBlockColumns;
+      const int64_t count = std::min(kBlockColumns, p.shape.classes - first);
+      BlockState& state = workspace.blocks[k];
       reduce_exponentials<Kind>(p.alpha, z + first, count, keep != nullptr ? keep + first : nullptr,
                                 state);
-      state.mass = state.distance = 0.0;
-      if (has_dense_target(p)) reduce_mass(mass_of, z, first, count, state);
+      state.target_weight = state.distance = 0.0;
+      if (has_dense_target(p)) reduce_dense_target(target_of, z, first, count, state);
     }
   }
 
-  static void reduce_mass(const DenseTarget<Storage>& mass_of, const Storage* z, int64_t first,
-                          int64_t count, ChunkState& state) {
+  static void reduce_dense_target(const DenseTarget<Storage>& target_of, const Storage* z,
+                                  int64_t first, int64_t count, BlockState& state) {
     const V zero = V::broadcast(0);
-    // A chunk that is masked out as a whole has an infinite distance from any reference.
+    // Where all of a block is -infinity, distances from any reference are infinite.
     const V reference = V::broadcast(static_cast<Scalar>(reference_of(state.maximum)));
-    auto masses = LongSum<V>::start();
+    auto weights = LongSum<V>::start();
     auto distances = LongSum<V>::start();
     for_each_vector<V>(count, [&](int64_t column, int lanes) {
       const auto valid = V::first_lanes(lanes);
-      const V mass = mass_of(first + column, lanes);
-      const V distance = mass * (reference - load_lanes<V>(z + first + column, lanes));
-      masses.add(select(valid, mass, zero));
+      const V target_j = target_of(first + column, lanes);
+      const V distance = target_j * (reference - load_lanes<V>(z + first + column, lanes));
+      weights.add(select(valid, target_j, zero));
       distances.add(select(valid, distance, zero));
       if (column / V::kWidth % LongSum<V>::kRun == LongSum<V>::kRun - 1) {
-        masses.close_run();
+        weights.close_run();
         distances.close_run();
       }
     });
-    masses.close_run();
+    weights.close_run();
     distances.close_run();
-    state.mass = sum_of_lanes(masses.total);
+    state.target_weight = sum_of_lanes(weights.total);
     state.distance = sum_of_lanes(distances.total);
   }
 
@@ -181,47 +182,49 @@ struct CrossEntropyRow {
       write_sumexp_m1(p, row, 0);
       return;
     }
-    const int64_t count = chunk_count(p.shape);
-    ChunkState& state = workspace.row;
-    merge_exponentials(p.alpha, count, workspace.chunks, state);
+    const int64_t count = block_count(p.shape);
+    BlockState& state = workspace.row;
+    merge_exponentials(p.alpha, count, workspace.blocks, state);
     if (has_dense_target(p)) {
-      state.mass = state.distance = 0.0;
+      state.target_weight = state.distance = 0.0;
       for (int64_t k = 0; k < count; ++k) {
-        const ChunkState& chunk = workspace.chunks[k];
-        const double below = reference_of(state.maximum) - reference_of(chunk.maximum);
-        state.mass += chunk.mass;
-        state.distance += chunk.distance + (below == 0.0 ? 0.0 : chunk.mass * below);
+        const BlockState& block = workspace.blocks[k];
+        const double below = reference_of(state.maximum) - reference_of(block.maximum);
+        state.target_weight += block.target_weight;
+        state.distance += block.distance + (below == 0.0 ? 0.0 : block.target_weight * below);
       }
-      if (p.target_probabilities == nullptr) state.mass = smoothing_weight(p);
+      if (p.target_probabilities == nullptr) state.target_weight = smoothing_weight(p);
     }
     if (target.index >= 0) {
       const double z = load_scalar(logits(p, row) + target.index);
-      state.mass += target.point_weight;
+      state.target_weight += target.point_weight;
       state.distance += target.point_weight * (reference_of(state.maximum) - z);
     }
     if (p.sumexp_m1 != nullptr) {
-      write_sumexp_m1(p, row, state.rest);
+      write_sumexp_m1(p, row, state.sumexp_m1);
       loss = static_cast<Scalar>(state.distance);
-      write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.mass);
+      write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.target_weight);
       return;
     }
-    const double poisoned = nan_if_infinite(state.maximum);
+    const double undefined = nan_if_infinite(state.maximum);
     // Both terms are >= 0, so nothing cancels.
     loss = static_cast<Scalar>(state.distance +
-                               state.mass * log1p(static_cast<Scalar>(state.rest + poisoned)));
-    write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + poisoned, state.mass);
+                               state.target_weight *
+                                   log1p(static_cast<Scalar>(state.sumexp_m1 + undefined)));
+    write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + undefined, state.target_weight);
   }
 
-  static void write_sumexp_m1(const Params& p, int64_t row, double rest) {
-    if (p.sumexp_m1 != nullptr) static_cast<Scalar*>(p.sumexp_m1)[row] = static_cast<Scalar>(rest);
+  static void write_sumexp_m1(const Params& p, int64_t row, double sumexp_m1) {
+    if (p.sumexp_m1 != nullptr)
+      static_cast<Scalar*>(p.sumexp_m1)[row] = static_cast<Scalar>(sumexp_m1);
   }
 
   static void write_statistics(const Params& p, int64_t row, double maximum, double alpha_sumexp_m1,
-                               double mass) {
+                               double target_weight) {
     if (p.statistics == nullptr) return;
     *statistic(p, kMaximum, row) = static_cast<Scalar>(maximum);
     *statistic(p, kAlphaSumexpM1, row) = static_cast<Scalar>(alpha_sumexp_m1);
-    *statistic(p, kTargetWeight, row) = static_cast<Scalar>(mass);
+    *statistic(p, kTargetWeight, row) = static_cast<Scalar>(target_weight);
   }
 
   // With the exponentials that the reduction kept, or without them.
@@ -241,32 +244,33 @@ struct CrossEntropyRow {
     const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
     const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
                                      *statistic(p, kTargetWeight, row));
-    const DenseTarget<Storage> mass_of = dense_target(p, row);
+    const DenseTarget<Storage> target_of = dense_target(p, row);
     const Scalar scale = grad_output_of_row<Scalar>(p, row);
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k * kChunk;
-      const int64_t count = std::min(kChunk, p.shape.classes - first);
+      const int64_t first = k * kBlockColumns;
+      const int64_t count = std::min(kBlockColumns, p.shape.classes - first);
       if (target.ignored) {
         std::memset(static_cast<void*>(out + first), 0, count * sizeof(Storage));
         continue;
       }
       const bool here = first <= target.index && target.index < first + count;
       const Scalar z_target = here ? load_scalar(z + target.index) : 0;  // before it is overwritten
-      const auto map_chunk = [&](const auto& powered) {
+      const auto map_block = [&](const auto& powered) {
         if (has_dense_target(p)) {
-          const auto mass = [&](int64_t column, int lanes) {
-            return mass_of(first + column, lanes);
+          const auto target_in_block = [&](int64_t column, int lanes) {
+            return target_of(first + column, lanes);
           };
-          map_softmax_minus_target(z + first, count, softmax, powered, mass, scale, out + first);
+          map_softmax_minus_target(z + first, count, softmax, powered, target_in_block, scale,
+                                   out + first);
         } else {
           map_softmax(z + first, count, powered, scale * softmax.share, out + first);
         }
       };
       if (keep != nullptr) {
-        const double factor = workspace->chunks[k].alpha_factor;
-        map_chunk(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
+        const double factor = workspace->blocks[k].alpha_factor;
+        map_block(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
       } else {
-        map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, map_chunk);
+        map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, map_block);
       }
       if (here) {
         store_scalar(scale * softmax.minus_target(p.alpha, z_target, target.mass),
@@ -275,7 +279,7 @@ struct CrossEntropyRow {
     }
   }
 
-  // Every class but the target when no class has mass.
+  // Every class but the target where the others have no target weight.
   template <class Powered>
   static void map_softmax(const Storage* z, int64_t count, const Powered& powered, Scalar scale,
                           Storage* out) {

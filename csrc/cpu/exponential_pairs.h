@@ -1,11 +1,12 @@
-// Pairs (exp(t), exp(alpha t)) for t = z - max(z) <= 0, made to be summed: a sum's additions take
-// in what they can of the pair's multiplications. Included inside the target region.
+// Pairs (exp(t), exp(alpha t)) for t = z - max(z) <= 0, to be summed: the last multiplication of a
+// power is fused with the sum's addition. The D-th power of Exponential has D times its relative
+// error. Included inside the target region.
 #pragma once
 
 namespace powergrad {
 namespace {
 
-// root = exp(t / kDenominator). What is selected is the root; its powers follow.
+// root = exp(t / kDenominator); everything else is a power of it.
 template <int kNumerator, int kDenominator, class V>
 struct PowersOfRoot {
   V root;
@@ -53,7 +54,7 @@ TwoExponentials<V> masked(Mask mask, const TwoExponentials<V>& x) {
   return {masked(mask, x.plain), masked(mask, x.powered_)};
 }
 
-// Without alpha; the powered sum stays 0.
+// For a forward pass without backward: the powered sum stays 0.
 template <class V>
 struct PlainExponential {
   V plain;

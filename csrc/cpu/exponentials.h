@@ -24,8 +24,8 @@ V step_origin() {
   return V::broadcast(V::kStepOrigin);
 }
 
-// 2^(step + f) for f of at most half a step; shifted is step_origin + step. NaN for a NaN, since f
-// is one then, whatever the low bits of shifted are.
+// 2^(step + f) for f of at most half a step; shifted is step_origin + step. A NaN stays one: f is
+// NaN then.
 template <class V>
 V exp2_from_step(V shifted, V f) {
   // In this order nothing on the way is smaller than the result, where denormal numbers are slow.
@@ -33,7 +33,9 @@ V exp2_from_step(V shifted, V f) {
   return power_of_two(shifted) * fraction;
 }
 
-// exp(factor (z - reference)) for z <= reference: 0 for -infinity, NaN for NaN.
+// exp(factor (z - reference)) for t = z - reference <= 0 and factor > 0. Relative error at most
+// (2 + 1.3 |factor t|) epsilon, an ulp of 1; the second term comes of rounding t and the scale.
+// 0 where the result would be below the least normal number, and for t = -infinity; NaN for NaN.
 template <class V>
 class Exponential {
  public:
@@ -55,9 +57,9 @@ class Exponential {
   V lowest_;
 };
 
-// The same with an exponent that is as good as exact. Exponential rounds z - reference and the
-// scale, which costs |factor t| units of relative error: nothing beside larger terms, but too much
-// where only exponentials of -25 and less are left (see is_remote).
+// The same with a relative error of at most 2 epsilon over the whole range: the exponent is known
+// to about twice the precision. Exponential's error vanishes beside larger terms of a sum, but is
+// too large where only exponentials of -25 and less are left (see is_remote).
 template <class V>
 class ExactExponential {
  public:
@@ -80,10 +82,10 @@ class ExactExponential {
     const V other = difference - z;
     const V lost = (z - (difference - other)) - (reference + other);
     const V t = maximum(lowest_, difference);
-    const V rest = select(less(lowest_, t), lost, V::broadcast(0));
+    const V low_part = select(less(lowest_, t), lost, V::broadcast(0));
     const V shifted = multiply_add(t, scale_, step_origin<V>());
     const V step = shifted - step_origin<V>();
-    const V fraction = multiply_add(step, lower_, multiply_add(step, upper_, t)) + rest;
+    const V fraction = multiply_add(step, lower_, multiply_add(step, upper_, t)) + low_part;
     return exp2_from_step(shifted, fraction * scale_);
   }
 
@@ -94,14 +96,14 @@ class ExactExponential {
   V lower_;
 };
 
-// Whether a sum of exponentials has none but remote terms, of -25 and less. Few rows come to that,
-// so it pays to compute those again by ExactExponential rather than every row by it. Without FMA
-// and at alpha = 0.3, whose exponential is a tenth power, Exponential may be off by 5e-6 at -30.
+// Whether a sum of exponentials has only remote terms, exponents of -25 and less. Such rows are
+// rare, so they are computed twice rather than every row by ExactExponential. At alpha = 0.3, where
+// exp(t) is a tenth power, Exponential without FMA has a relative error of up to 5e-6 at t = -30.
 inline constexpr double kRemote = 1e-11;
 inline bool is_remote(double sum) { return 0.0 < sum && sum < kRemote; }
 
-// Coefficients of 2 atanh(t) / t over t^2: so many that what is left out of the series is below a
-// rounding step for t = 1/3, the largest one.
+// Coefficients of 2 atanh(t) / t in powers of t^2. The terms left out are below half an ulp up to
+// t = 1/3, the largest argument.
 template <class Scalar>
 inline constexpr int kAtanhTerms = sizeof(Scalar) == sizeof(float) ? 8 : 17;
 template <class Scalar>
@@ -114,8 +116,9 @@ struct AtanhSeries {
   }
 };
 
-// log(1 + r) for r >= 0. Below 1 the series runs on r itself, so that nothing of a tiny r is lost;
-// above, 1 + r = 2^k s with s in [1, 2). log(1 + f) = 2 atanh(f / (2 + f)).
+// log(1 + r) for 0 <= r < infinity, and NaN for NaN. Relative error at most 2 epsilon. Below 1 the
+// series runs on r itself, so that nothing of a tiny r is lost; above, 1 + r = 2^k s with s in [1,
+// 2). log(1 + f) = 2 atanh(f / (2 + f)).
 template <class Scalar>
 Vector<Scalar> log1p(Vector<Scalar> r) {
   using V = Vector<Scalar>;
@@ -130,7 +133,8 @@ Vector<Scalar> log1p(Vector<Scalar> r) {
   return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<Scalar>(kLn2)), series), r);
 }
 
-// For one row: the library's function branches, and took as long as ten classes' exponentials.
+// For one row: the library's function branches, and takes as long as the exponentials of 10
+// classes.
 inline float log1p(float r) {
   float lanes[Vector<float>::kWidth];
   log1p(Vector<float>::broadcast(r)).store(lanes);

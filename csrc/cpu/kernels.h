@@ -1,9 +1,9 @@
 // The CPU kernels as the binding sees them: one table per instruction set, one entry per dtype.
 //
 // A kernel takes a struct and a range of work and returns. Work on a row is three phases, so that
-// a single huge row can be spread over threads: every chunk of its columns is reduced on its own,
-// the chunks' states are merged, and every chunk is mapped to output. `rows` runs all three for
-// whole rows. Chunks have a fixed size, so the bits do not depend on how the work was split.
+// a single huge row can be spread over threads: every column block is reduced on its own, the
+// blocks' states are merged, and every block is mapped to output. `rows` runs all three for whole
+// rows. Column blocks have a fixed size, so the bits do not depend on how the work was split.
 #pragma once
 
 #include <array>
@@ -13,35 +13,38 @@
 
 namespace powergrad {
 
-inline constexpr int64_t kChunk = 2048;  // columns; logits and exponentials stay in the L1 cache
+inline constexpr int64_t kBlockColumns =
+    2048;  // the columns of a block: its logits and exponentials stay in the L1 cache
 
-inline int64_t chunk_count(const Shape& shape) { return (shape.classes + kChunk - 1) / kChunk; }
+inline int64_t block_count(const Shape& shape) {
+  return (shape.classes + kBlockColumns - 1) / kBlockColumns;
+}
 
-// Where classes are strided and neighbouring rows contiguous, rows are worked on in tiles: of 256
-// to 1024 bytes a class for bursts, of fewer where two tiles of so many classes would not stay in
-// the L2 cache.
+// Where classes are strided, kTileRows neighbouring rows are worked on together, so that each class
+// is read and written in bursts of 256 to 1024 bytes; fewer where the L2 cache would not hold two
+// such tiles.
 inline constexpr int64_t kTileRows = 128;
 inline constexpr int64_t kTileBytes = 256 * 1024;
 
-// The rows of a tile that is packed into scratch; 0 where there are too many classes for it.
+// The rows of a tile of strided classes that is packed into scratch; 0: too many classes to pack.
 int64_t tile_rows(const Shape& shape, int64_t accumulate_size);
 
-// Sums over one chunk, relative to the chunk's own maximum ("1 + rest", see powergrad.h).
-struct ChunkState {
+// Sums over one column block, relative to the block's own maximum ("1 + r", see powergrad.h).
+struct BlockState {
   double maximum;
-  double rest;             // sum of exp(z - maximum) without the maximum
+  double sumexp_m1;        // sum of exp(z - maximum) without the maximum
   double alpha_sumexp_m1;  // sum of exp(alpha (z - maximum)) without the maximum
-  double mass;             // sum of target_j
+  double target_weight;    // sum of target_j
   double distance;         // sum of target_j (maximum - z_j)
-  double alpha_factor;     // set by merge: exp(alpha (maximum - row maximum))
+  double alpha_factor;     // exp(alpha (maximum - row maximum)), set by merge
 };
 
-// What threads share while they work on one row. Owned by the caller.
+// Memory that a kernel works in; threads on one row share it. Owned by the caller.
 struct Workspace {
-  ChunkState* chunks;  // (chunk_count)
-  ChunkState row;      // set by merge
+  BlockState* blocks;  // (block_count)
+  BlockState row;      // set by merge
   void* exponentials;  // (classes) accumulate: keeps exp(alpha (z - maximum)) of half-precision
-                       // logits between the phases; null: computed again
+                       // logits between the phases; null: recomputes them
   void* tile;          // (classes, tile_rows) accumulate: logits with strided classes, packed, and
                        // then their exponentials; null: read in place
 };
@@ -50,7 +53,7 @@ template <class Params>
 struct Kernel {
   // Any layout: rows [begin, end).
   void (*rows)(const Params&, int64_t begin, int64_t end, Workspace&);
-  // Contiguous rows (strides.classes == 1): chunks [begin, end) of one row.
+  // Contiguous rows (strides.classes == 1): blocks [begin, end) of one row.
   void (*reduce)(const Params&, int64_t row, int64_t begin, int64_t end, Workspace&);
   void (*merge)(const Params&, int64_t row, Workspace&);
   void (*map)(const Params&, int64_t row, int64_t begin, int64_t end, Workspace&);
@@ -85,7 +88,7 @@ struct InstructionSets {
 };
 InstructionSets instruction_sets();
 
-// Null when there is none of that name.
+// Null if there is no instruction set of that name.
 const InstructionSet* find_instruction_set(const char* name);
 
 }  // namespace powergrad

@@ -26,17 +26,17 @@ struct LogSoftmaxRow {
   static void reduce(const Params& p, int64_t row, int64_t begin, int64_t end,
                      Workspace& workspace) {
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k * kChunk;
-      const int64_t count = std::min(kChunk, p.shape.classes - first);
+      const int64_t first = k * kBlockColumns;
+      const int64_t count = std::min(kBlockColumns, p.shape.classes - first);
       reduce_exponentials<Kind>(p.alpha, logits(p, row) + first, count,
-                                static_cast<Scalar*>(nullptr), workspace.chunks[k]);
+                                static_cast<Scalar*>(nullptr), workspace.blocks[k]);
     }
   }
 
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
-    ChunkState& state = workspace.row;
-    merge_exponentials(p.alpha, chunk_count(p.shape), workspace.chunks, state);
-    state.rest += nan_if_infinite(state.maximum);
+    BlockState& state = workspace.row;
+    merge_exponentials(p.alpha, block_count(p.shape), workspace.blocks, state);
+    state.sumexp_m1 += nan_if_infinite(state.maximum);
     state.alpha_sumexp_m1 += nan_if_infinite(state.maximum);
     if (p.statistics == nullptr) return;
     *statistic(p, kMaximum, row) = static_cast<Scalar>(state.maximum);
@@ -49,53 +49,53 @@ struct LogSoftmaxRow {
     Storage* out = static_cast<Storage*>(p.output) + row_offset(p.shape, p.output_strides, row);
     // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
     const V maximum = V::broadcast(static_cast<Scalar>(workspace.row.maximum));
-    const V log_sum = V::broadcast(log1p(static_cast<Scalar>(workspace.row.rest)));
-    const int64_t last = std::min(end * kChunk, p.shape.classes);
-    const int64_t first = begin * kChunk;
+    const V log_sum = V::broadcast(log1p(static_cast<Scalar>(workspace.row.sumexp_m1)));
+    const int64_t last = std::min(end * kBlockColumns, p.shape.classes);
+    const int64_t first = begin * kBlockColumns;
     for_each_vector<V>(last - first, [&](int64_t column, int lanes) {
       const V x = load_lanes<V>(z + first + column, lanes);
       prefetch_and_store((x - maximum) - log_sum, out + first + column, lanes);
     });
   }
 
-  static void reduce_upstream(const Params& p, int64_t row, int64_t begin, int64_t end,
-                              Workspace& workspace) {
+  static void reduce_grad_output(const Params& p, int64_t row, int64_t begin, int64_t end,
+                                 Workspace& workspace) {
     const Storage* g = grad_output(p, row);
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k * kChunk;
+      const int64_t first = k * kBlockColumns;
       auto sum = LongSum<V>::start();
-      for_each_vector<V>(std::min(kChunk, p.shape.classes - first), [&](int64_t column, int lanes) {
-        sum.add(load_lanes<V>(g + first + column, lanes));
-        if (column / V::kWidth % LongSum<V>::kRun == 0) sum.close_run();
-      });
+      for_each_vector<V>(std::min(kBlockColumns, p.shape.classes - first),
+                         [&](int64_t column, int lanes) {
+                           sum.add(load_lanes<V>(g + first + column, lanes));
+                           if (column / V::kWidth % LongSum<V>::kRun == 0) sum.close_run();
+                         });
       sum.close_run();
-      workspace.chunks[k].mass = sum_of_lanes(sum.total);
+      workspace.blocks[k].target_weight = sum_of_lanes(sum.total);
     }
   }
 
-  static void merge_upstream(const Params& p, int64_t, Workspace& workspace) {
-    workspace.row.mass = 0.0;
-    for (int64_t k = 0; k < chunk_count(p.shape); ++k) {
-      workspace.row.mass += workspace.chunks[k].mass;
+  static void merge_grad_output(const Params& p, int64_t, Workspace& workspace) {
+    workspace.row.target_weight = 0.0;
+    for (int64_t k = 0; k < block_count(p.shape); ++k) {
+      workspace.row.target_weight += workspace.blocks[k].target_weight;
     }
   }
 
-  // dz = g - p' sum(g): cross-entropy's gradient with the grad_output for a target, and -1 for a
-  // scale.
+  // dz = g - p' sum(g): cross-entropy's gradient with target g and scale -1.
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end,
                            Workspace& workspace) {
-    const int64_t first = begin * kChunk;
+    const int64_t first = begin * kBlockColumns;
     const Storage* z = logits(p, row) + first;
     const Storage* g = grad_output(p, row) + first;
     Storage* out =
         static_cast<Storage*>(p.gradient) + row_offset(p.shape, p.gradient_strides, row) + first;
     const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
     const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
-                                     static_cast<Scalar>(workspace.row.mass));
-    const auto mass = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
-    const int64_t count = std::min(end * kChunk, p.shape.classes) - first;
+                                     static_cast<Scalar>(workspace.row.target_weight));
+    const auto target = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
+    const int64_t count = std::min(end * kBlockColumns, p.shape.classes) - first;
     map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, [&](const auto& powered) {
-      map_softmax_minus_target(z, count, softmax, powered, mass, Scalar(-1), out);
+      map_softmax_minus_target(z, count, softmax, powered, target, Scalar(-1), out);
     });
   }
 };

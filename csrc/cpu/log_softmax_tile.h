@@ -21,19 +21,21 @@ class LogSoftmaxTiles {
     const TileOutput<Storage> out(tile, p_.output, p_.shape, p_.output_strides, scratch_);
     TileLanes<V> maxima;
     TileLanes<V> log_sums;
+    const auto keep_nothing = [](int64_t, V) {};
+    for_each_vector_of<V>(tile, [&](const TileVector& vector) {
+      const V maximum = logits.with_columns(
+          [&](const auto& columns) { return find_lane_maxima(columns.of(vector), classes); });
+      const LaneSums<V> sums =
+          reduce_lanes<Kind>(p_.alpha, logits, vector, classes, maximum, keep_nothing)
+              .with_nan_if_infinite(maximum);
+      maxima.set(vector, maximum);
+      log_sums.set(vector, log1p(sums.sumexp_m1));
+      if (p_.statistics == nullptr) return;
+      const RowLanes<V> rows(tile, vector);
+      rows.store(maximum, statistic(kMaximum));
+      rows.store(sums.alpha_sumexp_m1, statistic(kAlphaSumexpM1));
+    });
     logits.with_columns([&](const auto& columns) {
-      for_each_vector_of<V>(tile, [&](const TileVector& vector) {
-        const V maximum = find_lane_maxima(columns.of(vector), classes);
-        const auto sums =
-            reduce_lanes<Kind>(p_.alpha, logits, vector, classes, maximum, [](int64_t, V) {
-            }).with_nan_if_infinite(maximum);
-        maxima.set(vector, maximum);
-        log_sums.set(vector, log1p(sums.sumexp_m1));
-        if (p_.statistics == nullptr) return;
-        const RowLanes<V> rows(tile, vector);
-        rows.store(maximum, statistic(kMaximum));
-        rows.store(sums.alpha_sumexp_m1, statistic(kAlphaSumexpM1));
-      });
       for_each_class_of<V>(tile, classes, [&](const TileVector& vector, int64_t c, V) {
         // z - maximum first: it is exact or nearly so, however far from 0 the row lies.
         out.write(vector, c, (columns.of(vector)[c] - maxima.at(vector)) - log_sums.at(vector));
@@ -55,8 +57,7 @@ class LogSoftmaxTiles {
   }
 
  private:
-  // dz = g - p' sum(g): cross-entropy's gradient with the grad_output for a target, and -1 for a
-  // scale.
+  // dz = g - p' sum(g): cross-entropy's gradient with target g and scale -1.
   template <class Columns>
   void backward(const Tile& tile, const Columns& grad_output) const {
     const int64_t classes = p_.shape.classes;

@@ -4,8 +4,8 @@
 namespace powergrad {
 namespace {
 
-// Lane by lane: runs of kRun terms are added plainly, and the runs with compensation (Kahan). A
-// plain chain of thousands of terms would drift, by most where all of them are equal.
+// Lane by lane: kRun terms at a time are added plainly, and these sums with compensation (Kahan).
+// The error of a plain sum of thousands of terms grows with their number, most if they are equal.
 //
 // An aggregate, started by start(): GCC compiles an implicit constructor outside the target region,
 // where vectors are passed differently.

@@ -13,11 +13,11 @@ void for_each_vector(int64_t count, const Step& step) {
   if (column < count) step(column, static_cast<int>(count - column));
 }
 
-// Passes over rows ask for what they will need so many columns on: the rest of the row or, where
-// rows are neighbours, the next ones, before which the hardware's prefetchers stop at every page.
-// It is more than a chunk, as a search for the maximum catches up with the fetches that start last.
+// How many columns ahead passes over rows prefetch: the rest of the row or, where rows are
+// neighbours, the next ones. Hardware prefetchers stop at page boundaries. It is more than a column
+// block, because the search for the maximum runs over a block before its sums do.
 template <class V>
-inline constexpr int64_t kAhead = kChunk + LongSum<V>::kRun * V::kWidth;
+inline constexpr int64_t kAhead = kBlockColumns + LongSum<V>::kRun * V::kWidth;
 
 // store_lanes to a row of the gradient or output, which may not be in the cache yet.
 template <class V, class Storage>
@@ -64,7 +64,7 @@ struct Largest {
   int64_t column;  // `count` if it was not found, which takes a NaN in the row
 };
 
-// Blocks keep the search for the column short: each lane remembers in which block it rose last.
+// Each lane remembers in which run of 16 vectors its maximum rose last; only that run is searched.
 template <class Storage>
 Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
   using V = VectorOf<Storage>;
@@ -87,7 +87,7 @@ Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
   return {value, column < end ? column : count};  // a NaN before it may have hidden the block
 }
 
-// Running sums of exp(z - reference) and exp(alpha (z - reference)) over one chunk.
+// Running sums of exp(z - reference) and exp(alpha (z - reference)) over one column block.
 template <class Evaluate, class Storage>
 struct ExponentialSums {
   using Scalar = AccumulateOf<Storage>;
@@ -120,7 +120,7 @@ struct ExponentialSums {
     add(masked(mask, e));
   }
 
-  // All columns but one. Only the run that has it looks for it, so no loop ends at an odd place.
+  // All columns but one. Only the run that contains it tests for it.
   void add_all_but(int64_t left_out, const Storage* z, int64_t count) {
     constexpr int64_t kRun = LongSum<V>::kRun * V::kWidth;
     for (int64_t begin = 0; begin < count; begin += kRun) {
@@ -151,54 +151,53 @@ struct ExponentialSums {
   }
 };
 
-// The sums of one chunk. Its maximum is left out of them: it is exactly 1.
+// The sums of one column block without its maximum, whose exponential is exactly 1.
 template <class Evaluate, class Storage>
 void sum_exponentials(double alpha, const Storage* z, int64_t count,
                       const Largest<AccumulateOf<Storage>>& largest, AccumulateOf<Storage>* kept,
-                      ChunkState& state) {
+                      BlockState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
   const Evaluate evaluate(alpha);
-  // All -infinity, but for NaN perhaps: sums of zeros, or NaN.
+  // If all logits are -infinity, the sums are 0; with a NaN among them, NaN.
   const Scalar reference = reference_of(largest.value);
   const bool masked_out = reference != largest.value;
   ExponentialSums<Evaluate, Storage> sums{evaluate, V::broadcast(reference), kept,
                                           LongSum<V>::start(), LongSum<V>::start()};
   sums.add_all_but(masked_out ? count : largest.column, z, count);
-  state.rest = sum_of_lanes(sums.plain.total) + nan_if_infinite(reference);
+  state.sumexp_m1 = sum_of_lanes(sums.plain.total) + nan_if_infinite(reference);
   state.alpha_sumexp_m1 = sum_of_lanes(sums.powered.total) + nan_if_infinite(reference);
 }
 
-// The state of one chunk, apart from its target mass.
+// The state of one column block, without its targets.
 template <class Kind, class Storage>
 void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
-                         ChunkState& state) {
+                         BlockState& state) {
   using V = VectorOf<Storage>;
   const auto largest = find_largest(z, count);
   state.maximum = largest.value;
   using Fast = Evaluator<Kind, Exponential<V>>;
   sum_exponentials<Fast>(alpha, z, count, largest, kept, state);
-  if (!is_remote(state.rest) && !is_remote(state.alpha_sumexp_m1)) return;
+  if (!is_remote(state.sumexp_m1) && !is_remote(state.alpha_sumexp_m1)) return;
   using Exact = Evaluator<Kind, ExactExponential<V>>;
   sum_exponentials<Exact>(alpha, z, count, largest, kept, state);
 }
 
-// Merges the chunks' states (see powergrad.h) and leaves in each what its exponentials are to be
-// multiplied by.
-inline void merge_exponentials(double alpha, int64_t count, ChunkState* chunks, ChunkState& row) {
+// Merges the blocks' states (see powergrad.h) and sets in each the factor of its exponentials.
+inline void merge_exponentials(double alpha, int64_t count, BlockState* blocks, BlockState& row) {
   int64_t highest = 0;
   for (int64_t k = 1; k < count; ++k) {
-    if (chunks[k].maximum > chunks[highest].maximum) highest = k;
+    if (blocks[k].maximum > blocks[highest].maximum) highest = k;
   }
-  row = chunks[highest];
-  chunks[highest].alpha_factor = 1.0;
+  row = blocks[highest];
+  blocks[highest].alpha_factor = 1.0;
   for (int64_t k = 0; k < count; ++k) {
     if (k == highest) continue;
-    const bool as_high = chunks[k].maximum == row.maximum;  // also where both are -infinity
-    const double below = as_high ? 0.0 : chunks[k].maximum - row.maximum;
-    chunks[k].alpha_factor = std::exp(alpha * below);
-    row.rest += (1.0 + chunks[k].rest) * std::exp(below);
-    row.alpha_sumexp_m1 += (1.0 + chunks[k].alpha_sumexp_m1) * chunks[k].alpha_factor;
+    const bool as_high = blocks[k].maximum == row.maximum;  // also where both are -infinity
+    const double below = as_high ? 0.0 : blocks[k].maximum - row.maximum;
+    blocks[k].alpha_factor = std::exp(alpha * below);
+    row.sumexp_m1 += (1.0 + blocks[k].sumexp_m1) * std::exp(below);
+    row.alpha_sumexp_m1 += (1.0 + blocks[k].alpha_sumexp_m1) * blocks[k].alpha_factor;
   }
 }
 

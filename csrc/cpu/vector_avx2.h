@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C: 8 floats or 4 doubles. Included inside the target region.
 #pragma once
 
+#include "cpu/quads_avx2.h"
 #include "cpu/roots_of_two.h"
 #include "exp2_polynomial.h"
 
@@ -26,74 +27,6 @@ inline __m256i first_lanes_64(int count) {
 inline __m256i lane_64(int number) {
   const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
   return _mm256_cmpeq_epi64(_mm256_set1_epi64x(number), lane);
-}
-
-// Up to 8 bytes, an even number of them, in the low bits of an integer: AVX2 masks no single bytes.
-inline uint64_t load_few_bytes(const char* p, int bytes) {
-  uint64_t bits = 0;
-  if (bytes >= 8) {
-    std::memcpy(&bits, p, 8);
-    return bits;
-  }
-  int done = 0;
-  if ((bytes & 4) != 0) {
-    uint32_t four;
-    std::memcpy(&four, p, 4);
-    bits = four;
-    done = 4;
-  }
-  if ((bytes & 2) != 0) {
-    uint16_t two;
-    std::memcpy(&two, p + done, 2);
-    bits |= static_cast<uint64_t>(two) << (8 * done);
-  }
-  return bits;
-}
-
-inline void store_few_bytes(uint64_t bits, char* p, int bytes) {
-  if (bytes >= 8) {
-    std::memcpy(p, &bits, 8);
-    return;
-  }
-  if ((bytes & 4) != 0) {
-    std::memcpy(p, &bits, 4);
-    bits >>= 32;
-    p += 4;
-  }
-  if ((bytes & 2) != 0) std::memcpy(p, &bits, 2);
-}
-
-// For each 128 bits of the result, the 16 bytes at p and p + distance.
-inline __m256i load_quads_256(const char* p, int64_t distance) {
-  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + distance));
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-}
-inline void store_quads_256(__m256i v, char* p, int64_t distance) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(v));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + distance), _mm256_extracti128_si256(v, 1));
-}
-// Of the first `quads` addresses the first `bytes` bytes; the rest of the result is 0.
-inline __m256i load_quads_first_256(const char* p, int64_t distance, int quads, int bytes) {
-  const auto quad = [&](int i) {
-    const char* from = p + i * distance;
-    if (i >= quads) return _mm_setzero_si128();
-    const uint64_t high = bytes > 8 ? load_few_bytes(from + 8, bytes - 8) : 0;
-    return _mm_set_epi64x(static_cast<int64_t>(high),
-                          static_cast<int64_t>(load_few_bytes(from, bytes)));
-  };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(quad(0)), quad(1), 1);
-}
-inline void store_quads_first_256(__m256i v, char* p, int64_t distance, int quads, int bytes) {
-  const auto store = [&](int i, __m128i quad) {
-    if (i >= quads) return;
-    char* to = p + i * distance;
-    store_few_bytes(static_cast<uint64_t>(_mm_extract_epi64(quad, 0)), to, bytes);
-    if (bytes <= 8) return;
-    store_few_bytes(static_cast<uint64_t>(_mm_extract_epi64(quad, 1)), to + 8, bytes - 8);
-  };
-  store(0, _mm256_castsi256_si128(v));
-  store(1, _mm256_extracti128_si256(v, 1));
 }
 
 template <>
@@ -402,6 +335,17 @@ inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
 }
+
+// The most classes for which contiguous rows are transposed: beyond, reducing them one by one was
+// faster (least times of a step of 512 rows).
+template <class Storage>
+inline constexpr int64_t kMostFewClasses = 120;
+template <>
+inline constexpr int64_t kMostFewClasses<BFloat16> = 176;
+template <>
+inline constexpr int64_t kMostFewClasses<Float16> = 192;
+template <>
+inline constexpr int64_t kMostFewClasses<double> = 64;
 
 // What was streamed is seen by other threads before what is stored from here on.
 inline void finish_streams() { _mm_sfence(); }

@@ -21,13 +21,13 @@ inline bool flushes_denormals(const Machine& machine, DataType type) {
 }
 
 // Classes that are reduced at once.
-inline constexpr int64_t kPiece = kChunk;
-// Several chunks, the last one partial.
-inline constexpr int64_t kLongRow = 2 * kChunk + 904;
+inline constexpr int64_t kPiece = kBlockColumns;
+// Several blocks, the last one partial.
+inline constexpr int64_t kLongRow = 2 * kBlockColumns + 904;
 // One class and two; around the widths of vectors (2, 4, 8 and 16 lanes) and two of the widest;
-// a size that is a whole number of some of them only; around one chunk; several chunks.
-inline constexpr int64_t kSizes[] = {1,  2,    7,          15,     16,         17,
-                                     33, 1000, kChunk - 1, kChunk, kChunk + 1, kLongRow};
+// a size that is a whole number of some of them only; around one block; several blocks.
+inline constexpr int64_t kSizes[] = {
+    1, 2, 7, 15, 16, 17, 33, 1000, kBlockColumns - 1, kBlockColumns, kBlockColumns + 1, kLongRow};
 
 // For targets at the ends of what kernels divide a row into: all classes of a short one, the first
 // and the last of each column block of a long one.
@@ -69,19 +69,19 @@ class OwnedWorkspace : public Workspace {
  public:
   OwnedWorkspace(const Shape& shape, bool has_scratch)
       : Workspace{},
-        chunks_(chunk_count(shape)),
+        blocks_(block_count(shape)),
         kept_(has_scratch ? shape.classes : 0),
         tile_(has_scratch ? shape.classes * tile_rows(shape, sizeof(Accumulate)) : 0) {
-    chunks = chunks_.data();
+    blocks = blocks_.data();
     if (has_scratch) exponentials = kept_.data();
     if (tile_.count() > 0) tile = tile_.data();
   }
   bool band_untouched() const {
-    return chunks_.band_untouched() && kept_.band_untouched() && tile_.band_untouched();
+    return blocks_.band_untouched() && kept_.band_untouched() && tile_.band_untouched();
   }
 
  private:
-  Block<ChunkState> chunks_;
+  Block<BlockState> blocks_;
   Block<Accumulate> kept_;
   Block<Accumulate> tile_;
 };
@@ -96,9 +96,9 @@ void run_rows(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
 
 // The three phases as threads would share them: pieces in an order of their own.
 template <class Params>
-void run_chunks(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
+void run_blocks(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
                 Workspace& workspace) {
-  auto backwards = pieces(cuts, chunk_count(p.shape));
+  auto backwards = pieces(cuts, block_count(p.shape));
   std::reverse(backwards.begin(), backwards.end());
   for (int64_t row = 0; row < p.shape.rows(); ++row) {
     for (const auto& [begin, end] : backwards) kernel.reduce(p, row, begin, end, workspace);
@@ -109,13 +109,13 @@ void run_chunks(const Kernel<Params>& kernel, const Params& p, const Cuts& cuts,
 
 struct Execution {
   const char* name;
-  bool by_chunks;
+  bool by_blocks;
   Cuts cuts;
 
   template <class Accumulate, class Params>
   bool run(const Kernel<Params>& kernel, const Params& p, bool has_scratch) const {
     OwnedWorkspace<Accumulate> workspace(p.shape, has_scratch);
-    (by_chunks ? run_chunks<Params> : run_rows<Params>)(kernel, p, cuts, workspace);
+    (by_blocks ? run_blocks<Params> : run_rows<Params>)(kernel, p, cuts, workspace);
     return workspace.band_untouched();
   }
 };
@@ -145,8 +145,8 @@ inline std::string run_merge_shards(const Machine&, const MergeParams& p, const 
 
 inline Execution whole() { return {"whole", false, {}}; }
 
-// Rows cut once and one by one, which may share vectors. Contiguous rows of several chunks, the
-// only ones that threads share, cut into chunks in every way.
+// Rows cut once and one by one, which may share vectors. Contiguous rows of several blocks, the
+// only ones that threads share, cut into blocks in every way.
 inline std::vector<Execution> splits(const Shape& shape, const Strides& strides) {
   const int64_t rows = shape.rows();
   std::vector<Execution> result;
@@ -154,14 +154,14 @@ inline std::vector<Execution> splits(const Shape& shape, const Strides& strides)
   Cuts every;
   for (int64_t row = 1; row < rows; ++row) every.push_back(row);
   result.push_back({"rows one by one", false, every});
-  if (strides.classes != 1 || chunk_count(shape) == 1) return result;
-  const int64_t places = chunk_count(shape) - 1;
+  if (strides.classes != 1 || block_count(shape) == 1) return result;
+  const int64_t places = block_count(shape) - 1;
   for (int64_t chosen = 0; chosen < int64_t{1} << places; ++chosen) {
     Cuts cuts;
     for (int64_t place = 0; place < places; ++place) {
       if ((chosen >> place & 1) != 0) cuts.push_back(place + 1);
     }
-    result.push_back({"pieces of chunks", true, cuts});
+    result.push_back({"pieces of blocks", true, cuts});
   }
   return result;
 }

@@ -93,14 +93,54 @@ POWERGRAD_INLINE __m512d float_to_double(__m256 x) {
                        _mm256_cvtps_pd(half_of<__m128>(x, 1)));
 }
 
-// floor(log2(|x|)) as a float; the same special values as the instruction.
-POWERGRAD_INLINE __m512 exponent(__m512 x) {
-  float lanes[16];
-  std::memcpy(lanes, &x, sizeof(x));
-  for (float& lane : lanes) lane = std::logb(lane);
-  __m512 result;
-  std::memcpy(&result, lanes, sizeof(result));
+// Lane by lane: To result[i] = function(From x[i]).
+template <class From, class To, class Out, class In, class Function>
+POWERGRAD_INLINE Out map_lanes(In x, const Function& function) {
+  constexpr unsigned kLanes = sizeof(Out) / sizeof(To);
+  static_assert(kLanes == sizeof(In) / sizeof(From));
+  From from[kLanes];
+  To to[kLanes];
+  std::memcpy(from, &x, sizeof(x));
+  for (unsigned i = 0; i < kLanes; ++i) to[i] = function(from[i]);
+  Out result;
+  std::memcpy(&result, to, sizeof(result));
   return result;
+}
+
+// floor(log2(|x|)); the same special values as the instruction.
+POWERGRAD_INLINE __m512 exponent(__m512 x) {
+  return map_lanes<float, float, __m512>(x, [](float lane) { return std::logb(lane); });
+}
+POWERGRAD_INLINE __m512d exponent(__m512d x) {
+  return map_lanes<double, double, __m512d>(x, [](double lane) { return std::logb(lane); });
+}
+
+// Between integers and numbers.
+POWERGRAD_INLINE __m512i widen_signed(__m256i x) {
+  return map_lanes<int32_t, int64_t, __m512i>(x, [](int32_t lane) { return lane; });
+}
+POWERGRAD_INLINE __m256 integers_to_float(__m512i x) {
+  return map_lanes<int64_t, float, __m256>(x,
+                                           [](int64_t lane) { return static_cast<float>(lane); });
+}
+POWERGRAD_INLINE __m512d integers_to_double(__m512i x) {
+  return map_lanes<int64_t, double, __m512d>(
+      x, [](int64_t lane) { return static_cast<double>(lane); });
+}
+POWERGRAD_INLINE __m512i truncate(__m512 x) {
+  return map_lanes<float, int32_t, __m512i>(x,
+                                            [](float lane) { return static_cast<int32_t>(lane); });
+}
+POWERGRAD_INLINE __m256i truncate(__m512d x) {
+  return map_lanes<double, int32_t, __m256i>(
+      x, [](double lane) { return static_cast<int32_t>(lane); });
+}
+
+POWERGRAD_INLINE __m512 gather(__m512i offsets, const float* data, int) {
+  return map_lanes<int32_t, float, __m512>(offsets, [data](int32_t i) { return data[i]; });
+}
+POWERGRAD_INLINE __m512d gather(__m256i offsets, const double* data, int) {
+  return map_lanes<int32_t, double, __m512d>(offsets, [data](int32_t i) { return data[i]; });
 }
 
 }  // namespace powergrad_simde
@@ -113,7 +153,19 @@ POWERGRAD_INLINE __m512 exponent(__m512 x) {
 #define _mm512_cvtps_pd powergrad_simde::float_to_double
 #define _mm512_cvtepu16_epi32 powergrad_simde::widen_unsigned
 #define _mm512_cvtepi32_epi16 powergrad_simde::narrow
+#define _mm512_cvtepi32_epi64 powergrad_simde::widen_signed
+#define _mm512_cvtepi64_ps powergrad_simde::integers_to_float
+#define _mm512_cvtepi64_pd powergrad_simde::integers_to_double
+#define _mm512_cvttps_epi32 powergrad_simde::truncate
+#define _mm512_cvttpd_epi32 powergrad_simde::truncate
+#define _mm512_i32gather_ps powergrad_simde::gather
+#define _mm512_i32gather_pd powergrad_simde::gather
 #define _mm512_getexp_ps powergrad_simde::exponent
+#define _mm512_getexp_pd powergrad_simde::exponent
+#define _mm_maskz_loadu_epi8(mask, p) powergrad_simde::load_masked<__m128i>(mask, p)
+#define _mm_mask_storeu_epi8 powergrad_simde::store_masked<__m128i, char>
+#define _mm512_maskz_loadu_epi64(mask, p) powergrad_simde::load_masked<__m512i>(mask, p)
+#define _mm256_maskz_loadu_epi32(mask, p) powergrad_simde::load_masked<__m256i>(mask, p)
 #define _mm512_maskz_loadu_ps(mask, p) powergrad_simde::load_masked<__m512>(mask, p)
 #define _mm512_maskz_loadu_pd(mask, p) powergrad_simde::load_masked<__m512d>(mask, p)
 #define _mm256_maskz_loadu_epi16 powergrad_simde::load_masked_halves
