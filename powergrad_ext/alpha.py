@@ -51,7 +51,11 @@ def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
         return alpha
     if type(input) is FakeTensor:  # its mode may have ended
         with input.fake_mode:
-            return torch.tensor(alpha, dtype=torch.float64, device="cpu")
+            return _number_beside(input, alpha)
+    return _number_beside(input, alpha)
+
+
+def _number_beside(input: Tensor, alpha: float) -> Tensor:
     if not input.is_cuda:
         return torch.tensor(alpha, dtype=torch.float64, device="cpu")  # whatever the default
     if not _is_valid(alpha):

@@ -217,6 +217,9 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             return torch.ops.powergrad.linear_cross_entropy(
                 input, *layer, *options, alpha=alpha, chunk_rows=chunk_rows
             )
+        return self._eager_loss(input, target)
+
+    def _eager_loss(self, input: Tensor, target: Tensor) -> Tensor:
         if type(self.linear).forward is not nn.Linear.forward:
             raise TypeError(
                 "PowerGradLinearCrossEntropyLoss: .linear must compute what nn.Linear does, since "

@@ -3,6 +3,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -52,6 +53,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     }
     options.save(context, {input, linear_weight, target, linear_bias.value_or(at::Tensor())});
     context->saved_data["chunk_rows"] = chunk_rows;
+    context->saved_data["wants_bias"] = wanted[2];
     context->saved_data["types"] = c10::ivalue::Tuple::create(
         {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
     return loss;
@@ -60,8 +62,10 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(6);
     if (!grads[0].defined()) return result;
-    const GradientMask wanted{context->needs_input_grad(0), context->needs_input_grad(1),
-                              context->needs_input_grad(3)};
+    // needs_input_grad numbers the tensors that were given, so it has no place 3 without a bias.
+    const GradientMask wanted{
+        context->needs_input_grad(0), context->needs_input_grad(1),
+        context->saved_data["wants_bias"].toBool() && context->needs_input_grad(3)};
     std::tie(result[0], result[1], result[3]) =
         at::GradMode::is_enabled() ? differentiable_gradients(context, grads[0], wanted)
                                    : gradients(context, grads[0], wanted);
@@ -139,7 +143,9 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const auto counts = context->saved_data.find("counts");
     if (counts == context->saved_data.end()) return {factor, of_rows.unsqueeze(-1)};
     const at::Tensor count = counts->second.toTensor();
-    return {at::where(count.any(), factor, 0.0), at::where(count, of_rows, 0.0).unsqueeze(-1)};
+    // Not a number for the zeros: it would become a tensor that a fake mode does not know.
+    return {at::where(count.any(), factor, at::zeros_like(factor)),
+            at::where(count, of_rows, at::zeros_like(of_rows)).unsqueeze(-1)};
   }
 
   static Computed take(AutogradContext* context, const GradientMask& wanted, bool for_good) {

@@ -36,6 +36,7 @@ print(*(name for name in set(sys.modules) - modules if not name.startswith("powe
         name
         for name in brought.split()
         if name.split(".")[0] not in sys.stdlib_module_names | {"triton"}
+        and not name.startswith("_sysconfigdata")  # the standard library's, named after a platform
     }
     # flop_counter takes milliseconds; where triton is installed it imports that.
     assert third_party <= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
