@@ -22,16 +22,16 @@ from .result import Record, Result
 from .sweep import OURS, PEERS, SWEEPS, Point, heading, peers_of, slope
 
 STYLE = Path(__file__).with_name("plot.mplstyle")
-FINE_PRINT = {"fontsize": 7.5, "color": "#6b7480"}
+FINE_PRINT = {"fontsize": 7.5, "color": "#747c86"}
 OUR_COLOUR = "#e0542f"
 COLOURS = {
     OURS: OUR_COLOUR,
-    "eager": "#51637a",
+    "eager": "#64789a",
     "compile": "#3a8fb7",
     "jax": "#8a6fb0",
     "hook": "#5f9e6e",
     "scaled": "#b9935a",
-    "copy": "#a8b0ba",
+    "copy": "#949ca7",
 }
 
 

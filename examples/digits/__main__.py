@@ -16,7 +16,7 @@ try:
         Progress,
         TaskID,
         TextColumn,
-        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     from . import plot, report
@@ -78,7 +78,7 @@ def measure(baseline: Method, ours: Method, seeds: int, epochs: int, console: Co
         TextColumn("{task.description:<14}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[news]}"),
         console=console,
     ) as progress:

@@ -17,9 +17,9 @@ from .report import format_estimate, machine
 from .results import Results
 from .training import THREADS, Run
 
-BASELINE_COLOUR = "#51637a"
+BASELINE_COLOUR = "#64789a"
 OUR_COLOUR = "#e0542f"
-FINE_PRINT = "#6b7480"
+FINE_PRINT = "#747c86"
 
 NEARLY_ALL = 100.4
 """Where the stretched accuracy axis would end: past 100 % by about two digits of the test set."""
