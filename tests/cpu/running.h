@@ -31,8 +31,8 @@ inline constexpr int64_t kSizes[] = {
 
 // For targets at the ends of what kernels divide a row into: all classes of a short one, the first
 // and the last of each column block of a long one.
-inline constexpr int64_t kSizesOfParts[] = {33, kLongRow};
-inline std::vector<int64_t> ends_of_parts(DataType, int64_t classes) {
+inline std::vector<int64_t> sizes_of_parts(DataType) { return {33, kLongRow}; }
+inline std::vector<int64_t> ends_of_parts(const Machine&, DataType, int64_t classes) {
   std::vector<int64_t> ends;
   const int64_t part = classes < kBlockColumns ? 1 : kBlockColumns;
   for (int64_t first = 0; first < classes; first += part) {
