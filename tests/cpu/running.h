@@ -14,8 +14,8 @@ namespace powergrad::test {
 
 using Machine = InstructionSet;
 
+inline int turns_of(const Machine&) { return 1; }  // each checks every problem
 // Whether numbers below the least normal one are stored as 0.
-inline int turns_of(const Machine&) { return 1; }
 inline bool flushes_denormals(const Machine& machine, DataType type) {
   return machine.name == std::string("avx512_bf16") && type == DataType::bfloat16;
 }
@@ -31,10 +31,10 @@ inline constexpr int64_t kSizes[] = {
 
 // For targets at the ends of what kernels divide a row into: all classes of a short one, the first
 // and the last of each column block of a long one.
-inline constexpr int64_t kSizesOfParts[] = {33, kLongRow};
-inline std::vector<int64_t> ends_of_parts(DataType, int64_t classes) {
+inline std::vector<int64_t> sizes_of_parts(DataType) { return {33, kLongRow}; }
+inline std::vector<int64_t> ends_of_parts(const Machine&, DataType, int64_t classes) {
   std::vector<int64_t> ends;
-  const int64_t part = classes < kChunk ? 1 : kChunk;
+  const int64_t part = classes < kBlockColumns ? 1 : kBlockColumns;
   for (int64_t first = 0; first < classes; first += part) {
     ends.push_back(first);
     if (part > 1) ends.push_back(std::min(first + part, classes) - 1);

@@ -90,39 +90,56 @@ POWERGRAD_RUN(log_softmax_backward, LogSoftmaxParams)
 POWERGRAD_RUN(merge_shards, MergeParams)
 #undef POWERGRAD_RUN
 
-// For targets at the ends of what kernels divide a row into: all classes of short rows; of long
-// ones, whose classes begin at a multiple of 16 bytes, the first and the last class of each block
-// and pass on any machine.
-inline constexpr int64_t kSizesOfParts[] = {33, 4104, 40000};
-inline std::vector<int64_t> ends_of_parts(DataType dtype, int64_t classes) {
+inline int64_t elements_of_vector(DataType dtype) {
+  return dtype == DataType::float64 ? 2 : dtype == DataType::float32 ? 4 : 8;
+}
+
+// For targets at the ends of what kernels divide a row into. All classes of two short rows, of
+// which the second has strided rows in tiles of four, several threads a row and, on the small
+// machines, several passes. The first and the last class of blocks of elementwise kernels, and, on
+// the small machines alone, of passes, with clusters and without. The long rows begin at a multiple
+// of 16 bytes.
+inline constexpr int64_t kVectorsOfBlocks = 1026;
+inline constexpr int64_t kVectorsOfPasses = 12000;
+inline std::vector<int64_t> sizes_of_parts(DataType dtype) {
+  const int64_t elements = elements_of_vector(dtype);
+  return {33, 96, kVectorsOfBlocks * elements, kVectorsOfPasses * elements};
+}
+
+inline std::vector<int64_t> ends_of_parts(const Machine& machine, DataType dtype, int64_t classes) {
   std::set<int64_t> ends;
-  const auto add_parts = [&](int64_t part) {
-    for (int64_t first = 0; first < classes; first += part) {
-      ends.insert(first);
-      ends.insert(std::min(first + part, classes) - 1);
-    }
+  const auto add_part = [&](int64_t first, int64_t size) {
+    if (first >= classes) return;
+    ends.insert(first);
+    ends.insert(std::min(first + size, classes) - 1);
   };
-  if (classes < 100) add_parts(1);
-  for (const Machine& machine : kMachines) {
-    for (const bool is_elementwise : {false, true}) {
-      // Elementwise kernels have many more blocks, whose ends are tested in the shorter row.
-      if (classes < 100 || (is_elementwise && classes > 10000)) continue;
-      configure(machine, whole());
-      const int bytes = dtype == DataType::float64 ? 8 : dtype == DataType::float32 ? 4 : 2;
-      Work work{};
-      work.dtype = dtype;
-      work.is_elementwise = is_elementwise;
-      work.maxima_bytes = std::max(bytes, 4);
-      work.sums_bytes = 3 * work.maxima_bytes;
-      work.state_bytes = 5 * work.maxima_bytes;
-      Plan plan{};
-      const Shape shape{16, classes, 1};
-      if (make_plan(RowLayout::contiguous, shape, work, nullptr, kLargestCluster, &plan) ==
-          cudaSuccess) {
-        add_parts((int64_t{plan.vectors_per_thread} << plan.row_threads_log2()) * kVectorBytes /
-                  bytes);
-      }
-    }
+  const int64_t elements = elements_of_vector(dtype);
+  if (classes < kVectorsOfBlocks * elements) {
+    for (int64_t j = 0; j < classes; ++j) ends.insert(j);
+    return {ends.begin(), ends.end()};
+  }
+  const bool is_elementwise = classes < kVectorsOfPasses * elements;
+  if (!is_elementwise && machine.turns == 1) return {};
+  configure(machine, whole());
+  const int bytes = std::max(kVectorBytes / static_cast<int>(elements), 4);
+  Work work{};
+  work.dtype = dtype;
+  work.is_elementwise = is_elementwise;
+  work.maxima_bytes = bytes;
+  work.sums_bytes = 3 * bytes;
+  work.state_bytes = 5 * bytes;
+  Plan plan{};
+  const Shape shape{16, classes, 1};
+  if (make_plan(RowLayout::contiguous, shape, work, nullptr, kLargestCluster, &plan) !=
+      cudaSuccess) {
+    return {0};
+  }
+  // The row's blocks alternate: the first two parts, the first one of the second pass, the last
+  // one.
+  const int64_t part = (int64_t{plan.vectors_per_thread} << plan.row_threads_log2()) * elements;
+  for (const int64_t i :
+       {int64_t{0}, int64_t{1}, int64_t{plan.blocks_per_row}, (classes - 1) / part}) {
+    add_part(i * part, part);
   }
   return {ends.begin(), ends.end()};
 }
