@@ -77,7 +77,8 @@ def linear_cross_entropy(
         ValueError: chunk_rows is not greater than 0; DTensors of different meshes; and
         all that cross_entropy raises: before anything is computed.
     """
-    options = Options(weight, ignore_index, reduction, label_smoothing, alpha)
+    ignored = -100 if ignore_index is None else ignore_index
+    options = Options(weight, ignored, reduction, label_smoothing, alpha)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
         tensors = (input, linear_weight, target, linear_bias, weight)
         return handle_torch_function(
@@ -96,7 +97,7 @@ def linear_cross_entropy(
     require_tensor(name, "target", target)
     require_type(name, "linear_bias", linear_bias, (Tensor, type(None)), "Tensor or None")
     options = options._replace(
-        ignore_index=-100 if ignore_index is None else _number(ignore_index),
+        ignore_index=_number(ignored),
         label_smoothing=_number(label_smoothing),
     )
     options.require_types(name)

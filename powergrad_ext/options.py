@@ -47,13 +47,14 @@ class Options(NamedTuple):
     def split(self) -> tuple[list[Tensor | None], Options]:
         """The tensors, as autograd saves them, and the options without them."""
         tensors = [option if isinstance(option, Tensor) else None for option in self]
-        rest = (None if isinstance(option, Tensor) else option for option in self)
+        rest: list[Any] = [None if isinstance(option, Tensor) else option for option in self]
         return tensors, Options(*rest)
 
     def joined(self, tensors: Sequence[Tensor | None]) -> Options:
         """What has been split."""
         pairs = zip(self, tensors, strict=True)
-        return Options(*(option if tensor is None else tensor for option, tensor in pairs))
+        whole: list[Any] = [option if tensor is None else tensor for option, tensor in pairs]
+        return Options(*whole)
 
 
 def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:

@@ -9,13 +9,13 @@ import copy
 import gc
 import os
 import pickle
-import socket
 import warnings
 import weakref
 
 import pytest
 import torch
 from frameworks import framework
+from processes import start
 
 transformers = framework("transformers")
 
@@ -317,13 +317,14 @@ def test_a_weight_that_is_there_in_its_layers_hooks_alone(right):
     assert_same(gradients(model), right)
 
 
-def train_sharded(rank, port, right):
+def train_sharded(rank, rendezvous, right):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
     mesh = init_device_mesh("cpu", (2,))
     for late in (False, True):
         model = language_model().train()
@@ -351,9 +352,6 @@ def train_sharded(rank, port, right):
     os._exit(0)
 
 
-def test_fsdp_with_the_layer_in_a_group_of_its_own(right):
+def test_fsdp_with_the_layer_in_a_group_of_its_own(right, tmp_path):
     """FSDP2, fused before and after; FSDP1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_sharded, (port, right), 2)
+    start(train_sharded, (tmp_path / "rendezvous", right), 2)

@@ -7,6 +7,7 @@ import socket
 
 import torch
 from frameworks import framework
+from processes import start
 
 framework("transformers")
 
@@ -49,6 +50,6 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train, (port, tmp_path), PROCESSES)
+    start(train, (port, tmp_path), PROCESSES)
     whole = weights_after_training(tmp_path, language_model(), loss=trainer_loss(0.3))
     assert_same(torch.load(tmp_path / "weights.pt"), whole)
