@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 from trl import SFTConfig, SFTTrainer
 
-from powergrad_ext.integrations.transformers import causal_lm_loss
+from powergrad_ext.integrations.transformers import causal_lm_loss, set_loss_function
 
 
 class PlainSFTTrainer(SFTTrainer):
@@ -26,7 +26,7 @@ config = LlamaConfig(
     num_attention_heads=4,
 )
 model = LlamaForCausalLM(config)
-model.loss_function = causal_lm_loss(alpha=0.8)
+set_loss_function(model, causal_lm_loss(alpha=0.8))
 
 tokens = torch.randint(2, 1000, (16, 24)).tolist()
 words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))

@@ -84,6 +84,14 @@ def test_every_head_of_the_library():
     assert len(said) > 0.7 * len(found), "most need not be asked about"
 
 
+@pytest.mark.parametrize("name", sorted(EXCEPTIONS))
+def test_a_model_tells_where_its_output_does_not(name):
+    made = getattr(transformers, name)
+    with torch.device("meta"):
+        model = made(made.config_class())
+    assert not labels_are_shifted(model)
+
+
 @pytest.mark.parametrize(
     ("name", "asked"),
     [

@@ -13,7 +13,12 @@ from tokenizers import Tokenizer, models  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Trainer  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
-from powergrad_ext.integrations.transformers import causal_lm_loss, trainer_loss  # noqa: E402
+from powergrad_ext.integrations.transformers import (  # noqa: E402
+    causal_lm_loss,
+    fuse_last_layer,
+    set_loss_function,
+    trainer_loss,
+)
 
 
 class PlainSFTTrainer(SFTTrainer):
@@ -51,13 +56,11 @@ def sft_parts(folder):
     }
 
 
-def weights_after_sft(folder, alpha=None, trainer=SFTTrainer):
-    parts, options = sft_parts(folder), {}
+def weights_after_sft(folder, trainer=SFTTrainer, prepare=None, **options):
+    parts = sft_parts(folder)
     model = parts["model"]
-    if trainer is PlainSFTTrainer:
-        model.loss_function = causal_lm_loss(alpha=alpha)
-    elif alpha is not None:
-        options["compute_loss_func"] = trainer_loss(alpha=alpha)
+    if prepare is not None:
+        prepare(model)
     trainer(
         model,
         parts["arguments"],
@@ -69,11 +72,14 @@ def weights_after_sft(folder, alpha=None, trainer=SFTTrainer):
 
 
 @pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
-def test_both_ways_to_our_loss(tmp_path):
+def test_three_ways_to_our_loss(tmp_path):
     librarys = weights_after_sft(tmp_path)
-    for trainer in (SFTTrainer, PlainSFTTrainer):
-        assert_same(weights_after_sft(tmp_path, 1.0, trainer), librarys)
-    ours = weights_after_sft(tmp_path, 0.3)
-    assert_same(weights_after_sft(tmp_path, 0.3, PlainSFTTrainer), ours)
+    assert_same(weights_after_sft(tmp_path, compute_loss_func=trainer_loss(1.0)), librarys)
+    ours = weights_after_sft(tmp_path, compute_loss_func=trainer_loss(0.3))
+    for prepare in (
+        lambda model: set_loss_function(model, causal_lm_loss(0.3)),
+        lambda model: fuse_last_layer(model, 0.3),
+    ):
+        assert_same(weights_after_sft(tmp_path, PlainSFTTrainer, prepare), ours)
     with pytest.raises(AssertionError):
         assert_same(ours, librarys)

@@ -84,11 +84,12 @@ def trainer_loss(
 
     Args:
         alpha: as for :func:`causal_lm_loss`.
-        shift_labels: whether label ``i + 1`` belongs to logits ``i``, which
+        shift_labels: whether label ``i + 1`` belongs to logits ``i``. Best given, as
             :func:`~powergrad_ext.integrations.transformers.labels_are_shifted` tells of a model.
             None: as the name of the output's class says. Those of causal language models are
             shifted; those of masked ones, encoder-decoders and token classifiers are not. Logits
-            of whole inputs, (N, classes), never are.
+            of whole inputs, (N, classes), never are. CpmAntForCausalLM needs False: it does not
+            shift its labels, but its output is of Llama's class, so that None is silently wrong.
         label_smoothing: as for :func:`causal_lm_loss`.
 
     Returns:
