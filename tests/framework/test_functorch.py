@@ -120,6 +120,23 @@ def test_gradient_of_probabilities(device):
     assert_same(lambda loss: vmap(grad(loss, argnums=(0, 1))), logits, target, problem)
 
 
+def test_targets_that_weigh_nothing(device):
+    """With label smoothing, that sample's mean and gradient are NaN, as torch's."""
+    logits = torch.randn(2, 5, 4, generator=generator(0)).to(device)
+    target = torch.tensor([[0, 0, 0, 0, -100], [1, 2, 0, 3, 1]], device=device)
+    weight = torch.tensor([0.0, 1.0, 0.5, 2.0], device=device)
+
+    def solve(function, **alpha):
+        def loss(z, y):
+            return function(z, y, weight, label_smoothing=0.1, **alpha)
+
+        return vmap(grad_and_value(loss))(logits, target)
+
+    found, right = solve(pg.cross_entropy, alpha=1.0), solve(torch.nn.functional.cross_entropy)
+    assert right[1].isnan().tolist() == [True, False]
+    torch.testing.assert_close(found, right, equal_nan=True)
+
+
 def test_ensemble_over_alpha_and_weights(device):
     """One sample, several exponents or class weights."""
     logits, target, _ = samples(device, (5, 7))
