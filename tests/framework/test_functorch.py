@@ -153,6 +153,23 @@ def test_ensemble_over_alpha_and_weights(device):
         torch.testing.assert_close(for_weight[i], gradient(reference, weights[i], 0.3))
 
 
+def test_log_softmax_of_an_ensemble_over_alpha(device):
+    """Value and gradient of one sample for several exponents, as of each alone."""
+    logits, _, _ = samples(device, (5, 7))
+    alphas = torch.tensor([0.25, 0.3, 1.0, 2.0], dtype=torch.float64, device=device)
+
+    def solve(module, alpha):
+        def loss(z):
+            return (module.log_softmax(z, alpha=alpha) * logits[1]).sum()
+
+        return grad_and_value(loss)(logits[0])
+
+    gradients, values = vmap(lambda alpha: solve(pg, alpha))(alphas)
+    for i in range(SAMPLES):
+        right = solve(reference, float(alphas[i]))
+        torch.testing.assert_close((gradients[i], values[i]), right)
+
+
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_log_softmax(dim, device):
     logits = make_logits((SAMPLES, 5, 7), torch.float64, device)
@@ -379,7 +396,7 @@ def test_inplace_backward_inside_a_transform():
 
     expected = torch.stack([grad(loss)(z) for z in logits])
     torch.testing.assert_close(vmap(grad(loss))(logits), expected)
-    vmapped = logits.clone().requires_grad_()
+    vmapped = 1.0 * logits.clone().requires_grad_()  # a leaf would be spared anyhow
     vmap(lambda z: pg.cross_entropy(z, target, inplace_backward=True))(vmapped).sum().backward()
     assert torch.equal(vmapped.detach(), before)
 
