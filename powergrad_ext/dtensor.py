@@ -49,7 +49,8 @@ def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
     else:
         loss, total_weight = vocab_parallel.cross_entropy(local, target, options, shard, is_mean)
     if is_mean:
-        loss = (loss / _sum_over_rows(total_weight, input, of_rows)).to(loss.dtype)
+        total_weight = _sum_over_rows(total_weight, input, of_rows)
+        loss = (loss / options.divisor(total_weight)).to(loss.dtype)
     rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     return _assembled(loss, input, of_rows, rows if reduction == "none" else None)
 

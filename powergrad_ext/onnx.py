@@ -66,7 +66,7 @@ def _soft_value(input: Tensor, target: Tensor, options: Options) -> Tensor:
         counts = target != options.ignore_index
         indices = torch.arange(classes, device=input.device).reshape(shape)
         target = (indices == target.unsqueeze(1)).to(input)
-        divisor = torch.where(counts, (weights * target).sum(1), 0.0).sum()
+        divisor = options.divisor(torch.where(counts, (weights * target).sum(1), 0.0).sum())
     smoothing = options.label_smoothing
     target = (1.0 - smoothing) * target + smoothing / classes
     losses = -(weights * target * torch.log_softmax(input, 1)).sum(1)

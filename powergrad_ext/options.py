@@ -29,6 +29,16 @@ class Options(NamedTuple):
         """By name, as the operators for users take them."""
         return dict(zip(Options._fields, self, strict=True))
 
+    def divisor(self, total_weight: Tensor) -> Tensor:
+        """What a mean divides by.
+
+        The classes' weights may leave a total of 0, by which torch divides the target's share and
+        the others' each; their sum is NaN.
+        """
+        if self.weight is None or not self.label_smoothing:
+            return total_weight
+        return torch.where(total_weight == 0, torch.nan, total_weight)
+
     def require_types(self, function: str) -> None:
         """TypeError, in torch's words, for an option of another type, except alpha."""
         require_type(function, "weight", self.weight, (Tensor, type(None)), "Tensor or None")

@@ -101,7 +101,7 @@ def _losses(
         return losses.reshape(size, *rows), totals, returned
     losses = losses.reshape(size, math.prod(rows)).sum(1)
     if options.reduction == "mean":
-        losses = (losses / totals).to(losses.dtype)
+        losses = (losses / options.divisor(totals)).to(losses.dtype)
     return losses, totals, returned
 
 
@@ -142,7 +142,7 @@ def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
     rows = [size, *_rows_of(input)]
     upstream = _batched(grad_output, grad_dim, size)
     if options.reduction == "mean":
-        upstream = upstream / _batched(total_weight, total_dim, size)
+        upstream = upstream / options.divisor(_batched(total_weight, total_dim, size))
     if options.reduction != "none":
         upstream = upstream.reshape(size, *[1] * (len(rows) - 1)).expand(rows)
     gradient = ops.cross_entropy_backward(

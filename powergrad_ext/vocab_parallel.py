@@ -71,7 +71,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         options, (shard, fingerprint) = split_options(arguments)
         messages, total_weight = exchange(input, target, options, shard, fingerprint)
-        loss, merged = ops.cross_entropy_merge_shards(messages, total_weight, *options)
+        divisor = options.divisor(total_weight)
+        loss, merged = ops.cross_entropy_merge_shards(messages, divisor, *options)
         statistics = merged[:CROSS_ENTROPY_STATISTICS]
         tensors, ctx.options = options.split()
         ctx.save_for_backward(input, target, statistics, total_weight, *tensors)

@@ -145,7 +145,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         merged = torch.cat(collected, 1)
         # The message of a single shard, which is merged with nothing, and reduced.
         message = torch.cat([one.view(1), merged.flatten()]).unsqueeze(0)
-        loss, _ = ops.cross_entropy_merge_shards(message, total_weight, *options)
+        divisor = options.divisor(total_weight)
+        loss, _ = ops.cross_entropy_merge_shards(message, divisor, *options)
         ctx.reduces = reduces
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in layer[:4]]
         if reduces:

@@ -162,6 +162,24 @@ def no_row_that_counts(mesh):
             assert (gradient.full_tensor() == 0).all()
 
 
+def targets_that_weigh_nothing(mesh):
+    """With label smoothing, the mean and the gradient of rows that count are NaN, as torch's."""
+    logits = torch.randn(ROWS, CLASSES, dtype=torch.float64)
+    target = torch.arange(ROWS) % 2
+    target[2] = -100
+    weight = torch.tensor([0.0, 0.0, 1.0, 0.5, 2.0], dtype=torch.float64)
+    options = {"weight": weight, "label_smoothing": 0.1}
+    right = solve(functools.partial(F.cross_entropy, **options), logits.requires_grad_(), target)
+    assert right[0].isnan()
+    for placement in (Replicate(), Shard(0), Shard(1)):
+        given = distribute_tensor(logits.detach(), mesh, [placement]).requires_grad_()
+        of_rows = Replicate() if placement == Shard(1) else placement
+        its_target = distribute_tensor(target, mesh, [of_rows])
+        found = solve(functools.partial(pg.cross_entropy, **options), given, its_target)
+        whole = [tensor.full_tensor() for tensor in found]
+        torch.testing.assert_close(whole, list(right), equal_nan=True)
+
+
 def inside_loss_parallel(mesh):
     """Its F.nll_loss would return ordinary cross-entropy's gradient; ours is right in it."""
     logits, target = logits_and_target()
@@ -287,6 +305,7 @@ def run(rank, rendezvous, shape, checks):
                 sharded_classes,
                 second_order,
                 no_row_that_counts,
+                targets_that_weigh_nothing,
                 inside_loss_parallel,
                 other_dimensions,
                 compiled,

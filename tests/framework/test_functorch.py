@@ -120,6 +120,23 @@ def test_gradient_of_probabilities(device):
     assert_same(lambda loss: vmap(grad(loss, argnums=(0, 1))), logits, target, problem)
 
 
+def test_targets_that_weigh_nothing(device):
+    """With label smoothing, that sample's mean and gradient are NaN, as torch's."""
+    logits = torch.randn(2, 5, 4, generator=generator(0)).to(device)
+    target = torch.tensor([[0, 0, 0, 0, -100], [1, 2, 0, 3, 1]], device=device)
+    weight = torch.tensor([0.0, 1.0, 0.5, 2.0], device=device)
+
+    def solve(function, **alpha):
+        def loss(z, y):
+            return function(z, y, weight, label_smoothing=0.1, **alpha)
+
+        return vmap(grad_and_value(loss))(logits, target)
+
+    found, right = solve(pg.cross_entropy, alpha=1.0), solve(torch.nn.functional.cross_entropy)
+    assert right[1].isnan().tolist() == [True, False]
+    torch.testing.assert_close(found, right, equal_nan=True)
+
+
 def test_ensemble_over_alpha_and_weights(device):
     """One sample, several exponents or class weights."""
     logits, target, _ = samples(device, (5, 7))
@@ -134,6 +151,23 @@ def test_ensemble_over_alpha_and_weights(device):
     for i in range(SAMPLES):
         torch.testing.assert_close(for_alpha[i], gradient(reference, None, float(alphas[i])))
         torch.testing.assert_close(for_weight[i], gradient(reference, weights[i], 0.3))
+
+
+def test_log_softmax_of_an_ensemble_over_alpha(device):
+    """Value and gradient of one sample for several exponents, as of each alone."""
+    logits, _, _ = samples(device, (5, 7))
+    alphas = torch.tensor([0.25, 0.3, 1.0, 2.0], dtype=torch.float64, device=device)
+
+    def solve(module, alpha):
+        def loss(z):
+            return (module.log_softmax(z, alpha=alpha) * logits[1]).sum()
+
+        return grad_and_value(loss)(logits[0])
+
+    gradients, values = vmap(lambda alpha: solve(pg, alpha))(alphas)
+    for i in range(SAMPLES):
+        right = solve(reference, float(alphas[i]))
+        torch.testing.assert_close((gradients[i], values[i]), right)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -362,7 +396,7 @@ def test_inplace_backward_inside_a_transform():
 
     expected = torch.stack([grad(loss)(z) for z in logits])
     torch.testing.assert_close(vmap(grad(loss))(logits), expected)
-    vmapped = logits.clone().requires_grad_()
+    vmapped = 1.0 * logits.clone().requires_grad_()  # a leaf would be spared anyhow
     vmap(lambda z: pg.cross_entropy(z, target, inplace_backward=True))(vmapped).sum().backward()
     assert torch.equal(vmapped.detach(), before)
 

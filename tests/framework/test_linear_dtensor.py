@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -207,6 +208,28 @@ def no_row_that_counts(mesh):
         whole.sum().backward()
         for tensor in given:
             assert (tensor.grad.full_tensor() == 0).all()
+
+
+def targets_that_weigh_nothing(mesh):
+    """With label smoothing, a mean and its gradients are NaN, as torch's of the same logits."""
+    tensors, target = problem()
+    target = torch.where(target == 3, -100, target % 3)
+    weight = torch.ones(CLASSES, dtype=torch.float64)
+    weight[:3] = 0.0
+    options = {"weight": weight, "label_smoothing": 0.1}
+    alone = [tensor.clone().requires_grad_() for tensor in tensors]
+    right = F.cross_entropy(F.linear(*alone), target, **options)
+    gradients = torch.autograd.grad(right, alone)
+    assert right.isnan()
+    for of_rows, of_layer in ((Replicate(), Shard(0)), (Shard(0), Replicate())):
+        given = [
+            distribute_tensor(tensor, mesh, [of]).requires_grad_()
+            for tensor, of in zip(tensors, (of_rows, of_layer, of_layer), strict=True)
+        ]
+        its_target = distribute_tensor(target, mesh, [of_rows])
+        loss = pg.linear_cross_entropy(*given[:2], its_target, linear_bias=given[2], **options)
+        found = [each.full_tensor() for each in (loss, *torch.autograd.grad(loss, given))]
+        torch.testing.assert_close(found, [right, *gradients], equal_nan=True)
 
 
 def node_of(loss):
@@ -414,14 +437,13 @@ def arguments_that_differ(mesh):
         return DTensor.from_local(local, mesh, [placement], run_check=False)
 
     rows = ROWS - rank
-    layer_of_float = on_each(layer.to_local().float(), Shard(0))
     half = (torch.float32, torch.bfloat16)[rank]
     for its_input, its_layer, its_target in (
         (on_each(tensors[0][:rows], Replicate()), layer, target[:rows]),
         (input, on_each(torch.ones(5 + rank, WIDTH).double(), Shard(0)), target % 5),
         (
             on_each(tensors[0].to(half), Replicate()),
-            on_each(layer_of_float.to_local().to(half), Shard(0)),
+            on_each(torch.ones(5, WIDTH, dtype=half), Shard(0)),  # of one size, unlike layer's
             target,
         ),
     ):
@@ -454,6 +476,7 @@ CHECKS = [
     half_precision,
     autocast,
     no_row_that_counts,
+    targets_that_weigh_nothing,
     what_is_kept,
     module,
     refusals,

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -207,6 +208,23 @@ def no_row_that_counts():
         assert (own.grad == 0).all()
 
 
+def targets_that_weigh_nothing():
+    """With label smoothing, a mean and the gradient of rows that count are NaN, as of one rank."""
+    forget_sizes()
+    logits, _ = problem()
+    target = torch.arange(ROWS) % 3
+    target[4] = -100
+    weight = torch.ones(CLASSES, dtype=torch.float64)
+    weight[:3] = 0.0
+    options = {"weight": weight, "label_smoothing": 0.1}
+    sizes, upstream = SIZES[2][0], torch.tensor(1.7)
+    right = solve(lambda z: F.cross_entropy(z, target, **options), logits, upstream)
+    own = shard_of(logits, sizes)
+    found = solve(lambda z: vocab_parallel_cross_entropy(z, target, **options), own, upstream)
+    assert right[0].isnan()
+    torch.testing.assert_close(found, (right[0], shard_of(right[1], sizes)), equal_nan=True)
+
+
 def what_is_communicated():
     """Sizes once; then a single gather of five numbers a row, and nothing in backward."""
     logits, target = problem()
@@ -274,6 +292,8 @@ def arguments_that_differ():
     for options in different:
         with pytest.raises(RuntimeError, match="ranks 0 and 1 of the group"):
             vocab_parallel_cross_entropy(own, target, **options)
+    with pytest.raises(RuntimeError, match="ranks 0 and 1 of the group"):
+        vocab_parallel_cross_entropy(own.to((torch.float32, torch.bfloat16)[rank]), target)
     # What only one of them can know of.
     wrong = [
         ({"target": target[rank:]}, ValueError, "to match target batch_size"),
@@ -333,11 +353,14 @@ def run(rank, world, rendezvous, checks):
     os._exit(0)
 
 
+NO_WEIGHT = [no_row_that_counts, targets_that_weigh_nothing]
+
+
 @pytest.mark.parametrize(
     ("world", "checks"),
     [
         (1, [every_combination]),
-        (2, [every_combination, positions, unusual_logits, confident_rows, no_row_that_counts]),
+        (2, [every_combination, positions, unusual_logits, confident_rows, *NO_WEIGHT]),
         (2, [what_is_communicated, more_than_one_backward, compiled]),
         (2, [arguments_that_differ, a_group_without_this_process, groups_of_their_own]),
         (2, [a_rank_that_dies]),

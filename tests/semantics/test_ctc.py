@@ -95,6 +95,20 @@ def test_with_torchs_log_softmax_it_is_torchs(reduction, device):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_a_sample_without_labels(reduction, device):
+    """Its loss is that of blanks alone, which a mean does not divide by its length of 0."""
+    results = []
+    for function in (pg.ctc_loss, F.ctc_loss):
+        z = logits().to(device).requires_grad_()
+        lengths = (INPUT_LENGTHS.to(device), torch.tensor([3, 0, 2], device=device))
+        loss = function(z.log_softmax(-1), TARGETS.to(device), *lengths, reduction=reduction)
+        loss.sum().backward()
+        results.append((loss.detach(), z.grad))
+    torch.testing.assert_close(*results)
+    assert results[0][0].isfinite().all()
+
+
 def test_torchs_ctc_loses_alpha():
     """What the README warns of: if torch changes this, the warning and ctc_loss must go."""
     gradients = []
