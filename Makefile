@@ -4,11 +4,13 @@
 #   OUT     the folder for what `make gpu` finds
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
 #   TESTS   which tests test-torch runs, and other options for pytest
+#   WHEEL   the wheel that test-rest and wheel-test test
 #   RUN     what each measurement of bench-results is started with, such as taskset or numactl
 PYTHON = python3
 VENV = .venv
 TORCH = torch==2.13.0
 TESTS =
+DIST = dist
 RUN =
 RESULTS = bench/results/cpu-xeon
 
@@ -35,8 +37,11 @@ test: lint build/core docs ## every change: install, build, and test all behavio
 
 test-all: test test-rest ## before a release: all of that, and what takes long
 
-test-rest: build/address build/thread $(VENV)/.frameworks ## what test leaves out: sanitizers, builds, other instruction sets and torch
+# The wheel it makes is without the CUDA kernels, which take many minutes; one with them can be named.
+test-rest: build/address build/thread $(VENV)/.frameworks $(VENV)/.wheels ## what test leaves out: sanitizers, builds, other instruction sets and torch
 	$(PYTEST) --level rest
+	$(if $(WHEEL),,rm -rf build/wheel && POWERGRAD_CUDA=OFF $(MAKE) --no-print-directory wheel DIST=build/wheel)
+	$(MAKE) --no-print-directory wheel-test WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))"
 	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
 
 WORKERS = 2
@@ -113,7 +118,7 @@ ALL_MODES = forward backward forward+backward in-place none probabilities log-so
 MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place --alpha 0.3
 
 wheel: $(VENV)/.test ## make the wheel for this Python and this torch, into dist
-	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(DIST) .
 
 wheels: $(VENV)/.wheels ## make the wheels for all Pythons and all torches, into dist
 	python scripts/wheels.py

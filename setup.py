@@ -1,6 +1,7 @@
 """Builds the libraries of powergrad_ext; all that is fixed stands in pyproject.toml."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class BuildLibraries(build_ext):
     def run(self):
         package = HERE if self.inplace or self.editable_mode else Path(self.build_lib)
         output = package / "powergrad_ext" / _build.NATIVE
+        if package != HERE:  # all that lies there is packed, of an earlier build too
+            shutil.rmtree(output, ignore_errors=True)
         if self.built is not None:
             self.copy_tree(self.built, str(output))
             return
