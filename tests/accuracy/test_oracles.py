@@ -88,3 +88,19 @@ def test_reference_leaves_the_logits_alone():
     logits = problem.logits.clone().requires_grad_()
     reference.cross_entropy(logits, problem.target, inplace_backward=True).backward()
     assert torch.equal(logits.detach(), problem.logits)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "log_softmax"])
+def test_reference_keeps_the_alpha_of_forward(name):
+    """A schedule may overwrite its tensor before backward runs."""
+    z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    options = (torch.tensor([1, 0, 4]),) if name == "cross_entropy" else (1,)
+
+    def loss(alpha):
+        return getattr(reference, name)(z, *options, alpha=alpha).square().sum()
+
+    alpha = torch.tensor(0.3, dtype=torch.float64)
+    value = loss(alpha)
+    alpha.fill_(2.0)
+    found = torch.autograd.grad(value, z)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(0.3), z))
