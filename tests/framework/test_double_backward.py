@@ -85,7 +85,8 @@ def test_mixed_derivatives_with_probabilities(reduction, device):
     def mixed(module):
         logits = problem.logits.clone().requires_grad_()
         target = problem.target.clone().requires_grad_()
-        loss = module.cross_entropy(logits, target, problem.weight, alpha=0.3, reduction=reduction)
+        options = {"alpha": 0.3, "reduction": reduction, "label_smoothing": 0.2}
+        loss = module.cross_entropy(logits, target, problem.weight, **options)
         upstream = random_like(loss, 5)
         first = torch.autograd.grad(loss, (logits, target), upstream, create_graph=True)
         projected = sum((g * random_like(g, i)).sum() for i, g in enumerate(first))
