@@ -24,6 +24,7 @@ needs_disassembler = pytest.mark.skipif(
     cuda_code.disassembler() is None,
     reason="nvdisasm is not found: pip install nvidia-cuda-nvdisasm",
 )
+pytestmark = pytest.mark.slow  # nvcc takes minutes
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
