@@ -39,7 +39,7 @@ test-all: test test-rest ## before a release: all of that, and what takes long
 
 # The wheel it makes is without the CUDA kernels, which take many minutes; one with them can be named.
 test-rest: build/address build/thread $(VENV)/.frameworks $(VENV)/.wheels ## what test leaves out: sanitizers, builds, other instruction sets and torch
-	$(PYTEST) --level rest
+	$(PYTEST) --level rest --dist loadfile
 	$(if $(WHEEL),,rm -rf build/wheel && POWERGRAD_CUDA=OFF $(MAKE) --no-print-directory wheel DIST=build/wheel)
 	$(MAKE) --no-print-directory wheel-test WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))"
 	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
