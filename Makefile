@@ -19,7 +19,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_bui
 CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-rest docs pytest test-torch build lint format core-test
+.PHONY: help demo check test test-all test-rest test-wheel docs pytest test-torch build lint format core-test
 .PHONY: bench bench-results gpu clean wheel wheels wheel-test
 
 help: ## list what can be done
@@ -35,14 +35,16 @@ check: lint build/core ## after a change: style, types, kernels, semantics; at m
 test: lint build/core docs ## every change: install, build, and test all behaviour; about 15 minutes
 	$(PYTEST)
 
-test-all: test test-rest ## before a release: all of that, and what takes long
+test-all: test test-rest test-wheel ## before a release: all of that, and what takes long
 
-# The wheel it makes is without the CUDA kernels, which take many minutes; one with them can be named.
-test-rest: build/address build/thread $(VENV)/.frameworks $(VENV)/.wheels ## what test leaves out: sanitizers, builds, other instruction sets and torch
+test-rest: build/address build/thread $(VENV)/.frameworks ## sanitizers, builds, other instruction sets and torch
 	$(PYTEST) --level rest --dist loadfile
+	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
+
+# Without the CUDA kernels, which take many minutes; WHEEL=... names a wheel that has them.
+test-wheel: $(VENV)/.wheels ## build the wheel of this Python and torch, and test what it installs
 	$(if $(WHEEL),,rm -rf build/wheel && POWERGRAD_CUDA=OFF $(MAKE) --no-print-directory wheel DIST=build/wheel)
 	$(MAKE) --no-print-directory wheel-test WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))"
-	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
 
 WORKERS = 2
 PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='accelerate lightning peft transformers trl' \
