@@ -221,13 +221,21 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         return self._eager_loss(input, target)
 
     def _eager_loss(self, input: Tensor, target: Tensor) -> Tensor:
-        if type(self.linear).forward is not nn.Linear.forward:
+        layer = self.linear
+        if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
             raise TypeError(
                 "PowerGradLinearCrossEntropyLoss: .linear must compute what nn.Linear does, since "
-                f"it is fused with the loss, got {type(self.linear).__name__}"
+                f"it is fused with the loss, got {type(layer).__name__} with a forward of its own"
             )
-        if dtensor.has_hooks(self.linear):
-            return dtensor.within_layer(self.linear, lambda input: self._loss(input, target), input)
+        if dtensor.has_hooks(layer):
+            return dtensor.within_layer(layer, lambda input: self._loss(input, target), input)
+        if layer._forward_hooks:
+            raise TypeError(
+                "PowerGradLinearCrossEntropyLoss: .linear must have no forward hooks, since they "
+                f"expect its output, which is not made, got {len(layer._forward_hooks)}"
+            )
+        if layer._forward_pre_hooks:  # spectral_norm, pruning: they make the weight
+            return dtensor.within_layer(layer, lambda input: self._loss(input, target), input)
         return self._loss(input, target)
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:

@@ -135,12 +135,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         wanted = [reduces and with_gradient and needed for needed in ctx.needs_input_grad[2:5]]
         gradients = Gradients(layer, wanted)
         one = total_weight.new_ones((), dtype=accumulate_dtype(layer.input))
+        of_rows, scale = _division(layer, total_weight)
         collected = [one.new_empty(SHARD_NUMBERS, 0)]
         for rows in layer.row_chunks():
             logits = layer.logits(rows)
             collected.append(layer.statistics(logits, rows))
             if gradients.are_wanted:
-                gradient = layer.gradient(one, total_weight, logits, rows, collected[-1])
+                gradient = layer.gradient(one, of_rows, logits, rows, collected[-1])
                 gradients.add(gradient, rows)
         merged = torch.cat(collected, 1)
         # The message of a single shard, which is merged with nothing, and reduced.
@@ -150,7 +151,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.reduces = reduces
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in layer[:4]]
         if reduces:
-            ctx.save_for_backward(*gradients.sums)
+            ctx.save_for_backward(*gradients.sums, scale, layer.target != options.ignore_index)
         else:
             tensors, ctx.options = options.split()
             ctx.save_for_backward(*layer[:4], merged, total_weight, *tensors)
@@ -161,7 +162,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         vocab_parallel.refuse_second_order()
         if ctx.reduces:
-            sums = [None if total is None else total * grad_output for total in ctx.saved_tensors]
+            sums = LinearCrossEntropy._scaled(ctx, grad_output)
         else:
             sums = LinearCrossEntropy._gradients_by_rows(ctx, grad_output)
         gradients = (
@@ -169,6 +170,18 @@ class LinearCrossEntropy(torch.autograd.Function):
             for total, dtype in zip(sums, ctx.dtypes[:3], strict=True)
         )
         return None, None, *gradients, *[None] * (len(ctx.needs_input_grad) - 5)
+
+    @staticmethod
+    def _scaled(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+        """What forward computed, times grad_output; rows that do not count keep their zeros."""
+        *totals, scale, counts = ctx.saved_tensors
+        factor = (scale * grad_output).to(grad_output.dtype)
+        of_layer = torch.where(counts.any(), factor, 0.0)
+        of_rows = torch.where(counts, factor, 0.0).unsqueeze(-1)  # never rounded to half
+        return [
+            None if total is None else total * by
+            for total, by in zip(totals, (of_rows, of_layer, of_layer), strict=True)
+        ]
 
     @staticmethod
     def _gradients_by_rows(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
@@ -185,3 +198,18 @@ class LinearCrossEntropy(torch.autograd.Function):
             gradient = layer.gradient(of_rows, total_weight, logits, rows, merged[:, rows])
             gradients.add(gradient, rows)
         return gradients.sums
+
+
+def _division(layer: Layer, total_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What a mean's rows are divided by before the products, and what is left to multiply by.
+
+    In float16 the quotients would underflow before a loss scale can lift them: rows of the largest
+    weight get the size 16 there, as in csrc/torch/linear_cross_entropy.cpp.
+    """
+    one = torch.ones_like(total_weight)
+    if layer.input.dtype != torch.float16 or layer.options.reduction != "mean":
+        return total_weight, one
+    weight = layer.options.weight
+    largest = one if weight is None else weight.abs().amax().to(one.dtype)
+    divisor = torch.where(total_weight == 0, total_weight, largest / 16)
+    return divisor, torch.where(total_weight == 0, one, divisor / total_weight)

@@ -108,7 +108,8 @@ Division division_of(const at::Tensor& total, const at::Tensor& input, const at:
   if (input.scalar_type() != at::kHalf || target.numel() == 0) return {total, one};
   const at::Tensor largest = options.has_weight() ? largest_row_weight(target, options) : one;
   // A total of 0 leaves rows that count without a gradient (NaN) and the others with 0.
-  const at::Tensor is_zero = total == 0;
+  // So do rows that all weigh nothing, whatever their total.
+  const at::Tensor is_zero = (total == 0).logical_or(largest == 0);
   const at::Tensor divisor = at::where(is_zero, total, largest / kLargest);
   return {divisor, at::where(is_zero, one, divisor / total)};
 }

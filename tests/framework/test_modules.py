@@ -188,3 +188,27 @@ def test_bad_alpha(module, alpha):
         made(
             torch.randn(2, 5), *([torch.tensor([0, 1])] * (module is pg.PowerGradCrossEntropyLoss))
         )
+
+
+def test_a_weight_that_hooks_of_the_layer_make():
+    torch.manual_seed(0)
+    loss = pg.PowerGradLinearCrossEntropyLoss(6, 5, alpha=1.0)
+    torch.nn.utils.spectral_norm(loss.linear)
+    input, target = torch.randn(4, 6), torch.arange(4)
+    found = loss(input, target)
+    (gradient,) = torch.autograd.grad(found, loss.linear.weight_orig)
+    loss.linear.eval()  # the same estimate of the norm
+    right = torch.nn.functional.cross_entropy(loss.linear(input), target)
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(gradient, torch.autograd.grad(right, loss.linear.weight_orig)[0])
+
+
+def test_what_would_change_the_layer_s_output_is_refused():
+    loss = pg.PowerGradLinearCrossEntropyLoss(6, 5)
+    hook = loss.linear.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(TypeError, match=r"\.linear must have no forward hooks"):
+        loss(torch.randn(4, 6), torch.arange(4))
+    hook.remove()
+    loss.linear.forward = lambda input: input
+    with pytest.raises(TypeError, match=r"\.linear must compute what nn\.Linear does"):
+        loss(torch.randn(4, 6), torch.arange(4))

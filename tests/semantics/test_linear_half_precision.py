@@ -217,3 +217,18 @@ def test_training_with_a_loss_scale(dtype, weighted, device):
     assert taken >= right_taken > 0
     assert scale >= right_scale
     assert (result - right_result).abs().max() <= 0.02 * right_result.abs().max()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_targets_that_weigh_nothing(dtype, reduction):
+    """As in float32: a sum has gradients of 0, a mean of nothing NaN."""
+    weight = torch.tensor([0.0, 1.0, 2.0])
+    target = torch.tensor([0, 0, -100, 0])
+    for each in (torch.float32, dtype):
+        x, layer = torch.ones(4, 5, dtype=each), torch.ones(3, 5, dtype=each)
+        x.requires_grad_(), layer.requires_grad_()
+        pg.linear_cross_entropy(x, layer, target, weight=weight, reduction=reduction).backward()
+        rows = [x.grad[[0, 1, 3]], layer.grad]
+        assert all(g.isnan().all() if reduction == "mean" else g.eq(0.0).all() for g in rows)
+        assert x.grad[2].eq(0.0).all()

@@ -57,7 +57,9 @@ def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> No
     """
     base = base_model(model)
     name = type(base).__name__
-    if not calls_loss_function(type(base)):
+    # BLIP-2 and its kin name it, but leave the loss to an encoder-decoder language model.
+    delegates = getattr(base.config, "use_decoder_only_language_model", True) is False
+    if delegates or not calls_loss_function(type(base)):
         raise TypeError(
             f"{name} never calls its loss_function; use fuse_last_layer() or "
             "Trainer(compute_loss_func=trainer_loss(...))"
