@@ -43,6 +43,12 @@ class Torch(NamedTuple):
     folder: Path  # of the package
     minor: str  # such as "2.13"
 
+    @property
+    def standard(self) -> str:
+        """The oldest C++ that its headers are valid in: a later one needs a later libstdc++."""
+        needs_20 = [int(number) for number in self.minor.split(".")] >= [2, 14]
+        return "-std=c++20" if needs_20 else STANDARD
+
 
 class Python(NamedTuple):
     """The Python that a binding is for."""
@@ -135,7 +141,8 @@ def binding(csrc: Path, torch: Torch, python: Python, *, as_one: bool) -> Librar
     so that a change compiles little.
     """
     headers = torch.folder / "include"
-    command = _cxx(csrc, headers, headers / "torch" / "csrc" / "api" / "include") + openmp_flags()
+    include = (headers, headers / "torch" / "csrc" / "api" / "include")
+    command = [*_cxx(csrc, *include), torch.standard, *openmp_flags()]  # the last standard counts
     groups = read_sources(csrc)
     folder = f"torch-{torch.minor}"
     together = [groups["torch"]] if as_one else [[source] for source in groups["torch"]]
