@@ -6,13 +6,16 @@ alpha and renormalised before the target is subtracted: ``dz = softmax(alpha * z
 
 from powergrad_ext import _native as _native  # first: it says what is missing
 from powergrad_ext import calibration, distributed, reference
-from powergrad_ext import flops as flops  # registers what FlopCounterMode counts
-from powergrad_ext import onnx as onnx  # registers what exporters make of the operators
-from powergrad_ext import vmap as vmap  # registers what happens under torch.vmap
-from powergrad_ext.ctc import ctc_loss
-from powergrad_ext.functional import cross_entropy, log_softmax
-from powergrad_ext.linear import PowerGradLinearCrossEntropyLoss, linear_cross_entropy
-from powergrad_ext.modules import PowerGradCrossEntropyLoss, PowerGradLogSoftmax
+
+# Functions take the names of the modules that define them. Within the package these are imported
+# by their full path, `from powergrad_ext.cross_entropy import cross_entropy`.
+from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy
+from powergrad_ext.ctc_loss import ctc_loss
+from powergrad_ext.linear_cross_entropy import (
+    PowerGradLinearCrossEntropyLoss,
+    linear_cross_entropy,
+)
+from powergrad_ext.log_softmax import PowerGradLogSoftmax, log_softmax
 from powergrad_ext.schedule import AlphaSchedule
 
 __version__ = "0.1.0"

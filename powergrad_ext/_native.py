@@ -1,10 +1,10 @@
 """Finds the compiled module powergrad_ext._C, or builds it on first import.
 
-The folder `native` of an installed package has a module, the binding, for each minor version of
-torch that was thought of, and beside them the kernels that they open. For another torch a binding
-alone is compiled. From a source tree without that folder everything is. What is compiled goes once
-into torch's cache of extensions, into a folder named after torch's version and a hash of everything
-that decides the result.
+The folder `native` of an installed package has the kernels and, for each minor version of torch
+known when it was built, a module that opens them, the binding. For another torch only a binding is
+compiled; from a source tree without that folder, everything. Compiled files are kept in torch's
+cache of extensions, in a folder named after torch's version and a hash of everything that decides
+the result.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _find() -> ModuleType:
 
     if MODULE in sys.modules:
         return sys.modules[MODULE]
-    # A second registration of the operators would abort the process from inside the linker.
+    # Registering the operators twice would abort the process while the library is loaded.
     if hasattr(torch.ops.powergrad, "cross_entropy"):
         raise ImportError(
             "another library in this process has already registered torch.ops.powergrad, which can "
             "be done only once: use that library or powergrad_ext, each in a process of its own"
         )
-    # Looked for by its path: by its name, one would be found that belongs to another copy of the
-    # package, installed in place.
+    # By its path: a search by name could find that of another copy of the package, installed in
+    # place.
     installed = NATIVE / _build.binding_name(
         _build.minor_version(torch.__version__), _build.running_python().suffix
     )
@@ -71,10 +71,10 @@ def _require_torch() -> None:
 
 
 def _load(binding: Path, torch_version: str) -> ModuleType:
-    """The binding as a module, after a look at the files that it will open.
+    """The binding as a module, once the files that it opens are checked.
 
     Raises:
-        ImportError: one of them is not there, not whole or not of this binding.
+        ImportError: one of them is missing, incomplete or of another build.
     """
     folder = binding.parent
     optional = [path] if (path := folder / _build.CUDA_LIBRARY).exists() else []
@@ -107,9 +107,9 @@ def _again(library: Path) -> str:
 def _built_once(csrc: Path, torch_version: str) -> Path:
     """The binding in the cache; compiled first if no process has done so yet.
 
-    A finished binding appears under its name by one rename, after what it needs, so whoever sees it
-    may load it without a lock. Compiling is done under a lock that the system releases when its
-    holder ends, however it ends.
+    A finished binding is renamed into place after everything it needs, so a process that finds it
+    may load it without a lock. Compiling takes a lock, which the system releases when its holder
+    ends, in any way.
     """
     torch, python = _build.installed_torch(), _build.running_python()
     # The kernels of an installed package serve any torch.

@@ -14,17 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 def as_alpha(alpha: object) -> float | Tensor:
     """Any alpha as a float or tensor, else ValueError; the operators check its value."""
     if isinstance(alpha, Tensor):
-        # Autograd saves no tensor that was made in inference mode. Compilers cannot ask.
+        # Autograd refuses to save a tensor made in inference mode. Compilers cannot trace the test.
         made_in_inference = not torch.compiler.is_compiling() and alpha.is_inference()
         return alpha.clone() if made_in_inference else alpha
     if isinstance(alpha, Real):
-        with suppress(OverflowError):  # an integer that no float reaches
+        with suppress(OverflowError):  # an integer beyond the range of float
             return float(alpha)
     raise _error(alpha)
 
 
 def checked_alpha(alpha: object) -> float | Tensor:
-    """The same with its value checked, as far as nobody has to wait for a GPU.
+    """As :func:`as_alpha`, and validates the value unless that would synchronise with a GPU.
 
     Raises:
         ValueError: alpha is not a number or a 0-d floating point tensor, or not finite and > 0.
@@ -44,8 +44,9 @@ def checked_alpha(alpha: object) -> float | Tensor:
 def as_tensor(alpha: float | Tensor, input: Tensor) -> Tensor:
     """Alpha as the operators take it in a graph: a 0-d tensor.
 
-    A number goes where the logits are: with a tensor on the CPU the compiler would not capture a
-    CUDA graph (mode="reduce-overhead"). It is checked here, since on a GPU nobody looks at it.
+    A number becomes a tensor on the logits' device: with one on the CPU the compiler would not
+    capture a CUDA graph (mode="reduce-overhead"). For a GPU it is validated here, since the
+    operators do not read a device tensor's value.
     """
     if isinstance(alpha, Tensor):
         return alpha
@@ -71,7 +72,7 @@ def shown(alpha: float | Tensor) -> str:
 
 
 def _has_value(alpha: Tensor) -> bool:
-    """Not on the meta device, and not a fake one, of a class of its own."""
+    """Whether it can be read: it is neither a meta tensor nor of a subclass, as FakeTensor."""
     return type(alpha) is Tensor and not alpha.is_meta
 
 

@@ -1,7 +1,6 @@
-"""What a network trained with PGT says: its probabilities are softmax(alpha * z).
+"""Probabilities and validation losses of a network that was trained with PGT.
 
-Training with alpha drives these towards the data, not softmax(z). Which class comes first is the
-same in both.
+Training with alpha calibrates softmax(alpha * z), not softmax(z). Both rank the classes alike.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from powergrad_ext.alpha import as_alpha, checked_alpha
-from powergrad_ext.functional import HALF_DTYPES, cross_entropy
+from powergrad_ext.cross_entropy import cross_entropy
+from powergrad_ext.operators import HALF_DTYPES
 
 
 def probabilities(logits: Tensor, dim: int = -1, *, alpha: float | Tensor = 0.3) -> Tensor:

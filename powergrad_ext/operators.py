@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
 #: Rows of the statistics tensor: maximum, alpha sum, target weight.
 CROSS_ENTROPY_STATISTICS = 3
 #: What a shard of the classes tells the others of a row.

@@ -1,4 +1,4 @@
-"""The options of cross-entropy as one argument, which most code hands on without naming them."""
+"""The options of cross-entropy as one argument; most code passes it on without naming them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Options(NamedTuple):
     def divisor(self, total_weight: Tensor) -> Tensor:
         """What a mean divides by.
 
-        The classes' weights may leave a total of 0, by which torch divides the target's share and
-        the others' each; their sum is NaN.
+        The class weights may sum to 0. With label smoothing torch then divides two terms by 0,
+        whose sum is NaN.
         """
         if self.weight is None or not self.label_smoothing:
             return total_weight
@@ -49,19 +49,19 @@ class Options(NamedTuple):
         )
 
     def constants(self) -> tuple[Any, ...]:
-        """What ranks have to agree about, as far as it is known without reading tensors."""
-        # A compiler may take alpha for an input of its graph.
+        """What all ranks must agree on, without reading tensors."""
+        # A compiler may make alpha an input of the graph.
         known = self._replace(alpha=None) if torch.compiler.is_compiling() else self
         return tuple("tensor" if isinstance(option, Tensor) else option for option in known)
 
     def split(self) -> tuple[list[Tensor | None], Options]:
         """The tensors, as autograd saves them, and the options without them."""
         tensors = [option if isinstance(option, Tensor) else None for option in self]
-        rest: list[Any] = [None if isinstance(option, Tensor) else option for option in self]
-        return tensors, Options(*rest)
+        others: list[Any] = [None if isinstance(option, Tensor) else option for option in self]
+        return tensors, Options(*others)
 
     def joined(self, tensors: Sequence[Tensor | None]) -> Options:
-        """What has been split."""
+        """The inverse of :meth:`split`."""
         pairs = zip(self, tensors, strict=True)
         whole: list[Any] = [option if tensor is None else tensor for option, tensor in pairs]
         return Options(*whole)

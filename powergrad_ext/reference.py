@@ -126,12 +126,12 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits, target, weight)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight = ctx.saved_tensors
         alpha: float | Tensor = ctx.alpha
 
         def of_logits(z: Tensor) -> Tensor:
-            if not target.is_floating_point():  # else NaN logits of an ignored row would spread
+            if not target.is_floating_point():  # NaN logits of an ignored row would spread
                 ignored = target == ctx.options["ignore_index"]
                 z = z.masked_fill(ignored.unsqueeze(min(1, z.dim() - 1)), 0.0)
             return F.cross_entropy(alpha * z, target, weight, **ctx.options) / alpha
@@ -139,8 +139,8 @@ class _CrossEntropy(torch.autograd.Function):
         def of_target(q: Tensor) -> Tensor:
             return F.cross_entropy(logits, q, weight, **ctx.options)
 
-        d_logits = _pull_back(of_logits, logits, upstream)
-        d_target = _pull_back(of_target, target, upstream) if ctx.needs_input_grad[1] else None
+        d_logits = _pull_back(of_logits, logits, grad_output)
+        d_target = _pull_back(of_target, target, grad_output) if ctx.needs_input_grad[1] else None
         return d_logits, d_target, None, None, None
 
 
@@ -157,20 +157,20 @@ class _LogSoftmax(torch.autograd.Function):
         ctx.save_for_backward(logits)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         alpha: float | Tensor = ctx.alpha
 
         def of_logits(z: Tensor) -> Tensor:
             return torch.log_softmax(alpha * z, ctx.dim) / alpha
 
-        return _pull_back(of_logits, logits, upstream), None, None
+        return _pull_back(of_logits, logits, grad_output), None, None
 
 
-def _pull_back(function: Any, at: Tensor, upstream: Tensor) -> Tensor:
-    """The ordinary gradient of `function`; itself differentiable, as often as one likes."""
+def _pull_back(function: Any, at: Tensor, grad_output: Tensor) -> Tensor:
+    """The ordinary gradient of `function`; itself differentiable, any number of times."""
     pull_back = torch.func.vjp(function, at)[1]
-    return pull_back(upstream)[0]
+    return pull_back(grad_output)[0]
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 def _checked(alpha: float | Tensor) -> float | Tensor:
     if isinstance(alpha, Tensor):
-        # On another device the value is not waited for.
+        # Reading the value on another device would synchronise.
         good = alpha.dim() == 0 and alpha.is_floating_point()
         good = good and (alpha.device.type != "cpu" or 0.0 < float(alpha) < math.inf)
     else:

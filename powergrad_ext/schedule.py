@@ -23,7 +23,7 @@ class AlphaSchedule:
         end: alpha from step `steps` on; None: constant.
         steps: how many steps there are, at least 1; None: not known yet. Set ``steps`` before
             the first step then; the callbacks in :mod:`powergrad_ext.integrations` do.
-        shape: how alpha goes from start to end, "linear" or "cosine" (half a wave).
+        shape: how alpha changes from start to end, "linear" or "cosine" (half a period).
         hold: the share of the steps, in [0, 1), for which alpha stays at start.
         device: where the tensor lies.
 
@@ -93,11 +93,11 @@ class AlphaSchedule:
         self.alpha.fill_(self.value(self.steps_taken))
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes: the number of steps taken. All else are arguments."""
+        """The number of steps taken; everything else is an argument of the constructor."""
         return {"steps_taken": self.steps_taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set alpha to what it was when the state was taken, or once :attr:`steps` is known."""
+        """Set alpha to what it was when the state was saved, now or once :attr:`steps` is known."""
         if self.steps is None:
             self.steps_taken = state_dict["steps_taken"]
         else:

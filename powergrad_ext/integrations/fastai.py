@@ -8,7 +8,7 @@ from fastai.losses import BaseLoss
 from torch import Tensor
 
 from powergrad_ext.calibration import probabilities
-from powergrad_ext.modules import PowerGradCrossEntropyLoss
+from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss
 
 
 class PowerGradCrossEntropyLossFlat(BaseLoss):
@@ -26,9 +26,9 @@ class PowerGradCrossEntropyLossFlat(BaseLoss):
         super().__init__(PowerGradCrossEntropyLoss, axis=axis, alpha=alpha, **options)
 
     def decodes(self, x: Tensor) -> Tensor:
-        """The classes that come first."""
+        """The most probable classes."""
         return x.argmax(dim=self.axis)
 
     def activation(self, x: Tensor) -> Tensor:
-        """What get_preds returns: the probabilities that the loss has trained."""
+        """What get_preds returns: the probabilities that the loss calibrates."""
         return probabilities(x, self.axis, alpha=self.func.alpha)

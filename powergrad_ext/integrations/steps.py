@@ -1,4 +1,4 @@
-"""How many steps a framework's trainer will take, for a schedule that does not know."""
+"""The number of steps of a framework's trainer, for a schedule that was given none."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from timm import loss
 from torch import Tensor
 
 from powergrad_ext.alpha import checked_alpha
-from powergrad_ext.functional import cross_entropy
+from powergrad_ext.cross_entropy import cross_entropy
 
 
 class LabelSmoothingCrossEntropy(loss.LabelSmoothingCrossEntropy):

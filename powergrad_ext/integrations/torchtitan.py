@@ -1,4 +1,4 @@
-"""The loss for torchtitan, as its configuration names one: ``PowerGradLoss.Config(alpha=0.3)``.
+"""The loss for torchtitan's configurations: ``PowerGradLoss.Config(alpha=0.3)``.
 
 In place of CrossEntropyLoss.Config(), also as ChunkedLossWrapper.Config(loss_fn=...).
 """
@@ -17,15 +17,15 @@ from torchtitan.config import CompileConfig
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from torchtitan.distributed.utils import get_spmd_backend
 
+from powergrad_ext.cross_entropy import cross_entropy
 from powergrad_ext.distributed import vocab_parallel_cross_entropy
-from powergrad_ext.functional import cross_entropy
 
 
 class PowerGradLoss(BaseLoss):
     """torchtitan's CrossEntropyLoss with PGT; half-precision logits are read as they are.
 
-    A vocabulary that tensor-parallel ranks share out takes one exchange
-    (:func:`powergrad_ext.distributed.vocab_parallel_cross_entropy`) for torchtitan's three.
+    A vocabulary that is sharded over tensor-parallel ranks takes one exchange
+    (:func:`powergrad_ext.distributed.vocab_parallel_cross_entropy`), where torchtitan takes three.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -42,12 +42,12 @@ def _summed(pred: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     """The sum over logits (batch, sequence, vocabulary); torchtitan divides it by its count."""
     options: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "alpha": alpha}
     if isinstance(pred, DTensor):
-        # Not flattened: a sequence that is shared out has no placement then.
+        # Not flattened: a sharded sequence would lose its placement.
         loss: Any = cross_entropy(pred.movedim(-1, 1), labels, **options)
         return loss if isinstance(labels, DTensor) else loss.to_local()
     rows, labels = pred.flatten(0, 1), labels.flatten(0, 1)
     if get_spmd_backend() != "spmd_types" or spmd_mesh_size("tp") == 1:
         return cross_entropy(rows, labels, **options)
-    with spmd.no_typecheck():  # it knows nothing of our operators; BaseLoss says what a loss is
+    with spmd.no_typecheck():  # it does not know our operators; BaseLoss declares the loss's type
         group = current_spmd_mesh().get_group("tp")
         return vocab_parallel_cross_entropy(rows, labels, group=group, **options)

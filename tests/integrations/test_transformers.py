@@ -175,7 +175,7 @@ def test_a_compiled_loss():
 
 @pytest.mark.parametrize("make", [causal_lm_loss, trainer_loss])
 def test_losses_can_be_pickled(make):
-    assert pickle.loads(pickle.dumps(make(alpha=0.4))).keywords["alpha"] == 0.4
+    assert pickle.loads(pickle.dumps(make(alpha=0.4))).keywords["options"]["alpha"] == 0.4
 
 
 def weights_after_training(tmp_path, model, *, loss=None, batch_size=4, data=None, **options):

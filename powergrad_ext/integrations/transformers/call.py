@@ -1,4 +1,4 @@
-"""One call of a fused model with labels: the loss that its last layer makes, and who takes it."""
+"""One call of a fused model with labels: its last layer computes the loss, its loss returns it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Step = tuple[str, float | Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What fuse_last_layer was told, and found out about the model."""
+    """The arguments of fuse_last_layer, and what it found out about the model."""
 
     options: dict[str, Any]
-    """alpha, chunk_rows and label_smoothing of linear_cross_entropy."""
+    """Of linear_cross_entropy."""
     shifts_labels: bool
     counts_items: bool
     """Whether the model's loss is divided by num_items_in_batch."""
@@ -30,7 +30,7 @@ class Settings:
 
 
 class FusedCall:
-    """Made by the model's forward, found by its last layer, asked for by its loss.
+    """Created by the model's forward, used by its last layer and by its loss.
 
     Args:
         model: the model's class name.
@@ -62,7 +62,7 @@ class FusedCall:
         )
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> FusedLogits:
-        """The loss of the layer's input, in the place of logits. Called by the layer's forward."""
+        """The loss of the layer's input, in place of logits. Called by the layer's forward."""
         if self.is_made:
             raise self.misfit("it calls its last layer more than once")
         if isinstance(weight, DTensor):
@@ -97,7 +97,7 @@ class FusedCall:
         return FusedLogits.of(loss, self, shape, dtype)
 
     def require_step(self, number: int, kind: str, operand: Any) -> int:
-        """How many planned steps this is: the next one, or none that changes nothing."""
+        """1 if this is the next planned step, 0 if it changes nothing; else an error."""
         if kind != "add" and not isinstance(operand, Tensor) and operand == 1.0:
             return 0
         if number < len(self.steps):
@@ -115,7 +115,7 @@ class FusedCall:
             raise self.misfit(f"it does not apply its own {kind} of {operand} to its logits")
 
     def take(self, loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor:
-        """The loss, for cross_entropy's arguments, which must be those that it was made for."""
+        """The loss, if cross_entropy's arguments are those that it was computed for."""
         if self.is_taken:
             raise self.misfit("it takes the loss of its logits more than once")
         if reduction not in ("mean", "sum"):
@@ -128,7 +128,7 @@ class FusedCall:
         if loss.device.type == "cpu" and not torch.compiler.is_compiling():
             if not torch.equal(target, expected):
                 raise wrong
-        else:  # torch.equal would make the host wait for the device, and break a compiled graph
+        else:  # torch.equal would synchronise with the device, and break a compiled graph
             torch._assert_async((target == expected).all(), str(wrong))
         if reduction == self.reduction:
             return loss

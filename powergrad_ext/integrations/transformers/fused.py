@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from powergrad_ext.alpha import checked_alpha
 from powergrad_ext.integrations.transformers.call import FusedCall, Settings
 from powergrad_ext.integrations.transformers.labels import (
     calls_loss_function,
@@ -22,10 +21,10 @@ from powergrad_ext.integrations.transformers.labels import (
     shifted,
 )
 from powergrad_ext.integrations.transformers.logits import FusedLogits
-from powergrad_ext.integrations.transformers.losses import base_model
+from powergrad_ext.integrations.transformers.losses import base_model, checked_options
 
-# Attributes of configurations by which models multiply, divide and cap their logits, where their
-# forward names them: a multimodal model may leave out what its language model does.
+# Attributes of configurations by which models scale and cap their logits. They apply only where the
+# model's forward names them: a multimodal model may omit what its language model does.
 SCALES = {"logit_scale": "mul", "lm_head_multiplier": "mul", "logits_scaling": "div"}
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
@@ -71,13 +70,7 @@ def fuse_last_layer(
             fit, such as masks and slices, or does not take its loss from them.
     """
     base = base_model(model)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    options = {
-        "alpha": checked_alpha(alpha),
-        "chunk_rows": chunk_rows,
-        "label_smoothing": label_smoothing,
-    }
+    options = {**checked_options(alpha, label_smoothing), "chunk_rows": chunk_rows}
     name = type(base).__name__
     if "labels" not in inspect.signature(type(base).forward).parameters:
         raise TypeError(f"{name} takes no labels, so that it has no loss to fuse")
@@ -140,10 +133,9 @@ def _linear_layers(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def _change_class(module: Any, new: type) -> None:
-    """The module with another class, also under the hooks of accelerate.
+    """Change the module's class, also under the hooks of accelerate.
 
-    Not another forward of the instance: that would hold the module in a cycle of references, and
-    not be copied with it.
+    A forward set on the instance would make a reference cycle, and copies would not have it.
     """
     name = "_old_forward" if "_old_forward" in vars(module) else "forward"
     own = vars(module).get(name)
@@ -202,7 +194,7 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _subclass(base: type, forward: Any, maker: Any) -> Any:
-    """A class that goes by its base's name, and is pickled by its base."""
+    """A subclass with the name of its base, pickled by its base."""
 
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
         _, _, *state = super(made, self).__reduce_ex__(protocol)

@@ -1,4 +1,4 @@
-"""What a fused last layer returns in place of its logits."""
+"""What a fused last layer returns in place of logits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 
 class FusedLogits(Tensor):
-    """Stands for logits (..., classes) that were never made; holds their loss, a scalar.
+    """Stands for logits (..., classes) that do not exist; holds their loss, a scalar.
 
-    A tensor, so that hooks on the layer's output see what backward goes through. Of what a model
-    does to logits before their loss it knows the operations that leave them as they are, and those
-    that the call has planned for. Cross-entropy takes the loss out. All else is refused: the result
-    would not be what the logits give.
+    A tensor, so that hooks on the layer's output see a tensor of the graph. It supports operations
+    that leave logits unchanged and those that the call has planned; cross-entropy returns the loss.
+    Every other operation is refused, since its result would not be that of the logits.
     """
 
     call: FusedCall
@@ -144,7 +143,7 @@ def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
 
-# The loss's own attributes, and what is done about those of the logits.
+# Attributes of the loss itself; the rules answer for the logits.
 _OF_THE_LOSS = {
     *map(
         _getter, ("device", "requires_grad", "grad_fn", "is_leaf", "is_nested", "layout", "_base")

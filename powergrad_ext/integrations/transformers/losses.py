@@ -45,7 +45,7 @@ def causal_lm_loss(
     Raises:
         ValueError: alpha is not finite or not > 0, or label_smoothing is not in [0, 1].
     """
-    return partial(_causal_lm_loss, **_checked(alpha, label_smoothing))
+    return partial(_causal_lm_loss, options=checked_options(alpha, label_smoothing))
 
 
 def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> None:
@@ -57,7 +57,7 @@ def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> No
     """
     base = base_model(model)
     name = type(base).__name__
-    # BLIP-2 and its kin name it, but leave the loss to an encoder-decoder language model.
+    # BLIP-2 and similar models name it, but their encoder-decoder language model computes the loss.
     delegates = getattr(base.config, "use_decoder_only_language_model", True) is False
     if delegates or not calls_loss_function(type(base)):
         raise TypeError(
@@ -101,8 +101,8 @@ def trainer_loss(
         where shift_labels is None and the output's class does not tell
         (CausalLMOutputWithCrossAttentions is GPT-2's and BartForCausalLM's).
     """
-    options = _checked(alpha, label_smoothing)
-    return partial(_trainer_loss, shift_labels=shift_labels, **options)
+    options = checked_options(alpha, label_smoothing)
+    return partial(_trainer_loss, shift_labels=shift_labels, options=options)
 
 
 def base_model(model: Any) -> PreTrainedModel:
@@ -115,7 +115,8 @@ def base_model(model: Any) -> PreTrainedModel:
     return base
 
 
-def _checked(alpha: float | Tensor, label_smoothing: float) -> dict[str, Any]:
+def checked_options(alpha: float | Tensor, label_smoothing: float) -> dict[str, Any]:
+    """What a loss here hands on to that of the package, checked before any model is changed."""
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     return {"alpha": checked_alpha(alpha), "label_smoothing": label_smoothing}
@@ -129,8 +130,7 @@ def _causal_lm_loss(
     ignore_index: int = -100,
     shift_labels: Tensor | None = None,
     *,
-    alpha: float | Tensor,
-    label_smoothing: float,
+    options: dict[str, Any],
     **kwargs: Any,
 ) -> Tensor:
     """The library's ForCausalLMLoss: the mean, or the sum over the Trainer's own count."""
@@ -140,8 +140,7 @@ def _causal_lm_loss(
         aligned.to(logits.device).reshape(-1),
         ignore_index=ignore_index,
         reduction="mean" if num_items_in_batch is None else "sum",
-        label_smoothing=label_smoothing,
-        alpha=alpha,
+        **options,
     )
     if num_items_in_batch is None:
         return loss
@@ -156,7 +155,7 @@ def _trainer_loss(
     num_items_in_batch: Tensor | int | None = None,
     *,
     shift_labels: bool | None,
-    **options: Any,
+    options: dict[str, Any],
 ) -> Tensor:
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     classes = logits.size(-1)
@@ -176,5 +175,5 @@ def _trainer_loss(
         )
     aligned = None if shift_labels else labels
     return _causal_lm_loss(
-        logits, labels, classes, num_items_in_batch, shift_labels=aligned, **options
+        logits, labels, classes, num_items_in_batch, shift_labels=aligned, options=options
     )

@@ -1,7 +1,9 @@
-"""The last layer and the loss in one, without the logits."""
+"""The last layer and the loss in one: the function, the module, rules for ONNX and flops."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,11 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.utils.flop_counter import register_flop_formula
 
 from powergrad_ext import dtensor
-from powergrad_ext.alpha import as_alpha, checked_alpha, shown
-from powergrad_ext.functional import cross_entropy
-from powergrad_ext.options import Options, require_tensor, require_type
+from powergrad_ext.alpha import as_alpha, checked_alpha
+from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy, onnx_value
+from powergrad_ext.exporting import register_onnx
+from powergrad_ext.options import Options, require_tensor, require_type, split_options
+
+ops = torch.ops.powergrad
+Shape = Sequence[int]
 
 
 def linear_cross_entropy(
@@ -35,13 +42,12 @@ def linear_cross_entropy(
     In value and gradient it is that, with :func:`powergrad_ext.cross_entropy` and so with the
     PowerGrad Transform (arXiv 2111.12495); shapes, options and defaults are those of
     :func:`torch.nn.functional.linear_cross_entropy` (torch 2.13). The logits exist chunk_rows rows
-    at a time, and become their own gradient. For reductions "mean" and "sum" forward computes the
-    gradients too, of each argument that requires one, and backward only multiplies them by the
-    upstream gradient; for "none", and where hooks pack saved tensors (checkpoints), backward goes
-    over the chunks again. That of linear_weight is summed over the chunks in float32, also for half
-    precision.
+    at a time, and are overwritten by their gradient. For reductions "mean" and "sum" forward
+    computes the gradient of each argument that requires one, and backward multiplies it by
+    grad_output; for "none", and where hooks pack saved tensors (checkpoints), backward computes the
+    row chunks again. The gradient of linear_weight is summed in float32, also for half precision.
 
-    The logits are there as a whole under torch.func (grad, vmap, ...), for create_graph=True, for
+    The whole logits are made under torch.func (grad, vmap, ...), for create_graph=True, for
     probabilities that require a gradient, and for a weight of more than two dimensions. Under
     autocast the layer's arguments are cast as those of F.linear; the loss is float32.
 
@@ -57,15 +63,15 @@ def linear_cross_entropy(
         linear_bias: (C) or (C, d1, ..., dK); of input's type.
         weight: (C), the classes' weights.
         reduction: "none", "mean" or "sum".
-        ignore_index: rows with this index count for nothing; None is -100.
+        ignore_index: rows with this index count for nothing; None means -100.
         label_smoothing: in [0, 1].
         alpha: as for cross_entropy.
         chunk_rows: how many rows of logits exist at a time. None chooses: at least 128, since fewer
-            make the products slow, and from 1536 rows on so few that the whole takes less than an
-            eighth of the logits' memory besides inputs and gradients. In half precision they are an
-            eighth of the rows, from 1024 on; the float32 sum of linear_weight's gradient is added,
-            and what its product takes, copies of the rows' features and of 512 classes; torch's own
-            products of float16 on a CPU take a float32 copy of those logits.
+            make the products slow; from 1536 rows on, so few that the call takes less than an
+            eighth of the logits' memory besides inputs and gradients. In half precision a chunk is
+            an eighth of the rows, from 1024 on; added to it are the float32 sum of linear_weight's
+            gradient and what its product takes, copies of the rows' features and of 512 classes.
+            torch's own float16 products on a CPU take a float32 copy of the chunk's logits.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
@@ -115,7 +121,7 @@ def linear_cross_entropy(
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
         return cross_entropy(logits, target, **options.keywords())
-    return torch.ops.powergrad.linear_cross_entropy(
+    return ops.linear_cross_entropy(
         input,
         linear_weight,
         target,
@@ -126,12 +132,12 @@ def linear_cross_entropy(
 
 
 def _number(value: object) -> Any:
-    """That of a 0-d tensor, which torch takes for a number too; anything else as it is."""
+    """The value of a 0-d tensor, which torch accepts as a number; anything else unchanged."""
     return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """Logits (N, C, d1, ..., dK), of a weight (C, d1, ..., dK, H)."""
+    """Logits (N, C, d1, ..., dK) for a weight (C, d1, ..., dK, H)."""
     outputs = linear_weight.shape[:-1]
     if input.dim() != 2:
         raise RuntimeError(
@@ -252,8 +258,53 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             chunk_rows=self.chunk_rows,
         )
 
-    def extra_repr(self) -> str:
-        return (
-            f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
-        )
+    extra_repr = PowerGradCrossEntropyLoss.extra_repr  # of the same attributes
+
+
+# ONNX
+
+
+@register_onnx("powergrad::linear_cross_entropy_forward")
+def _onnx_value(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    *arguments: Any,
+) -> Any:
+    options, (_, gradients) = split_options(arguments)
+    logits = F.linear(input, linear_weight, linear_bias)
+    value = onnx_value(logits, target, *options, any(gradients))
+    if value is NotImplemented:
+        return value
+    return value[0], input.new_empty(()), *(input.new_empty(0) for _ in gradients)
+
+
+# torch.utils.flop_counter
+
+
+def _products(input: Shape, linear_weight: Shape, gradients: Sequence[bool]) -> int:
+    """Flops of the logits and of the gradients of input and linear_weight, as for F.linear.
+
+    torch counts no elementwise operations and no sums, such as a bias's gradient.
+    """
+    classes, features = linear_weight
+    rows = math.prod(input[:-1])
+    return 2 * rows * classes * features * (1 + sum(gradients[:2]))
+
+
+@register_flop_formula(ops.linear_cross_entropy_forward)
+def _(input: Shape, linear_weight: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    return _products(input, linear_weight, args[-1])
+
+
+@register_flop_formula(ops.linear_cross_entropy_backward)
+def _(
+    grad_output: Shape,
+    input: Shape,
+    linear_weight: Shape,
+    *args: Any,
+    out_shape: Any = None,
+    **_: Any,
+) -> int:
+    return _products(input, linear_weight, args[-1])

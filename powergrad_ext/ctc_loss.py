@@ -23,13 +23,14 @@ def ctc_loss(
     r"""`torch.nn.functional.ctc_loss` for :func:`powergrad_ext.log_softmax`.
 
     Let ``o`` be the probability that the target's alignment is at class k in frame t; it sums to 1
-    over the classes. The loss's derivative by ``log_probs`` is ``-o``. In its place torch returns
-    ``exp(log_probs) - o``, the derivative by the logits: it sums to 0, so a log-softmax passes it
-    on as it is, with any alpha. This function returns ``-o``: with logits ``z``, per frame::
+    over the classes. The loss's derivative with respect to ``log_probs`` is ``-o``. torch returns
+    ``exp(log_probs) - o`` instead, the derivative with respect to the logits: it sums to 0, so a
+    log-softmax returns it unchanged, whatever alpha is. This function returns ``-o``: with logits
+    ``z``, per frame::
 
         ctc_loss(log_softmax(z, alpha=alpha), ...)    has the gradient    softmax(alpha z) - o
 
-    and after torch's log-softmax the ordinary one. The value is torch's; arguments and errors, too.
+    and after torch's log-softmax the ordinary one. Value, arguments and errors are torch's.
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
@@ -40,12 +41,12 @@ def ctc_loss(
         return F.ctc_loss(log_probs, targets, frames, labels, blank, "none", zero_infinity)
 
     losses = unreduced(zero_infinity)
-    rest = _nothing(log_probs, input_lengths)
-    if zero_infinity:  # these samples have no gradient, and a 0 does not show which they are
+    correction = _zero_with_gradient(log_probs, input_lengths)
+    if zero_infinity:  # infinite losses have become 0 and get no gradient
         with torch.no_grad():
             infinite = unreduced(False).isinf()
-        rest = torch.where(infinite, 0.0, rest)
-    losses = losses - rest
+        correction = torch.where(infinite, 0.0, correction)
+    losses = losses - correction
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -54,12 +55,12 @@ def ctc_loss(
     return (losses / counts.clamp(min=1)).mean()
 
 
-def _nothing(log_probs: Tensor, input_lengths: Lengths) -> Tensor:
+def _zero_with_gradient(log_probs: Tensor, input_lengths: Lengths) -> Tensor:
     """0 for each sample, with the derivative exp(log_probs) in the frames that count."""
     samples = log_probs.shape[1:-1]
     lengths = torch.as_tensor(input_lengths, device=log_probs.device).reshape(samples)
     frames = torch.arange(log_probs.shape[0], device=log_probs.device)
     counts = frames.reshape(-1, *[1] * len(samples)) < lengths
-    # Masked before exp: what padding holds must not reach the derivative, which 0 * inf would.
+    # Masked before exp: in the derivative, 0 times an infinite padding would be NaN.
     total = log_probs.masked_fill(~counts.unsqueeze(-1), -torch.inf).exp().sum((0, -1))
     return total - total.detach()
