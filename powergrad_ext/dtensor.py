@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from powergrad_ext import vocab_parallel
 from powergrad_ext.options import Options
-from powergrad_ext.vocab_parallel_linear import Layer, LinearCrossEntropy
 
 ops = torch.ops.powergrad
 
@@ -36,11 +35,7 @@ def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
         of_target = list(input.placements) if target.ndim == input.ndim else of_rows
         _require_mesh("cross_entropy", "target", target, "input", input)
         target = _with_placements(target, of_target).to_local()  # else it is local already
-    # The ranks' rows weigh differently in a mean, which no placement can say: it is a sum, which is
-    # pending, divided by the sum of weights.
-    is_mean = options.reduction == "mean"
-    reduction = "sum" if is_mean else options.reduction
-    options = options._replace(weight=_whole(options.weight), reduction=reduction)
+    options, is_mean = _without_mean(options)
     local, shard = input.to_local(), _shard_of(input, class_dim)
     if shard is None:
         loss, _, total_weight = ops.cross_entropy_forward(
@@ -49,10 +44,9 @@ def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
     else:
         loss, total_weight = vocab_parallel.cross_entropy(local, target, options, shard, is_mean)
     if is_mean:
-        total_weight = _sum_over_rows(total_weight, input, of_rows)
-        loss = (loss / options.divisor(total_weight)).to(loss.dtype)
+        loss = _mean(loss, total_weight, options, input, of_rows)
     rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
-    return _assembled(loss, input, of_rows, rows if reduction == "none" else None)
+    return _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
 
 
 def log_softmax(input: Any, dim: int, alpha: Tensor) -> Tensor:
@@ -105,26 +99,35 @@ def linear_cross_entropy(
         for rows, layer in zip(of_rows, of_layer, strict=True)
     ]
     linear_weight = _with_placements(linear_weight, of_layer)
-    shard = _shard_of(linear_weight, 0)
     if is_dtensor(target):
         target = _with_placements(target, of_rows).to_local()
 
     def local(tensor: Any, placements: list[Any], of_gradient: list[Any]) -> Tensor:
         return _with_placements(tensor, placements).to_local(grad_placements=of_gradient)
 
-    layer_of_shard = Layer(
-        local(input, of_rows, of_input_gradient),
+    of_mesh = linear_weight.device_mesh.get_group(0).group_name
+    # Alone in a group: nothing is exchanged, and create_graph=True is refused all the same.
+    whole = vocab_parallel.Shard(of_mesh, (linear_weight.shape[0],), 0)
+    shard = _shard_of(linear_weight, 0) or whole
+    own = local(input, of_rows, of_input_gradient)
+    options, is_mean = _without_mean(options)
+    agreed = (chunk_rows, is_mean, *options.constants())
+    options = options.for_operator(own)
+    total_weight = vocab_parallel.agree(own, target, options, shard, *agreed)
+    loss = ops.linear_cross_entropy(
+        own,
         local(linear_weight, of_layer, of_layer_gradient),
-        local(bias[0], of_layer, of_layer_gradient) if bias else None,
         target,
-        options._replace(weight=_whole(options.weight)).for_operator(target),
-        chunk_rows,
-        shard or vocab_parallel.Shard(None, (linear_weight.shape[0],), 0),
+        local(bias[0], of_layer, of_layer_gradient) if bias else None,
+        **options.keywords(),
+        chunk_rows=chunk_rows or 0,
+        group=shard.group,
+        ranks=len(shard.sizes),
+        classes_before=shard.before,
+        classes_after=shard.after,
     )
-    total_weight = layer_of_shard.total_weight(*options.constants())
-    if options.reduction == "mean":
-        total_weight = _sum_over_rows(total_weight, input, of_rows)
-    loss = LinearCrossEntropy.apply(total_weight, torch.is_grad_enabled(), *layer_of_shard)
+    if is_mean:
+        loss = _mean(loss, total_weight, options, input, of_rows)
     return _assembled(
         loss, input, of_rows, input.shape[:1] if options.reduction == "none" else None
     )
@@ -272,9 +275,24 @@ def _pending_over_rows(of_rows: list[Any]) -> list[Any]:
     return [Partial() if placement.is_shard() else Replicate() for placement in of_rows]
 
 
-def _sum_over_rows(total: Tensor, like: Any, of_rows: list[Any]) -> Any:
-    """Of what each rank has for its rows."""
-    return _from_local(total, like, _pending_over_rows(of_rows), torch.Size()).full_tensor()
+def _without_mean(options: Options) -> tuple[Options, bool]:
+    """For local tensors, and whether their losses' sum has yet to become a mean.
+
+    The ranks' rows weigh differently in a mean, which no placement can say: it is a sum, which is
+    pending, divided by the sum of weights.
+    """
+    is_mean = options.reduction == "mean"
+    reduction = "sum" if is_mean else options.reduction
+    return options._replace(weight=_whole(options.weight), reduction=reduction), is_mean
+
+
+def _mean(
+    loss: Tensor, total_weight: Tensor, options: Options, like: Any, of_rows: list[Any]
+) -> Tensor:
+    """This rank's share of it."""
+    pending = _pending_over_rows(of_rows)
+    total_weight = _from_local(total_weight, like, pending, torch.Size()).full_tensor()
+    return (loss / options.divisor(total_weight)).to(loss.dtype)
 
 
 def _assembled(loss: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | None) -> Any:

@@ -272,12 +272,13 @@ def _onnx_value(
     linear_bias: Tensor | None,
     *arguments: Any,
 ) -> Any:
-    options, (_, gradients) = split_options(arguments)
+    options, (*_, gradients) = split_options(arguments)
     logits = F.linear(input, linear_weight, linear_bias)
     value = onnx_value(logits, target, *options, any(gradients))
     if value is NotImplemented:
         return value
-    return value[0], input.new_empty(()), *(input.new_empty(0) for _ in gradients)
+    for_backward = [input.new_empty(shape) for shape in (0, (), ())]
+    return value[0], *for_backward, *(input.new_empty(0) for _ in gradients)
 
 
 # torch.utils.flop_counter

@@ -12,6 +12,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from powergrad_ext._constant import assume_constant_result
@@ -25,7 +26,7 @@ collectives = torch.ops._c10d_functional
 class Shard(NamedTuple):
     """Which classes this process has: ranks hold them in their order."""
 
-    group: str | None  # its name, which all compilers take for a constant
+    group: str  # its name, which all compilers take for a constant
     sizes: tuple[int, ...]  # how many classes each rank has
     rank: int
 
@@ -179,6 +180,29 @@ def exchange(
             refuse(input, math.prod(_row_shape(input)), shard)
         raise
     return all_gather(message, shard), total_weight
+
+
+def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *constants: Any) -> Tensor:
+    """What a mean of a layer's rows divides by, once all arguments but the layer are checked.
+
+    `input` is the layer's, (N, H). Ranks exchange their fingerprints, since the sizes of all other
+    messages depend on the arguments. A rank that cannot go on says so before it raises.
+    """
+    logits = input.new_empty(input.shape[0], 0)
+    fingerprint = fingerprint_of(input, shard, *constants)
+    try:
+        message, total_weight = ops.cross_entropy_shard_forward(
+            logits, target, *options, sum(shard.sizes), 0, fingerprint
+        )
+    except Exception:
+        if not torch.compiler.is_compiling():
+            refuse(logits, 1, shard)
+        raise
+    # As the message of a single row: a device looks at those that have rows.
+    header = F.pad(message[:1], (0, SHARD_NUMBERS))
+    options = options._replace(reduction="none")
+    ops.cross_entropy_merge_shards(all_gather(header, shard), total_weight, *options)
+    return total_weight
 
 
 def refuse(input: Tensor, rows: int, shard: Shard) -> None:

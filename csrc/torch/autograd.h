@@ -42,19 +42,38 @@ inline bool are_saved_tensors_hooked() {
   return at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
-// An upstream gradient on the CPU, read without a round of dispatching.
+// A scalar on the CPU, read without a round of dispatching.
 inline double scalar_value(const at::Tensor& scalar) {
   return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>()
                                              : *scalar.const_data_ptr<float>();
 }
 
 // Another one would turn the zeros of ignored rows into NaN.
-inline bool is_finite_scalar(const at::Tensor& upstream) {
-  return upstream.is_cpu() && std::isfinite(scalar_value(upstream));
+inline bool is_finite_scalar(const at::Tensor& grad_output) {
+  return grad_output.is_cpu() && std::isfinite(scalar_value(grad_output));
+}
+
+// Saves tensors for backward. Hooks may pack them in other types, to save memory, and backward
+// gives them those that they had.
+inline void save(AutogradContext* context, variable_list tensors) {
+  if (are_saved_tensors_hooked()) {
+    std::vector<int64_t> types;
+    for (const at::Tensor& tensor : tensors) {
+      types.push_back(tensor.defined() ? static_cast<int64_t>(tensor.scalar_type()) : 0);
+    }
+    context->saved_data["types"] = std::move(types);
+  }
+  context->save_for_backward(std::move(tensors));
 }
 
 // The tensors that forward saved.
-inline variable_list unpack(AutogradContext* context, const char* op) {
+struct Unpacked {
+  variable_list tensors;
+  // Whether some came back in another type: rounded statistics would not be those of these logits.
+  bool are_rounded = false;
+};
+
+inline variable_list unpack_as_packed(AutogradContext* context, const char* op) {
   try {
     return context->get_saved_variables();
   } catch (const c10::Error& error) {
@@ -70,8 +89,19 @@ inline variable_list unpack(AutogradContext* context, const char* op) {
   }
 }
 
-inline OptionalTensor optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+inline Unpacked unpack(AutogradContext* context, const char* op) {
+  Unpacked result{unpack_as_packed(context, op)};
+  const auto saved_types = context->saved_data.find("types");
+  if (saved_types == context->saved_data.end()) return result;
+  const std::vector<int64_t> types = saved_types->second.toIntVector();
+  for (size_t i = 0; i < types.size(); ++i) {
+    at::Tensor& tensor = result.tensors[i];
+    const auto type = static_cast<at::ScalarType>(types[i]);
+    if (!tensor.defined() || tensor.scalar_type() == type) continue;
+    tensor = tensor.to(type);
+    result.are_rounded = true;
+  }
+  return result;
 }
 
 // Before autograd keeps them: it does not know nested tensors, and those with Python classes of

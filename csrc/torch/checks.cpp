@@ -149,17 +149,17 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
               "cross_entropy(): the derivative for 'weight' is not implemented");
 }
 
-at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_weight) {
-  const c10::SymInt classes = linear_weight.sym_size(0);
+at::Tensor shape_of_logits(const LastLayer& layer) {
+  const at::Tensor& input = layer.input;
+  const c10::SymInt classes = layer.linear_weight.sym_size(0);
   if (input.dim() == 1) return at::empty_symint({classes}, input.options());
   return at::empty_strided_symint({input.sym_size(0), classes}, {0, 1}, input.options());
 }
 
-void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
-                                const at::Tensor& target, const OptionalTensor& linear_bias,
-                                const CrossEntropyOptions& options, int64_t chunk_rows) {
+void check_last_layer(const LastLayer& layer) {
   static constexpr const char* op = "linear_cross_entropy";
-  const auto check_factor = [&input](const at::Tensor& tensor, const char* name) {
+  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, shard] = layer;
+  const auto check_factor = [&input = input](const at::Tensor& tensor, const char* name) {
     check_dense(tensor, op, name);
     check_same_device(input, tensor, op, name);
     TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, "(): argument '", name,
@@ -187,7 +187,7 @@ void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linea
   }
   TORCH_CHECK_VALUE(chunk_rows >= 0, op,
                     "(): argument 'chunk_rows' must be None or greater than 0, got ", chunk_rows);
-  check_cross_entropy(shape_of_logits(input, linear_weight), target, options);
+  check_cross_entropy(shape_of_logits(layer), target, options, shard.others);
 }
 
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {

@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "torch/options.h"
+#include "torch/last_layer.h"
 
 namespace powergrad {
 
@@ -17,25 +17,16 @@ bool is_probabilities(const at::Tensor& input, const at::Tensor& target);
 // float for half precision and float32, double for float64.
 at::ScalarType accumulate_type(const at::Tensor& input);
 
-// How many classes other processes hold before and after those of the logits. Between them an
-// input may have none.
-struct OtherClasses {
-  int64_t before = 0;
-  int64_t after = 0;
-};
-
 // What can be known without reading a tensor's values.
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const CrossEntropyOptions& options, const OtherClasses& others = {});
-void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
-                                const at::Tensor& target, const OptionalTensor& linear_bias,
-                                const CrossEntropyOptions& options, int64_t chunk_rows);
+void check_last_layer(const LastLayer& layer);
 // `input` has the device of the call.
 void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
 
 // A tensor like linear(input, linear_weight), with the memory of a single row.
-at::Tensor shape_of_logits(const at::Tensor& input, const at::Tensor& linear_weight);
+at::Tensor shape_of_logits(const LastLayer& layer);
 
 void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
                        const char* name);

@@ -28,27 +28,27 @@ LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at
   return {call.loss(), gradient.finish(), call.statistics(), call.total_weight()};
 }
 
-std::optional<AssumedGradient> cross_entropy_forward_assuming(const at::Tensor& input,
-                                                              const at::Tensor& target,
-                                                              const CrossEntropyOptions& options) {
+std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options) {
   CrossEntropyCall call(input, target, options);
-  if (!call.assume_upstream()) return std::nullopt;
+  if (!call.speculate()) return std::nullopt;
   const Destination gradient = call.new_gradient();
   if (!gradient.is_direct()) return std::nullopt;
   call.expect_forward(true);
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
-  return AssumedGradient{{call.loss(), gradient.finish(), call.statistics(), call.total_weight()},
-                         call.upstream(),
-                         call.params.next_speculation};
+  return SpeculativeGradient{
+      {call.loss(), gradient.finish(), call.statistics(), call.total_weight()},
+      call.grad_output(),
+      call.params.next_speculation};
 }
 
-void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,
-                          const at::Tensor& input, const at::Tensor& target,
-                          const CrossEntropyOptions& options) {
+void cross_entropy_validate(const SpeculativeGradient& speculative, const at::Tensor& grad_output,
+                            const at::Tensor& input, const at::Tensor& target,
+                            const CrossEntropyOptions& options) {
   CrossEntropyCall call(input, target, options);
-  call.set_backward(grad_output, assumed.statistics, assumed.total_weight);
-  call.settle(assumed);
+  call.set_backward(grad_output, speculative.statistics, speculative.total_weight);
+  call.validate(speculative);
 }
 
 at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tensor& input,
@@ -66,8 +66,9 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
 
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
                              const at::Tensor& target, const at::Tensor& statistics,
-                             const at::Tensor& total_weight, const CrossEntropyOptions& options) {
-  CrossEntropyCall call(input, target, options);
+                             const at::Tensor& total_weight, const CrossEntropyOptions& options,
+                             const OtherClasses& others) {
+  CrossEntropyCall call(input, target, options, others);
   call.set_backward(grad_output, statistics, total_weight);
   call.expect_gradient(input.mutable_data_ptr(), call.params.logits_strides);
   call.backward();
@@ -81,19 +82,17 @@ bool is_writable_in_place(const at::Tensor& input) {
 
 namespace {
 
-// The gradient is computed together with the loss where that is likely to be the gradient that
-// backward will ask for: one pass over memory less. So it is
-//  - for an upstream gradient of one number (mean, sum). On a CPU it is taken for 1, and scaling in
-//    place is cheaper than computing again; on a GPU, which scaling would cost two passes, for the
-//    one that came last, and computed again where another one comes (AssumedGradient);
-//  - on a CPU, for types with float's exponent range (of normal numbers at least): a float16
-//    gradient divided by N underflows before a loss scale of 65536 can lift it. A GPU computes for
-//    that scale from its second step on;
-//  - where the buffer is nobody else's: hooks that pack saved tensors expect to decide what is kept
-//    until backward.
+// Whether forward computes the gradient too, which saves a pass over memory. It does
+//  - for a scalar grad_output (mean, sum): on a CPU for 1, since scaling in place is cheaper than
+//    computing the gradient again; on a GPU, where scaling would cost two passes, for the last
+//    grad_output, and again in backward if another one comes (SpeculativeGradient);
+//  - on a CPU for types with the exponent range of float: a float16 gradient divided by N
+//  underflows
+//    before a loss scale of 65536 can lift it. A GPU computes for that scale from its second step;
+//  - without hooks that pack saved tensors, which expect to decide what is kept until backward.
 // Otherwise backward computes the gradient from the logits. So do traced tensors: torch.compile
-// plans memory and order itself from the raw operators, which give each gradient in new memory; one
-// that settles an earlier result in place would have to be a mutation that it has to copy for.
+// plans memory and order itself, from raw operators that return new tensors; validating an earlier
+// result in place would be a mutation, for which it would have to make a copy.
 bool computes_gradient_in_forward(const at::Tensor& input, const at::Tensor& target,
                                   const CrossEntropyOptions& options, bool inplace_backward) {
   return input.requires_grad() && !inplace_backward && options.reduction != Reduction::none &&
@@ -129,7 +128,7 @@ class CrossEntropyBackwardFunction : public Function<CrossEntropyBackwardFunctio
     TORCH_CHECK(context->saved_data.count("is_shard") == 0,
                 "cross_entropy_backward(): the derivative is not implemented where other classes",
                 " lie before or after those of 'input'");
-    variable_list saved = unpack(context, "cross_entropy");
+    variable_list saved = unpack(context, "cross_entropy").tensors;
     const auto options = CrossEntropyOptions::load(context, saved);
     const at::Tensor &grad_output = saved[0], &input = saved[1], &target = saved[2];
     const at::Tensor& total_weight = saved[3];
@@ -170,10 +169,9 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
                             TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
-    const bool hooked = are_saved_tensors_hooked();
     // In a transform the memory may be another level's. Where hooks keep the tensors, a backward
     // that saved these logits finds them again without torch's check that they are unchanged.
-    if (hooked || in_transform() || is_of_leaf(input)) inplace_backward = false;
+    if (are_saved_tensors_hooked() || in_transform() || is_of_leaf(input)) inplace_backward = false;
     LossAndGradient computed;
     if (computes_gradient_in_forward(input, target, options, inplace_backward)) {
       computed = forward_with_gradient(context, input, target, options);
@@ -187,7 +185,6 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     }
     options.save(context, {input, target, computed.statistics, computed.total_weight});
     if (inplace_backward) context->saved_data["inplace_backward"] = true;
-    if (hooked) context->saved_data["types"] = types_of(input, target);
     others = {std::move(computed.statistics), std::move(computed.total_weight)};
     return computed.loss;
   }
@@ -198,7 +195,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (!grad_output.defined()) return result;
     result[0] = take_gradient(context, grad_output);
     if (result[0].defined() && !context->needs_input_grad(1)) return result;
-    const Saved saved = Saved::as_they_were(context);
+    const Saved saved(context);
     // Probabilities first: they read the logits, which the gradient may overwrite.
     if (context->needs_input_grad(1)) {
       result[1] =
@@ -222,72 +219,47 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     at::Tensor total_weight;
 
     explicit Saved(AutogradContext* context) {
-      variable_list tensors = unpack(context, "cross_entropy");
+      auto [tensors, are_rounded] = unpack(context, "cross_entropy");
       options = CrossEntropyOptions::load(context, tensors);
       input = tensors[0];
       target = tensors[1];
       statistics = tensors[2];
       total_weight = tensors[3];
-    }
-
-    // Hooks may have packed tensors in other types, to save memory: the logits get theirs back, and
-    // the statistics, where they have lost theirs, are computed again, since rounded ones would not
-    // be of these logits.
-    static Saved as_they_were(AutogradContext* context) {
-      Saved saved(context);
-      const auto packed = context->saved_data.find("types");
-      if (packed == context->saved_data.end()) return saved;
-      const auto types = packed->second.toTuple();
-      const auto type = [&types](int i) {
-        return static_cast<at::ScalarType>(types->elements()[i].toInt());
-      };
-      const bool same_logits = saved.input.scalar_type() == type(0);
-      saved.input = saved.input.to(type(0));
-      saved.target = saved.target.to(type(1));
-      if (same_logits && saved.statistics.scalar_type() == accumulate_type(saved.input) &&
-          saved.total_weight.scalar_type() == at::kDouble) {
-        return saved;
-      }
-      std::tie(std::ignore, saved.statistics, saved.total_weight) =
-          POWERGRAD_DISPATCHED(cross_entropy_forward)(saved.input, saved.target, saved.options,
-                                                      /*needs_backward=*/true);
-      return saved;
+      if (!are_rounded) return;
+      std::tie(std::ignore, statistics, total_weight) = POWERGRAD_DISPATCHED(cross_entropy_forward)(
+          input, target, options, /*needs_backward=*/true);
     }
   };
 
-  static c10::IValue types_of(const at::Tensor& input, const at::Tensor& target) {
-    return c10::ivalue::Tuple::create(
-        {static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(target.scalar_type())});
-  }
-
-  // Without a gradient where there can be none to assume.
+  // Without a gradient where there can be no speculation.
   static LossAndGradient forward_with_gradient(AutogradContext* context, const at::Tensor& input,
                                                const at::Tensor& target,
                                                const CrossEntropyOptions& options) {
     if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options);
-    const auto assumed = cross_entropy_forward_assuming(input, target, options);
-    if (!assumed) return {};
-    context->saved_data["assumed"] = assumed->upstream;
-    context->saved_data["last_grad_output"] = reinterpret_cast<int64_t>(assumed->last_grad_output);
-    return *assumed;
+    const auto speculative = cross_entropy_forward_speculative(input, target, options);
+    if (!speculative) return {};
+    context->saved_data["speculative_grad_output"] = speculative->grad_output;
+    context->saved_data["last_grad_output"] =
+        reinterpret_cast<int64_t>(speculative->last_grad_output);
+    return *speculative;
   }
 
-  // The gradient that forward computed, times the upstream gradient, where that is what is wanted.
-  // It is handed out once, or given up by a backward that has no use for it: a loss that is kept
-  // shall not keep it. Then, on a CPU, a second backward through the same graph computes it as
-  // forward did, for the same bits; those that settle have the bits of cross_entropy_backward.
+  // The gradient that forward computed, times grad_output, where that is what is wanted. It is
+  // handed out once, or given up by a backward that has no use for it: a loss that is kept must not
+  // keep it. A second backward through the same graph computes it again, to the same bits: on a CPU
+  // as forward did, on a GPU as cross_entropy_backward does, which validation calls too.
   static at::Tensor take_gradient(AutogradContext* context, const at::Tensor& grad_output) {
     auto kept = context->saved_data.find("gradient");
     if (kept == context->saved_data.end() || !is_plain(grad_output)) return {};
     at::Tensor gradient = std::move(kept->second).toTensor();
     kept->second = at::Tensor();
-    const bool assumed = context->saved_data.count("assumed") > 0;
+    const bool is_speculative = context->saved_data.count("speculative_grad_output") > 0;
     if (!context->needs_input_grad(0) || at::GradMode::is_enabled() ||
-        (assumed ? !grad_output.is_cuda() : !is_finite_scalar(grad_output))) {
+        (is_speculative ? !grad_output.is_cuda() : !is_finite_scalar(grad_output))) {
       return {};
     }
-    if (assumed) {
-      if (gradient.defined()) settle(context, gradient, grad_output);
+    if (is_speculative) {
+      if (gradient.defined()) validate(context, gradient, grad_output);
       return gradient;
     }
     if (!gradient.defined()) {
@@ -301,17 +273,17 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     return gradient;
   }
 
-  // Looks at the saved logits as if it computed the gradient, which only the device knows: they
-  // must not have been written to.
-  static void settle(AutogradContext* context, const at::Tensor& gradient,
-                     const at::Tensor& grad_output) {
+  // Only the device knows whether the gradient has to be computed again, so the saved logits must
+  // be unchanged in any case.
+  static void validate(AutogradContext* context, const at::Tensor& gradient,
+                       const at::Tensor& grad_output) {
     const Saved saved(context);
-    const AssumedGradient assumed{
+    const SpeculativeGradient speculative{
         {{}, gradient, saved.statistics, saved.total_weight},
-        context->saved_data["assumed"].toTensor(),
+        context->saved_data["speculative_grad_output"].toTensor(),
         reinterpret_cast<void*>(context->saved_data["last_grad_output"].toInt())};
     at::AutoDispatchBelowADInplaceOrView guard;
-    cross_entropy_settle(assumed, grad_output, saved.input, saved.target, saved.options);
+    cross_entropy_validate(speculative, grad_output, saved.input, saved.target, saved.options);
   }
 
   static at::Tensor compute_gradient(const at::Tensor& grad_output, const Saved& saved,
@@ -323,7 +295,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       at::Tensor gradient = input.detach();
       cross_entropy_backward_(gradient, grad_output, saved.target, saved.statistics,
                               saved.total_weight, saved.options);
-      // The alias, made below autograd, has a version of its own.
+      // cross_entropy_backward_ has bumped the version of the detached alias alone.
       input.unsafeGetTensorImpl()->bump_version();
       return gradient;
     }
@@ -348,17 +320,27 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
 
 namespace {
 
-at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
-                                  const CrossEntropyOptions& options, bool inplace_backward) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_forward(
+    const char* op, const at::Tensor& input, const at::Tensor& target,
+    const CrossEntropyOptions& options, bool inplace_backward, bool needs_backward) {
   refuse_nested(input, target, options, "cross_entropy");
-  refuse_tangents("cross_entropy", input, target, options);
+  refuse_tangents(op, input, target, options);
   if (!needs_gradient(input, target)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return cross_entropy(input, target, options, inplace_backward);
+    return POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options, needs_backward);
   }
-  ForBackward unused;
+  ForBackward others;
   TransformsAside transforms;
-  return CrossEntropyFunction::apply(input, target, options, inplace_backward, unused, transforms);
+  const at::Tensor loss =
+      CrossEntropyFunction::apply(input, target, options, inplace_backward, others, transforms);
+  return {loss, others.statistics, others.total_weight};
+}
+
+at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
+                                  const CrossEntropyOptions& options, bool inplace_backward) {
+  return std::get<0>(differentiable_forward("cross_entropy", input, target, options,
+                                            inplace_backward,
+                                            /*needs_backward=*/false));
 }
 
 // The raw forward operator has a derivative too: it is what a transform of torch.func finds where
@@ -366,18 +348,10 @@ at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& tar
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
     bool needs_backward) {
-  refuse_nested(input, target, options, "cross_entropy");
-  refuse_tangents("cross_entropy_forward", input, target, options);
-  if (!needs_gradient(input, target)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options, needs_backward);
-  }
-  ForBackward others;
-  TransformsAside transforms;
-  const at::Tensor loss = CrossEntropyFunction::apply(
-      input, target, options, /*inplace_backward=*/false, others, transforms);
-  if (!needs_backward) others.statistics = others.statistics.narrow(0, 0, 0);
-  return {loss, others.statistics, others.total_weight};
+  auto result = differentiable_forward("cross_entropy_forward", input, target, options,
+                                       /*inplace_backward=*/false, needs_backward);
+  if (!needs_backward) std::get<1>(result) = std::get<1>(result).narrow(0, 0, 0);
+  return result;
 }
 
 }  // namespace

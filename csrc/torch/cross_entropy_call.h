@@ -79,18 +79,18 @@ class CrossEntropyCall {
     params.total_weight = divisor();
   }
 
-  // Before expect_forward: the gradient is to be for the upstream gradient that came last. False
-  // where that cannot be, or backward could not use these tensors again.
-  bool assume_upstream() {
+  // Before expect_forward: the gradient is to be that for the last grad_output. False where there
+  // is none, or backward could not use these tensors again.
+  bool speculate() {
     if (!logits_.tensor.is_same(input_)) return false;
     params.next_speculation =
         functions_.last_grad_output(params, reduction_ == Reduction::mean, input_.device());
     if (params.next_speculation == nullptr) return false;
-    upstream_ = new_empty({}, logits_.accumulate_options());
-    params.grad_output = upstream_.const_data_ptr();
+    grad_output_ = new_empty({}, logits_.accumulate_options());
+    params.grad_output = grad_output_.const_data_ptr();
     return true;
   }
-  const at::Tensor& upstream() const { return upstream_; }
+  const at::Tensor& grad_output() const { return grad_output_; }
 
   void set_backward(const at::Tensor& grad_output, const at::Tensor& statistics,
                     const at::Tensor& total_weight) {
@@ -99,15 +99,15 @@ class CrossEntropyCall {
     total_weight_ = total_weight.to(at::kDouble);
     statistics_ = readable_statistics(statistics, input_, kStatistics, params.shape);
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
-    set_upstream(grad_output);
+    set_grad_output(grad_output);
   }
 
   // Backward over a gradient that forward has written.
-  void settle(const AssumedGradient& assumed) {
-    expect_gradient(assumed.gradient.mutable_data_ptr(),
-                    *strides_in(logits_.layout, assumed.gradient));
-    params.speculative_grad_output = assumed.upstream.const_data_ptr();
-    params.next_speculation = assumed.last_grad_output;
+  void validate(const SpeculativeGradient& speculative) {
+    expect_gradient(speculative.gradient.mutable_data_ptr(),
+                    *strides_in(logits_.layout, speculative.gradient));
+    params.speculative_grad_output = speculative.grad_output.const_data_ptr();
+    params.next_speculation = speculative.last_grad_output;
     backward();
   }
 
@@ -131,7 +131,7 @@ class CrossEntropyCall {
     total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
     functions_.total_weight(
         params, total_weight_.mutable_data_ptr<double>(),
-        params.next_speculation != nullptr ? upstream_.mutable_data_ptr() : nullptr,
+        params.next_speculation != nullptr ? grad_output_.mutable_data_ptr() : nullptr,
         input_.device());
   }
 
@@ -146,7 +146,7 @@ class CrossEntropyCall {
     return divisor_.const_data_ptr<double>();
   }
 
-  void set_upstream(const at::Tensor& grad_output) {
+  void set_grad_output(const at::Tensor& grad_output) {
     const bool per_row = reduction_ == Reduction::none;
     TORCH_CHECK(grad_output.device() == input_.device() &&
                     (per_row ? grad_output.sizes() == row_sizes(input_, class_dim_of(input_))
@@ -159,8 +159,8 @@ class CrossEntropyCall {
     for (int64_t d = 0; d < wide.dim(); ++d) {
       constant = constant && (wide.size(d) == 1 || wide.stride(d) == 0);
     }
-    upstream_ = constant ? wide : wide.contiguous();
-    params.grad_output = upstream_.const_data_ptr();
+    grad_output_ = constant ? wide : wide.contiguous();
+    params.grad_output = grad_output_.const_data_ptr();
     params.grad_output_stride = constant ? 0 : 1;
   }
 
@@ -190,7 +190,7 @@ class CrossEntropyCall {
   at::Tensor weight_sum_;
   at::Tensor losses_;
   at::Tensor statistics_;
-  at::Tensor upstream_;
+  at::Tensor grad_output_;
   at::Tensor total_weight_;
   at::Tensor divisor_;
 };

@@ -1,5 +1,5 @@
 // Derivatives of cross-entropy's backward, in ATen's differentiable operators: for create_graph,
-// any order. With p' = softmax(alpha z), dz = g (p' W - mass) and an incoming gradient h:
+// any order. With p' = softmax(alpha z), dz = g (p' W - target) and an incoming gradient h:
 //
 //     d/dg = sum_j h_j (p'_j W - target_j)
 //     d/dz = g W alpha p' (h - sum_j p'_j h_j)
@@ -31,7 +31,7 @@ at::Tensor class_weights(const at::Tensor& logits, const CrossEntropyOptions& op
 
 // target_j = w_j q_j for every class, and which rows count.
 struct WeightedTarget {
-  at::Tensor mass;
+  at::Tensor values;
   at::Tensor counts;
 
   WeightedTarget(const at::Tensor& logits, const at::Tensor& target,
@@ -48,8 +48,8 @@ struct WeightedTarget {
       q = at::zeros_like(logits).scatter(class_dim, safe_index, 1.0);
     }
     const at::Scalar share = c10::SymFloat(options.label_smoothing) / c10::SymFloat(classes);
-    mass = (q * (1.0 - options.label_smoothing) + share) * class_weights(logits, options);
-    if (counts.defined()) mass = mass * counts;
+    values = (q * (1.0 - options.label_smoothing) + share) * class_weights(logits, options);
+    if (counts.defined()) values = values * counts;
   }
 
   at::Tensor zero_where_ignored(const at::Tensor& tensor) const {
@@ -57,9 +57,9 @@ struct WeightedTarget {
   }
 };
 
-// The upstream gradient of each row, broadcasting over classes.
-at::Tensor upstream_of_rows(const at::Tensor& grad_output, const at::Tensor& logits,
-                            Reduction reduction, const at::Tensor& total_weight) {
+// The factor of each row's gradient, broadcasting over classes.
+at::Tensor grad_output_of_rows(const at::Tensor& grad_output, const at::Tensor& logits,
+                               Reduction reduction, const at::Tensor& total_weight) {
   if (reduction == Reduction::none) return grad_output.unsqueeze(class_dim_of(logits));
   if (reduction == Reduction::sum) return grad_output;
   return grad_output / total_weight.to(grad_output.scalar_type());
@@ -72,24 +72,22 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
     const at::Tensor& target, const at::Tensor& total_weight, const CrossEntropyOptions& options) {
   const int64_t class_dim = class_dim_of(input);
   const at::Tensor logits = input.to(accumulate_type(input));
-  const WeightedTarget target_weight_sum(logits, target, options);
-  const at::Tensor& mass = target_weight_sum.mass;
-  const at::Tensor total_mass = mass.sum(class_dim, /*keepdim=*/true);
-  const at::Tensor exponent = options.alpha.to(logits.scalar_type());
-  const at::Tensor p =
-      target_weight_sum.zero_where_ignored(at::softmax(logits * exponent, class_dim));
+  const WeightedTarget weighted_target(logits, target, options);
+  const at::Tensor target_weight = weighted_target.values.sum(class_dim, /*keepdim=*/true);
+  const at::Tensor alpha = options.alpha.to(logits.scalar_type());
+  const at::Tensor p = weighted_target.zero_where_ignored(at::softmax(logits * alpha, class_dim));
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
 
   // Ignored rows are zero also where the mean divides by a total weight of 0.
-  at::Tensor direction = p * total_mass - mass;
+  at::Tensor direction = p * target_weight - weighted_target.values;
   if (options.reduction == Reduction::mean)
     direction = direction / total_weight.to(logits.scalar_type());
-  at::Tensor per_row = (h * target_weight_sum.zero_where_ignored(direction)).sum(class_dim);
+  at::Tensor per_row = (h * weighted_target.zero_where_ignored(direction)).sum(class_dim);
   if (options.reduction != Reduction::none) per_row = per_row.sum();
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
   const at::Tensor grad_input =
-      target_weight_sum.zero_where_ignored(g * total_mass * exponent * p * (h - mean_h));
+      weighted_target.zero_where_ignored(g * target_weight * alpha * p * (h - mean_h));
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 
@@ -102,7 +100,7 @@ at::Tensor cross_entropy_backward_target_gradient(const at::Tensor& grad,
   const at::Tensor logits = input.to(accumulate_type(input));
   const at::Tensor p = at::softmax(logits * options.alpha.to(logits.scalar_type()), class_dim);
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
   return g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          ((p * h).sum(class_dim, /*keepdim=*/true) - h);
 }
@@ -111,7 +109,7 @@ at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at
                                          const at::Tensor& total_weight,
                                          const CrossEntropyOptions& options) {
   const at::Tensor logits = input.to(accumulate_type(input));
-  const at::Tensor g = upstream_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
   return -g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          at::log_softmax(logits, class_dim_of(logits));
 }

@@ -1,9 +1,13 @@
 // The raw operators of cross-entropy whose classes are shared out over processes (shards.h).
 // Between the first two every process gathers the messages of all.
+#include <ATen/ops/full.h>
+
 #include "torch/cross_entropy_call.h"
 
 namespace powergrad {
 namespace {
+
+constexpr double kNoFingerprint = -1.0;  // of a rank that has raised an error
 
 MergeParams merge_params(const at::Tensor& messages) {
   const bool is_float = messages.scalar_type() == at::kFloat;
@@ -19,6 +23,20 @@ MergeParams merge_params(const at::Tensor& messages) {
   params.rows = messages.size(1) / kShardNumbers;
   params.messages = messages.const_data_ptr();
   return params;
+}
+
+// The messages of all ranks, (ranks, size).
+at::Tensor all_gather(const at::Tensor& message, const ClassShard& shard) {
+  if (shard.ranks == 1) return message.unsqueeze(0);
+  // Boxed, since the type of a group's name differs between versions of torch.
+  const auto call = [](const char* name, std::vector<c10::IValue> arguments) {
+    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+    op.callBoxed(&arguments);
+    return arguments.front().toTensor();
+  };
+  const at::Tensor gathered =
+      call("_c10d_functional::all_gather_into_tensor", {message, shard.ranks, shard.group});
+  return call("_c10d_functional::wait_tensor", {gathered}).view({shard.ranks, -1});
 }
 
 }  // namespace
@@ -57,6 +75,24 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& 
   functions.reduce_losses(rows, is_mean ? divisor.const_data_ptr<double>() : nullptr,
                           loss.mutable_data_ptr(), messages.device());
   return {loss, merged};
+}
+
+std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& input,
+                                                           const at::Tensor& target,
+                                                           const CrossEntropyOptions& options,
+                                                           const ClassShard& shard) {
+  at::Tensor message, total_weight;
+  try {
+    std::tie(message, total_weight) = cross_entropy_shard_forward(
+        input, target, options, shard.others.before, shard.others.after, /*fingerprint=*/0);
+  } catch (...) {
+    const auto type = input.options().dtype(accumulate_type(input));
+    all_gather(at::full({message_size(target.numel())}, kNoFingerprint, type), shard);
+    throw;
+  }
+  const auto [losses, merged] =
+      cross_entropy_merge_shards(all_gather(message, shard), total_weight, options);
+  return {losses, merged.narrow(0, 0, kStatistics)};
 }
 
 }  // namespace powergrad

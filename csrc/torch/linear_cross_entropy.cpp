@@ -1,82 +1,23 @@
-// The raw operators of linear cross-entropy: the last layer and the loss, a chunk of rows at a
-// time.
-//
-// One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
-// where they lie, and two matrix products make of that the chunk's share of the gradients.
-#include <ATen/Parallel.h>
+// The operators of linear cross-entropy, and their autograd, autocast and torch.func.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/mm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
 
-#include <algorithm>
-#include <array>
+#include <tuple>
 
+#include "torch/autograd.h"
 #include "torch/cross_entropy_call.h"
 
 namespace powergrad {
 namespace {
-
-// How many rows of logits exist at a time, unless the caller says. A twelfth of them, so that all
-// that is allocated on the way, room for the matrix products among it, stays below an eighth of the
-// logits; an eighth in half precision, where it does not, since the weight's gradient is summed in
-// float32, and where going over that sum once a chunk costs more beside faster products. At least
-// so many rows that the products are efficient, which below 12 (8) times as many is a larger share
-// of the logits, and no more than what makes up for the sum.
-int64_t rows_of_chunk(int64_t rows, int64_t chunk_rows, bool is_half) {
-  constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
-  if (chunk_rows > 0) return std::min(chunk_rows, rows);
-  return std::min(rows,
-                  std::clamp(rows / (is_half ? 8 : 12) / kMultiple * kMultiple, kLeast, kMost));
-}
-
-// total += part, both contiguous. ATen would first copy a part of another type.
-void add_part(at::Tensor& total, const at::Tensor& part) {
-  constexpr int64_t kGrain = 32768;
-  float* sums = total.mutable_data_ptr<float>();
-  const auto* terms = part.const_data_ptr<c10::BFloat16>();
-  at::parallel_for(0, total.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) sums[i] += static_cast<float>(terms[i]);
-  });
-}
-
-// total += gradient^T input, or = for the first chunk, where total is float32 though they may be of
-// half precision. Such a product is made by blocks of classes that stay in the cache, in float32
-// where the device can: on a GPU (with total as a summand only newer versions of torch make it),
-// and on a CPU for float16, of whose range a sum over rows soon runs out, from converted factors.
-// In bfloat16 a CPU rounds the product.
-void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input,
-                 bool is_first) {
-  constexpr int64_t kBlock = 512, kGpuBlock = 1024;
-  const double beta = is_first ? 0.0 : 1.0;
-  if (total.scalar_type() == input.scalar_type()) {
-    total.addmm_(gradient.t(), input, beta);
-    return;
-  }
-  const bool is_converted = total.is_cpu() && input.scalar_type() == at::kHalf;
-  const at::Tensor wide_input = is_converted ? input.to(at::kFloat) : at::Tensor();
-  const int64_t classes = total.size(0), step = total.is_cuda() ? kGpuBlock : kBlock;
-  for (int64_t first = 0; first < classes; first += step) {
-    const int64_t count = std::min(step, classes - first);
-    at::Tensor block = total.narrow(0, first, count);
-    const at::Tensor factor = gradient.narrow(1, first, count).t();
-    if (is_converted) {
-      block.addmm_(factor.to(at::kFloat), wide_input, beta);
-      continue;
-    }
-    const at::Tensor part =
-        total.is_cuda() ? at::mm(factor, input, at::kFloat) : at::mm(factor, input).contiguous();
-    if (is_first) {
-      block.copy_(part);
-    } else if (part.is_cuda()) {
-      block.add_(part);
-    } else {
-      add_part(block, part);
-    }
-  }
-}
 
 // The largest weight that a row can have: exactly, or for probabilities at least so much.
 at::Tensor largest_row_weight(const at::Tensor& target, const CrossEntropyOptions& options) {
@@ -96,17 +37,17 @@ struct Division {
   at::Tensor scale;
 };
 
-// Rows are divided by the total before the products, as where the loss has logits of its own; but
-// in float16, where the quotients would underflow: forward does not know yet the loss scale that is
-// to lift them. There the row of the largest weight is given the size 16 instead. More would let
-// gradients of the input overflow (each is at most 32 times the largest linear_weight), less would
-// lose rows of small weight.
-Division division_of(const at::Tensor& total, const at::Tensor& input, const at::Tensor& target,
-                     const CrossEntropyOptions& options) {
+// Like a loss of logits, rows are divided by the total before the products. Not in float16, where
+// the quotients would underflow, since forward does not know the loss scale that will lift them:
+// there the row of the largest weight gets the size 16. More would let gradients of the input
+// overflow (each is at most 32 times the largest linear_weight), less would lose rows of small
+// weight.
+Division division_of(const at::Tensor& total, const LastLayer& layer) {
   constexpr double kLargest = 16.0;
   const at::Tensor one = at::ones_like(total);
-  if (input.scalar_type() != at::kHalf || target.numel() == 0) return {total, one};
-  const at::Tensor largest = options.has_weight() ? largest_row_weight(target, options) : one;
+  if (layer.input.scalar_type() != at::kHalf || layer.target.numel() == 0) return {total, one};
+  const at::Tensor largest =
+      layer.options.has_weight() ? largest_row_weight(layer.target, layer.options) : one;
   // A total of 0 leaves rows that count without a gradient (NaN) and the others with 0.
   // So do rows that all weigh nothing, whatever their total.
   const at::Tensor is_zero = (total == 0).logical_or(largest == 0);
@@ -114,130 +55,317 @@ Division division_of(const at::Tensor& total, const at::Tensor& input, const at:
   return {divisor, at::where(is_zero, one, divisor / total)};
 }
 
-// One call, its arguments as rows.
-class LinearCrossEntropyCall {
+}  // namespace
+
+LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask gradients) {
+  check_last_layer(layer);
+  // The loss of all rows, of which only the logits are made up: it looks at every target before
+  // anything is computed, and reduces the chunks' losses.
+  const at::Tensor shape = shape_of_logits(layer);
+  CrossEntropyCall whole(shape, is_probabilities(shape, layer.target) ? shape : layer.target,
+                         layer.options, layer.shard.others);
+  whole.expect_forward(/*needs_backward=*/false);
+  const bool is_mean = layer.options.reduction == Reduction::mean;
+  const auto [divisor, scale] =
+      division_of(is_mean ? whole.total_weight() : at::ones_like(whole.total_weight()), layer);
+  const at::Tensor losses = whole.losses().reshape({-1});
+  const at::Tensor statistics =
+      new_empty({layer.shard.is_sharded() ? kStatistics : 0, losses.size(0)}, losses.options());
+  RowChunks chunks(layer, gradients);
+  chunks.forward(losses, statistics, divisor);
+  return std::tuple_cat(std::tuple(whole.loss(), statistics, divisor, scale), chunks.gradients());
+}
+
+LinearGradients linear_cross_entropy_backward(const at::Tensor& grad_output, const LastLayer& layer,
+                                              const at::Tensor& statistics,
+                                              const at::Tensor& divisor, GradientMask gradients) {
+  check_last_layer(layer);
+  const bool per_row = layer.options.reduction == Reduction::none;
+  TORCH_CHECK(
+      grad_output.device() == layer.input.device() &&
+          (per_row ? grad_output.sizes() == layer.input.sizes().slice(0, layer.input.dim() - 1)
+                   : grad_output.dim() == 0),
+      "linear_cross_entropy_backward(): argument 'grad_output' must have the shape of the",
+      " loss and the device of 'input', got shape ", grad_output.sizes(), " on ",
+      grad_output.device());
+  RowChunks chunks(layer, gradients);
+  chunks.backward(per_row ? grad_output.reshape({-1}) : grad_output,
+                  per_row ? Reduction::none : Reduction::mean, statistics, divisor);
+  return chunks.gradients();
+}
+
+at::Tensor linear_cross_entropy(const LastLayer& layer) {
+  return std::get<0>(POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(layer, GradientMask{}));
+}
+
+namespace {
+
+// By its definition. For torch.func, whose levels each have to see the operators, and for the
+// gradient of probabilities, which are as large as the logits.
+at::Tensor composed(const LastLayer& layer) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!layer.shard.is_sharded(),
+                              "linear_cross_entropy(): transforms of torch.func and the derivative"
+                              " for 'target' are not implemented where classes are sharded over",
+                              " processes");
+  return POWERGRAD_DISPATCHED(cross_entropy)(
+      at::linear(layer.input, layer.linear_weight, layer.linear_bias), layer.target, layer.options,
+      /*inplace_backward=*/false);
+}
+
+// The gradients of a mean and a sum are computed in forward, where a chunk's logits are at hand:
+// backward multiplies them by grad_output, and nobody waits for a GPU. Reduction "none" has a
+// grad_output for each row, and computes them in backward; so does everything under hooks that pack
+// saved tensors, which expect to decide what is kept until then.
+class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
  public:
-  LinearCrossEntropyCall(const at::Tensor& input, const at::Tensor& linear_weight,
-                         const at::Tensor& target, const OptionalTensor& linear_bias,
-                         const CrossEntropyOptions& options, int64_t chunk_rows,
-                         GradientMask wanted)
-      : is_single_(input.dim() == 1),
-        input_(is_single_ ? input.unsqueeze(0) : input),
-        linear_weight_(linear_weight),
-        target_(is_single_ ? target.unsqueeze(0) : target),
-        linear_bias_(linear_bias),
-        options_(options),
-        chunk_rows_(rows_of_chunk(input_.size(0), chunk_rows,
-                                  input.scalar_type() != accumulate_type(input))),
-        wanted_(wanted) {
-    const auto wide = input_.options().dtype(accumulate_type(input_));
-    const auto none = [&wide] { return new_empty({0}, wide); };
-    gradients_ = {wanted[0] ? new_empty(input_.sizes(), input_.options()) : none(),
-                  wanted[1] ? new_empty(linear_weight_.sizes(), wide) : none(),
-                  wanted[2] ? new_empty({linear_weight_.size(0)}, wide).zero_() : none()};
-  }
-
-  // For a grad_output for each row, reduction "none"; or for one, by which all are multiplied, and
-  // a divisor, reduction "mean".
-  void run(at::Tensor losses, const at::Tensor& grad_output, Reduction reduction,
-           const OptionalTensor& divisor = std::nullopt) {
-    const at::Tensor buffer = new_empty({chunk_rows_, linear_weight_.size(0)}, input_.options());
-    if (input_.size(0) == 0) std::get<1>(gradients_).zero_();
-    const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
-    for (int64_t first = 0; first < input_.size(0); first += chunk_rows_) {
-      const int64_t count = std::min(chunk_rows_, input_.size(0) - first);
-      const auto chunk = [&](const at::Tensor& rows) { return rows.narrow(0, first, count); };
-      at::Tensor logits = buffer.narrow(0, 0, count);
-      make_logits(logits, chunk(input_));
-      const auto [loss, statistics, total_weight] = cross_entropy_forward(
-          logits, chunk(target_), options_.with(Reduction::none), with_gradient);
-      chunk(losses).copy_(loss);
-      if (!with_gradient) continue;
-      cross_entropy_backward_(logits, grad_output.dim() == 0 ? grad_output : chunk(grad_output),
-                              chunk(target_), statistics, divisor.value_or(total_weight),
-                              options_.with(reduction));
-      add_gradients(logits, first, count);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& linear_weight, const OptionalTensor& linear_bias,
+                            const LastLayer& layer) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const GradientMask wanted{input.requires_grad(), linear_weight.requires_grad(),
+                              linear_bias.has_value() && linear_bias->requires_grad()};
+    const CrossEntropyOptions& options = layer.options;
+    const bool with_gradient = options.reduction != Reduction::none && !are_saved_tensors_hooked();
+    const auto [loss, statistics, divisor, scale, grad_input, grad_linear_weight,
+                grad_linear_bias] =
+        POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(layer,
+                                                           with_gradient ? wanted : GradientMask{});
+    if (with_gradient) {
+      // One by one: compiled autograd does not find the tensors of a tuple.
+      context->saved_data["grad_input"] = grad_input;
+      context->saved_data["grad_linear_weight"] = grad_linear_weight;
+      context->saved_data["grad_linear_bias"] = grad_linear_bias;
     }
+    context->saved_data["scale"] = scale;
+    if (options.reduction != Reduction::none && !at::isFloatingType(layer.target.scalar_type())) {
+      context->saved_data["counts"] = layer.target.ne(options.ignore_index);
+    }
+    options.save(context, {input, linear_weight, layer.target, linear_bias.value_or(at::Tensor()),
+                           statistics, divisor});
+    const ClassShard& shard = layer.shard;
+    context->saved_data["layer"] = c10::ivalue::Tuple::create(
+        {static_cast<int64_t>(input.scalar_type()), wanted[2], layer.chunk_rows, shard.group,
+         shard.ranks, shard.others.before, shard.others.after});
+    return loss;
   }
 
-  LinearGradients gradients() const {
-    LinearGradients result = gradients_;
-    if (is_single_ && wanted_[0]) std::get<0>(result) = std::get<0>(result).squeeze(0);
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(4);
+    if (!grads[0].defined()) return result;
+    // needs_input_grad numbers the tensors that were given, so it has no place 2 without a bias.
+    const GradientMask wanted{context->needs_input_grad(0), context->needs_input_grad(1),
+                              saved_layer(context, 1).toBool() && context->needs_input_grad(2)};
+    std::tie(result[0], result[1], result[2]) =
+        at::GradMode::is_enabled() ? differentiable_gradients(context, grads[0], wanted)
+                                   : gradients(context, grads[0], wanted);
     return result;
   }
 
  private:
-  void make_logits(at::Tensor& logits, const at::Tensor& input) const {
-    if (linear_bias_.has_value()) {
-      at::addmm_out(logits, *linear_bias_, input, linear_weight_.t());
-    } else {
-      at::mm_out(logits, input, linear_weight_.t());
+  // What forward saved. Statistics are those of the tensors that came back.
+  struct Saved {
+    LastLayer layer;
+    at::Tensor statistics;
+    at::Tensor divisor;
+    at::Tensor scale;
+
+    explicit Saved(AutogradContext* context) {
+      auto [tensors, are_rounded] = unpack(context, "linear_cross_entropy");
+      layer.options = CrossEntropyOptions::load(context, tensors);
+      layer.input = tensors[0];
+      layer.linear_weight = tensors[1];
+      layer.target = tensors[2];
+      if (tensors[3].defined()) layer.linear_bias = tensors[3];
+      layer.chunk_rows = saved_layer(context, 2).toInt();
+      layer.shard = {saved_layer(context, 3).toStringRef(),
+                     saved_layer(context, 4).toInt(),
+                     {saved_layer(context, 5).toInt(), saved_layer(context, 6).toInt()}};
+      statistics = tensors[4];
+      divisor = tensors[5];
+      scale = context->saved_data["scale"].toTensor();
+      if (!are_rounded) return;
+      at::AutoDispatchBelowADInplaceOrView guard;
+      std::tie(std::ignore, statistics, divisor, scale, std::ignore, std::ignore, std::ignore) =
+          POWERGRAD_DISPATCHED(linear_cross_entropy_forward)(layer, GradientMask{});
+    }
+
+    LinearGradients gradients(const at::Tensor& grad_output, const GradientMask& wanted) const {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return POWERGRAD_DISPATCHED(linear_cross_entropy_backward)(grad_output, layer, statistics,
+                                                                 divisor, wanted);
+    }
+  };
+
+  // The gradients of a mean or a sum, yet to be multiplied by scale and by grad_output.
+  struct Computed {
+    at::Tensor scale;
+    LinearGradients gradients;
+  };
+
+  // They are handed out once, or given up by a backward that has no use for them: a loss that is
+  // kept shall not keep them. Another backward through the same graph computes them again, to the
+  // same bits. In a graph that is being traced they stay.
+  static void give_up(AutogradContext* context) {
+    for (const char* name : {"grad_input", "grad_linear_weight", "grad_linear_bias"}) {
+      context->saved_data.erase(name);
     }
   }
 
-  void add_gradients(const at::Tensor& gradient, int64_t first, int64_t count) {
-    auto& [grad_input, grad_linear_weight, grad_linear_bias] = gradients_;
-    if (wanted_[0]) {
-      at::Tensor rows = grad_input.narrow(0, first, count);
-      at::mm_out(rows, gradient, linear_weight_);
+  static LinearGradients gradients(AutogradContext* context, const at::Tensor& grad_output,
+                                   const GradientMask& wanted) {
+    if (CrossEntropyOptions::load_reduction(context) == Reduction::none) {
+      return finished(context, Saved(context).gradients(grad_output, wanted), wanted);
     }
-    if (wanted_[1]) {
-      add_product(grad_linear_weight, gradient, input_.narrow(0, first, count), first == 0);
+    const bool plain = is_plain(grad_output);
+    Computed computed = take(context, grad_output, wanted, plain);
+    auto& [grad_input, grad_linear_weight, grad_linear_bias] = computed.gradients;
+    at::Tensor factor = computed.scale * grad_output;
+    const bool is_finite = plain && is_finite_scalar(factor);
+    at::Tensor factor_of_rows = factor;
+    if (!is_finite) {
+      std::tie(factor, factor_of_rows) = factors_of_rows_that_count(context, factor);
+    } else if (scalar_value(factor) == 1.0) {
+      return finished(context, computed.gradients, wanted);
     }
-    if (wanted_[2]) {
-      grad_linear_bias.add_(gradient.sum(0, /*keepdim=*/false, grad_linear_bias.scalar_type()));
-    }
+    const auto multiply = [plain](at::Tensor& gradient, const at::Tensor& by) {
+      gradient = plain ? gradient.mul_(by) : (gradient * by).to(gradient.scalar_type());
+    };
+    if (wanted[0]) multiply(grad_input, factor_of_rows);
+    if (wanted[1]) multiply(grad_linear_weight, factor);
+    if (wanted[2]) multiply(grad_linear_bias, factor);
+    return finished(context, computed.gradients, wanted);
   }
 
-  bool is_single_;
-  at::Tensor input_;
-  at::Tensor linear_weight_;
-  at::Tensor target_;
-  OptionalTensor linear_bias_;
-  CrossEntropyOptions options_;
-  int64_t chunk_rows_;
-  GradientMask wanted_;
-  LinearGradients gradients_;
+  // For sums over rows, and for each row: 0 where none counts, which are to keep their zeros also
+  // if the factor is not finite; on a GPU nobody waits to see whether it is. With a dimension, and
+  // so not rounded to half precision before it is multiplied by.
+  static std::tuple<at::Tensor, at::Tensor> factors_of_rows_that_count(AutogradContext* context,
+                                                                       const at::Tensor& factor) {
+    const bool is_double = type_of(context) == at::kDouble;
+    at::Tensor of_rows = factor.to(is_double ? at::kDouble : at::kFloat);
+    const auto counts = context->saved_data.find("counts");
+    if (counts == context->saved_data.end()) return {factor, of_rows.unsqueeze(-1)};
+    const at::Tensor count = counts->second.toTensor();
+    // Not a number for the zeros: it would become a tensor that a fake mode does not know.
+    return {at::where(count.any(), factor, at::zeros_like(factor)),
+            at::where(count, of_rows, at::zeros_like(of_rows)).unsqueeze(-1)};
+  }
+
+  static Computed take(AutogradContext* context, const at::Tensor& grad_output,
+                       const GradientMask& wanted, bool for_good) {
+    auto& kept = context->saved_data;
+    if (kept.count("grad_input") > 0) {
+      Computed computed{kept["scale"].toTensor(),
+                        {kept["grad_input"].toTensor(), kept["grad_linear_weight"].toTensor(),
+                         kept["grad_linear_bias"].toTensor()}};
+      if (for_good) give_up(context);
+      return computed;
+    }
+    const Saved saved(context);
+    return {saved.scale, saved.gradients(at::ones_like(grad_output), wanted)};
+  }
+
+  // In the type of the arguments, and none where none is wanted.
+  static LinearGradients finished(AutogradContext* context, const LinearGradients& computed,
+                                  const GradientMask& wanted) {
+    const at::ScalarType type = type_of(context);
+    return {wanted[0] ? std::get<0>(computed) : at::Tensor(),
+            wanted[1] ? std::get<1>(computed).to(type) : at::Tensor(),
+            wanted[2] ? std::get<2>(computed).to(type) : at::Tensor()};
+  }
+
+  // For create_graph. The logits are there as a whole.
+  static LinearGradients differentiable_gradients(AutogradContext* context,
+                                                  const at::Tensor& grad_output,
+                                                  const GradientMask& wanted) {
+    if (is_plain(grad_output)) give_up(context);
+    const Saved saved(context);
+    const LastLayer& layer = saved.layer;
+    TORCH_CHECK(!layer.shard.is_sharded(),
+                "backward with create_graph=True is not implemented where classes are sharded over",
+                " processes");
+    const at::Tensor logits = at::linear(layer.input, layer.linear_weight, layer.linear_bias);
+    const auto [loss, statistics, total_weight] = POWERGRAD_DISPATCHED(cross_entropy_forward)(
+        logits.detach(), layer.target, layer.options, /*needs_backward=*/true);
+    const at::Tensor gradient = POWERGRAD_DISPATCHED(cross_entropy_backward)(
+        grad_output, logits, layer.target, statistics, total_weight, layer.options,
+        /*classes_before=*/0, /*classes_after=*/0);
+    const auto as_rows = [](const at::Tensor& tensor) {
+      return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor;
+    };
+    return {wanted[0] ? gradient.matmul(layer.linear_weight) : at::Tensor(),
+            wanted[1] ? as_rows(gradient).t().matmul(as_rows(layer.input)) : at::Tensor(),
+            wanted[2] ? as_rows(gradient).sum(0) : at::Tensor()};
+  }
+
+  // The type of input, whether the gradient of a bias was wanted, chunk_rows, the shard.
+  static c10::IValue saved_layer(AutogradContext* context, int which) {
+    return context->saved_data["layer"].toTuple()->elements()[which];
+  }
+  static at::ScalarType type_of(AutogradContext* context) {
+    return static_cast<at::ScalarType>(saved_layer(context, 0).toInt());
+  }
 };
+
+at::Tensor linear_cross_entropy_autograd(const LastLayer& layer) {
+  static constexpr const char* op = "linear_cross_entropy";
+  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, shard] = layer;
+  const at::Tensor bias = linear_bias.value_or(at::Tensor());
+  refuse_nested(input, target, options, op);
+  check_not_nested(linear_weight, op, "linear_weight");
+  if (bias.defined()) check_not_nested(bias, op, "linear_bias");
+  refuse_tangents(op, input, linear_weight, target, bias, options);
+  if (in_transform() || (at::GradMode::is_enabled() && target.requires_grad())) {
+    return composed(layer);
+  }
+  const bool needs_gradient = input.requires_grad() || linear_weight.requires_grad() ||
+                              (bias.defined() && bias.requires_grad());
+  if (!at::GradMode::is_enabled() || !needs_gradient) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return linear_cross_entropy(layer);
+  }
+  return LinearCrossEntropyFunction::apply(input, linear_weight, linear_bias, layer);
+}
+
+// What autocast does to linear; the loss reads half-precision logits as they are.
+template <c10::DeviceType device, c10::DispatchKey key>
+at::Tensor linear_cross_entropy_autocast(const LastLayer& layer) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  const auto cast = [](at::Tensor& tensor) {
+    tensor = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
+  };
+  LastLayer as_cast = layer;
+  cast(as_cast.input);
+  cast(as_cast.linear_weight);
+  if (as_cast.linear_bias.has_value()) cast(*as_cast.linear_bias);
+  return POWERGRAD_DISPATCHED(linear_cross_entropy)(as_cast);
+}
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
-    const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
-    const OptionalTensor& linear_bias, const CrossEntropyOptions& options, int64_t chunk_rows,
-    GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
-  // The loss of all rows, of which only the logits are made up: it looks at every target before
-  // anything is computed, and reduces the chunks' losses.
-  const at::Tensor shape = shape_of_logits(input, linear_weight);
-  CrossEntropyCall whole(shape, is_probabilities(shape, target) ? shape : target, options);
-  whole.expect_forward(/*needs_backward=*/false);
-  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, options, chunk_rows,
-                              gradients);
-  const at::Tensor losses = whole.losses().reshape({-1});
-  const at::Tensor one = at::ones_like(whole.total_weight());
-  const bool is_mean = options.reduction == Reduction::mean;
-  const auto [divisor, scale] =
-      division_of(is_mean ? whole.total_weight() : one, input, target, options);
-  call.run(losses, one, Reduction::mean, divisor);
-  return std::tuple_cat(std::tuple(whole.loss(), scale), call.gradients());
+TORCH_LIBRARY_IMPL(powergrad, Autograd, m) {
+  m.impl("linear_cross_entropy", Flat<&linear_cross_entropy_autograd>::kernel);
+  // Not differentiable, and not silently so.
+  m.impl("linear_cross_entropy_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-LinearGradients linear_cross_entropy_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
-    const at::Tensor& target, const OptionalTensor& linear_bias, const CrossEntropyOptions& options,
-    int64_t chunk_rows, GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
-  TORCH_CHECK(grad_output.device() == input.device() &&
-                  grad_output.sizes() == input.sizes().slice(0, input.dim() - 1),
-              "linear_cross_entropy_backward(): argument 'grad_output' must have the shape of the",
-              " losses and the device of 'input', got shape ", grad_output.sizes(), " on ",
-              grad_output.device());
-  LinearCrossEntropyCall call(input, linear_weight, target, linear_bias, options, chunk_rows,
-                              gradients);
-  const at::Tensor rows = grad_output.reshape({-1});
-  call.run(at::empty_like(rows), rows, Reduction::none);
-  return call.gradients();
+TORCH_LIBRARY_IMPL(powergrad, CompositeExplicitAutograd, m) {
+  m.impl("linear_cross_entropy", Flat<&linear_cross_entropy>::kernel);
+}
+
+TORCH_LIBRARY_IMPL(powergrad, FuncTorchBatched, m) {
+  m.impl("linear_cross_entropy", Flat<&composed>::kernel);
+}
+
+TORCH_LIBRARY_IMPL(powergrad, AutocastCPU, m) {
+  m.impl("linear_cross_entropy",
+         Flat<&linear_cross_entropy_autocast<at::kCPU, c10::DispatchKey::AutocastCPU>>::kernel);
+}
+
+TORCH_LIBRARY_IMPL(powergrad, AutocastCUDA, m) {
+  m.impl("linear_cross_entropy",
+         Flat<&linear_cross_entropy_autocast<at::kCUDA, c10::DispatchKey::AutocastCUDA>>::kernel);
 }
 
 }  // namespace powergrad

@@ -76,11 +76,11 @@ at::Tensor log_softmax_backward(const at::Tensor& grad_output, const at::Tensor&
               grad_output.scalar_type(), " of shape ", grad_output.sizes());
   const at::Tensor readable =
       readable_statistics(statistics, input, kLogSoftmaxStatistics, params.shape);
-  const at::Tensor upstream = readable_in(call.logits.layout, at_least_1d(grad_output));
+  const at::Tensor readable_grad_output = readable_in(call.logits.layout, at_least_1d(grad_output));
   const Destination gradient = call.new_gradient();
   params.statistics = const_cast<void*>(readable.const_data_ptr());
-  params.grad_output = upstream.const_data_ptr();
-  params.grad_output_strides = *strides_in(call.logits.layout, upstream);
+  params.grad_output = readable_grad_output.const_data_ptr();
+  params.grad_output_strides = *strides_in(call.logits.layout, readable_grad_output);
   params.gradient = gradient.data();
   params.gradient_strides = gradient.strides();
   call.functions.log_softmax_backward(params, input.device());
@@ -113,7 +113,7 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
                             const at::Tensor& statistics, TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({grad_output, input, savable(alpha)});
+    save(context, {grad_output, input, savable(alpha)});
     context->saved_data["dim"] = dim;
     return POWERGRAD_DISPATCHED(log_softmax_backward)(grad_output, input, dim, alpha, statistics);
   }
@@ -121,7 +121,7 @@ class LogSoftmaxBackwardFunction : public Function<LogSoftmaxBackwardFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(6);
     if (!grads[0].defined()) return result;
-    const variable_list saved = unpack(context, "log_softmax");
+    const variable_list saved = unpack(context, "log_softmax").tensors;
     std::tie(result[0], result[1]) =
         double_backward(grads[0], saved[0], saved[1], context->saved_data["dim"].toInt(), saved[2]);
     return result;
@@ -152,7 +152,7 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
     at::Tensor output;
     std::tie(output, others.statistics) =
         POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, /*needs_backward=*/true);
-    context->save_for_backward({input, savable(alpha), others.statistics});
+    save(context, {input, savable(alpha), others.statistics});
     context->saved_data["dim"] = dim;
     return output;
   }
@@ -160,49 +160,23 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(5);
     if (!grads[0].defined()) return result;
-    variable_list saved = unpack(context, "log_softmax");
+    auto [saved, are_rounded] = unpack(context, "log_softmax");
     const int64_t dim = context->saved_data["dim"].toInt();
-    convert(saved, grads[0].scalar_type(), dim);
+    if (are_rounded) {
+      saved[2] = std::get<1>(POWERGRAD_DISPATCHED(log_softmax_forward)(saved[0], dim, saved[1],
+                                                                       /*needs_backward=*/true));
+    }
     result[0] =
         POWERGRAD_DISPATCHED(log_softmax_backward)(grads[0], saved[0], dim, saved[1], saved[2]);
     return result;
   }
-
- private:
-  // Hooks may have packed tensors in other types, as in CrossEntropyFunction; the upstream gradient
-  // has the type that the logits had.
-  static void convert(variable_list& saved, at::ScalarType type, int64_t dim) {
-    const bool same_logits = saved[0].scalar_type() == type;
-    saved[0] = saved[0].to(type);
-    if (same_logits && saved[2].scalar_type() == accumulate_type(saved[0])) return;
-    saved[2] = std::get<1>(POWERGRAD_DISPATCHED(log_softmax_forward)(saved[0], dim, saved[1],
-                                                                     /*needs_backward=*/true));
-  }
 };
 
-at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
-  return std::get<0>(
-      POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, /*needs_backward=*/false));
-}
-
-at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+std::tuple<at::Tensor, at::Tensor> differentiable_forward(const char* op, const at::Tensor& input,
+                                                          int64_t dim, const at::Tensor& alpha,
+                                                          bool needs_backward) {
   check_not_nested(input, "log_softmax", "input");
-  refuse_tangents("log_softmax", input, alpha);
-  if (!at::GradMode::is_enabled() || !input.requires_grad()) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return log_softmax(input, dim, alpha);
-  }
-  LogSoftmaxForBackward unused;
-  TransformsAside transforms;
-  return LogSoftmaxFunction::apply(input, dim, alpha, unused, transforms);
-}
-
-std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
-                                                                int64_t dim,
-                                                                const at::Tensor& alpha,
-                                                                bool needs_backward) {
-  check_not_nested(input, "log_softmax", "input");
-  refuse_tangents("log_softmax_forward", input, alpha);
+  refuse_tangents(op, input, alpha);
   if (!at::GradMode::is_enabled() || !input.requires_grad()) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, needs_backward);
@@ -210,8 +184,26 @@ std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor
   LogSoftmaxForBackward others;
   TransformsAside transforms;
   const at::Tensor output = LogSoftmaxFunction::apply(input, dim, alpha, others, transforms);
-  if (!needs_backward) others.statistics = others.statistics.narrow(0, 0, 0);
   return {output, others.statistics};
+}
+
+at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  return std::get<0>(
+      differentiable_forward("log_softmax", input, dim, alpha, /*needs_backward=*/false));
+}
+
+std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
+                                                                int64_t dim,
+                                                                const at::Tensor& alpha,
+                                                                bool needs_backward) {
+  auto result = differentiable_forward("log_softmax_forward", input, dim, alpha, needs_backward);
+  if (!needs_backward) std::get<1>(result) = std::get<1>(result).narrow(0, 0, 0);
+  return result;
+}
+
+at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
+  return std::get<0>(
+      POWERGRAD_DISPATCHED(log_softmax_forward)(input, dim, alpha, /*needs_backward=*/false));
 }
 
 }  // namespace

@@ -76,34 +76,38 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards_meta(
           empty({kShardNumbers, rows}, messages, messages.scalar_type())};
 }
 
-LinearGradients empty_gradients(const at::Tensor& input, const at::Tensor& linear_weight,
-                                GradientMask wanted) {
+LinearGradients empty_gradients(const LastLayer& layer, GradientMask wanted) {
+  const at::Tensor &input = layer.input, &weight = layer.linear_weight;
   const at::ScalarType wide = accumulate_type(input);
   return {wanted[0] ? empty(input.sym_sizes().vec(), input, input.scalar_type())
                     : empty({0}, input, wide),
-          wanted[1] ? empty(linear_weight.sym_sizes().vec(), input, wide) : empty({0}, input, wide),
-          wanted[2] ? empty({linear_weight.sym_size(0)}, input, wide) : empty({0}, input, wide)};
+          wanted[1] ? empty(weight.sym_sizes().vec(), input, wide) : empty({0}, input, wide),
+          wanted[2] ? empty({weight.sym_size(0)}, input, wide) : empty({0}, input, wide)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-linear_cross_entropy_forward_meta(const at::Tensor& input, const at::Tensor& linear_weight,
-                                  const at::Tensor& target, const OptionalTensor& linear_bias,
-                                  const CrossEntropyOptions& options, int64_t chunk_rows,
-                                  GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
+LinearForward linear_cross_entropy_forward_meta(const LastLayer& layer, GradientMask gradients) {
+  check_last_layer(layer);
+  const at::Tensor& input = layer.input;
+  const int64_t features = input.dim() - 1;
   return std::tuple_cat(
-      std::tuple(empty_losses(input, symbolic_row_sizes(input, input.dim() - 1), options.reduction),
-                 empty({}, input, at::kDouble)),
-      empty_gradients(input, linear_weight, gradients));
+      std::tuple(empty_losses(input, symbolic_row_sizes(input, features), layer.options.reduction),
+                 empty_statistics(input, features, layer.shard.is_sharded() ? kStatistics : 0),
+                 empty({}, input, at::kDouble), empty({}, input, at::kDouble)),
+      empty_gradients(layer, gradients));
 }
 
-LinearGradients linear_cross_entropy_backward_meta(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
-    const at::Tensor& target, const OptionalTensor& linear_bias, const CrossEntropyOptions& options,
-    int64_t chunk_rows, GradientMask gradients) {
-  check_linear_cross_entropy(input, linear_weight, target, linear_bias, options, chunk_rows);
-  check_same_device(input, grad_output, "linear_cross_entropy_backward", "grad_output");
-  return empty_gradients(input, linear_weight, gradients);
+LinearGradients linear_cross_entropy_backward_meta(const at::Tensor& grad_output,
+                                                   const LastLayer& layer,
+                                                   const at::Tensor& statistics,
+                                                   const at::Tensor& divisor,
+                                                   GradientMask gradients) {
+  check_last_layer(layer);
+  for (const auto& [tensor, name] :
+       {std::pair(grad_output, "grad_output"), std::pair(statistics, "statistics"),
+        std::pair(divisor, "divisor")}) {
+    check_same_device(layer.input, tensor, "linear_cross_entropy_backward", name);
+  }
+  return empty_gradients(layer, gradients);
 }
 
 std::tuple<at::Tensor, at::Tensor> log_softmax_forward_meta(const at::Tensor& input, int64_t dim,

@@ -44,8 +44,17 @@ at::Tensor as_tensor(const Alpha& alpha) {
   return last;
 }
 
+// The options as Python has them: alpha may be a float.
+struct PythonOptions : CrossEntropyOptions {
+  using Arguments = ArgumentsWith<const Alpha&>;
+  template <class... Each>
+  static PythonOptions from(Each&&... each) {
+    return {make<const Alpha&, as_tensor>(std::forward<Each>(each)...)};
+  }
+};
+
 at::Tensor call_cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                              const CrossEntropyOptions& options, bool inplace_backward) {
+                              const PythonOptions& options, bool inplace_backward) {
   return POWERGRAD_DISPATCHED(cross_entropy)(input, target, options, inplace_backward);
 }
 
@@ -77,7 +86,7 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error(error.what_without_backtrace());
   }
 
-  m.def("cross_entropy", Flat<&call_cross_entropy>::kernel_for<const Alpha&, as_tensor>,
+  m.def("cross_entropy", Flat<&call_cross_entropy>::kernel,
         py::call_guard<py::gil_scoped_release>());
   m.def("log_softmax", &call_log_softmax);
 

@@ -21,20 +21,14 @@ TORCH_LIBRARY(powergrad, m) {
   m.def("cross_entropy_merge_shards(Tensor messages, Tensor total_weight, " POWERGRAD_OPTIONS
         ") -> (Tensor loss, Tensor numbers)");
 
-  m.def(
-      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, "
-      "Tensor? linear_bias=None, " POWERGRAD_OPTIONS_WITH_DEFAULTS ", int chunk_rows=0) -> Tensor");
-  m.def(
-      "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, "
-      "Tensor? linear_bias, " POWERGRAD_OPTIONS
-      ", int chunk_rows, bool[3] gradients) "
-      "-> (Tensor loss, Tensor scale, Tensor grad_input, Tensor grad_linear_weight, "
-      "Tensor grad_linear_bias)");
-  m.def(
-      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, "
-      "Tensor target, Tensor? linear_bias, " POWERGRAD_OPTIONS
-      ", int chunk_rows, bool[3] gradients) "
-      "-> (Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)");
+  m.def("linear_cross_entropy(" POWERGRAD_LAST_LAYER_WITH_DEFAULTS ") -> Tensor");
+  m.def("linear_cross_entropy_forward(" POWERGRAD_LAST_LAYER
+        ", bool[3] gradients) "
+        "-> (Tensor loss, Tensor statistics, Tensor divisor, Tensor scale, Tensor grad_input, "
+        "Tensor grad_linear_weight, Tensor grad_linear_bias)");
+  m.def("linear_cross_entropy_backward(Tensor grad_output, " POWERGRAD_LAST_LAYER
+        ", Tensor statistics, Tensor divisor, bool[3] gradients) "
+        "-> (Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)");
 
   m.def("log_softmax(Tensor input, int dim=-1, *, Tensor alpha) -> Tensor");
   m.def(

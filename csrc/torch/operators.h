@@ -3,11 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <optional>
 #include <tuple>
 
-#include "torch/options.h"
+#include "torch/last_layer.h"
+#include "torch/row_chunks.h"
 
 namespace powergrad {
 
@@ -29,8 +29,7 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad_output, const at::Tenso
                                   const CrossEntropyOptions& options, int64_t classes_before,
                                   int64_t classes_after);
 
-// The loss and its gradient for an upstream gradient of 1; and what cross_entropy_forward returns
-// besides.
+// The loss and its gradient for a grad_output of 1; and what cross_entropy_forward returns besides.
 struct LossAndGradient {
   at::Tensor loss;
   at::Tensor gradient;
@@ -43,25 +42,25 @@ LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at
 // Writes the gradient over the logits.
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
                              const at::Tensor& target, const at::Tensor& statistics,
-                             const at::Tensor& total_weight, const CrossEntropyOptions& options);
+                             const at::Tensor& total_weight, const CrossEntropyOptions& options,
+                             const OtherClasses& others = {});
 // Whether it can write over this tensor.
 bool is_writable_in_place(const at::Tensor& input);
 
-// On a GPU the upstream gradient is known to the device alone. So forward computes the gradient for
-// the one that came last, and backward settles with the device whether it stands. Two passes over
-// memory, three without, four where it does not.
-struct AssumedGradient : LossAndGradient {
-  at::Tensor upstream;     // what was assumed
-  void* last_grad_output;  // where the one that came is noted
+// On a GPU, whose grad_output the host cannot read without synchronising, forward computes the
+// gradient for the last grad_output and backward validates it on the device (last_grad_output.h).
+// Two passes over memory; three without, four where another grad_output comes.
+struct SpeculativeGradient : LossAndGradient {
+  at::Tensor grad_output;  // that the gradient is for
+  void* last_grad_output;  // where backward stores the actual one
 };
-// Nothing where it cannot be assumed (last_grad_output.h), or tensors cannot be used as they lie.
-std::optional<AssumedGradient> cross_entropy_forward_assuming(const at::Tensor& input,
-                                                              const at::Tensor& target,
-                                                              const CrossEntropyOptions& options);
-// Makes assumed.gradient that for grad_output; the loss is not used.
-void cross_entropy_settle(const AssumedGradient& assumed, const at::Tensor& grad_output,
-                          const at::Tensor& input, const at::Tensor& target,
-                          const CrossEntropyOptions& options);
+// Nothing while a graph is captured (last_grad_output.h), or where the kernels need copies.
+std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options);
+// Makes speculative.gradient that for grad_output; its loss is not used.
+void cross_entropy_validate(const SpeculativeGradient& speculative, const at::Tensor& grad_output,
+                            const at::Tensor& input, const at::Tensor& target,
+                            const CrossEntropyOptions& options);
 
 // What a shard of the classes tells the others (shards.h), with the fingerprint of its arguments;
 // total_weight.
@@ -74,29 +73,29 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& 
                                                               const at::Tensor& total_weight,
                                                               const CrossEntropyOptions& options);
 
-// Cross-entropy of linear(input, linear_weight, linear_bias), chunk_rows rows of logits at a time
-// (0: as many as the operator sees fit).
-at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
-                                const at::Tensor& target, const OptionalTensor& linear_bias,
-                                const CrossEntropyOptions& options, int64_t chunk_rows);
+// losses; statistics (kStatistics, rows) of the whole rows: an all-gather of the shard statistics.
+// Where it raises on this rank, the others are told.
+std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& input,
+                                                           const at::Tensor& target,
+                                                           const CrossEntropyOptions& options,
+                                                           const ClassShard& shard);
 
-// Which gradients are wanted, those of input, linear_weight and linear_bias; and they themselves,
-// the latter two of the accumulate type, empty where not wanted.
-using GradientMask = std::array<bool, 3>;
-using LinearGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+// Cross-entropy of linear(input, linear_weight, linear_bias).
+at::Tensor linear_cross_entropy(const LastLayer& layer);
 
-// loss; scale, a float64 scalar; the gradients, which are yet to be multiplied by it and by
-// grad_output. It is 1 but for float16, of whose range a mean's gradients may be out until then.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_forward(
-    const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
-    const OptionalTensor& linear_bias, const CrossEntropyOptions& options, int64_t chunk_rows,
-    GradientMask gradients);
+// loss; statistics (kStatistics, rows) where classes are sharded, else empty; divisor and scale,
+// float64 scalars; the gradients (row_chunks.h) of the sum of losses divided by divisor, which are
+// yet to be multiplied by scale and by grad_output. scale is 1 but for float16, of whose range a
+// mean's gradients may be out until then.
+using LinearForward =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask gradients);
 
-// The gradients for grad_output of each row's loss: the reduction is "none".
-LinearGradients linear_cross_entropy_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& linear_weight,
-    const at::Tensor& target, const OptionalTensor& linear_bias, const CrossEntropyOptions& options,
-    int64_t chunk_rows, GradientMask gradients);
+// The gradients for grad_output of each row's loss, where the reduction is "none"; else for a
+// scalar, yet to be multiplied by scale. Nothing is exchanged.
+LinearGradients linear_cross_entropy_backward(const at::Tensor& grad_output, const LastLayer& layer,
+                                              const at::Tensor& statistics,
+                                              const at::Tensor& divisor, GradientMask gradients);
 
 // output; statistics (kLogSoftmaxStatistics, rows), empty without needs_backward.
 std::tuple<at::Tensor, at::Tensor> log_softmax_forward(const at::Tensor& input, int64_t dim,

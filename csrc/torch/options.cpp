@@ -1,7 +1,7 @@
 #include "torch/options.h"
 
 #include <c10/util/Exception.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include "torch/autograd.h"
 
 namespace powergrad {
 namespace {
@@ -36,7 +36,7 @@ void CrossEntropyOptions::save(torch::autograd::AutogradContext* context,
                                std::vector<at::Tensor> tensors) const {
   tensors.push_back(weight.value_or(at::Tensor()));
   tensors.push_back(savable(alpha));
-  context->save_for_backward(std::move(tensors));
+  powergrad::save(context, std::move(tensors));
   context->saved_data["options"] =
       c10::ivalue::Tuple::create({ignore_index, static_cast<int64_t>(reduction), label_smoothing});
 }

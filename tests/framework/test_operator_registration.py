@@ -52,6 +52,10 @@ def log_softmax_saved(logits, dim):
     return OPS.log_softmax_forward(logits, dim, ALPHA, True)[1]
 
 
+def linear_forward(layer):
+    return OPS.linear_cross_entropy_forward(*layer, [False] * 3)
+
+
 # Each operator, as functions of logits and of the arguments that follow them.
 CROSS_ENTROPY_OPERATORS = {
     "cross_entropy_forward": lambda z, rest: (z, *rest, True),
@@ -74,12 +78,11 @@ LOG_SOFTMAX_OPERATORS = {
     ),
 }
 LINEAR_OPERATORS = {
-    "linear_cross_entropy_forward": lambda x, layer, rest, wanted: (x, *layer, *rest, wanted),
-    "linear_cross_entropy_backward": lambda x, layer, rest, wanted: (
-        torch.randn_like(x[..., 0], dtype=torch.float32),
-        x,
+    "linear_cross_entropy_forward": lambda layer, wanted: (*layer, wanted),
+    "linear_cross_entropy_backward": lambda layer, wanted: (
+        torch.ones_like(linear_forward(layer)[0]),
         *layer,
-        *rest,
+        *linear_forward(layer)[1:3],
         wanted,
     ),
 }
@@ -175,31 +178,36 @@ def test_log_softmax(dim, device):
 
 
 def linear_arguments(device, dtype, reduction):
-    """input; linear_weight, target, linear_bias; the rest, but for what follows chunk_rows."""
+    """Of the layer; the options, chunk_rows last."""
     input, linear_weight, linear_bias = (
         make_logits(shape, dtype, device, seed=seed)
         for seed, shape in enumerate([(9, 6), (10, 6), (10,)])
     )
     target = torch.arange(9, device=device)
     weight = torch.linspace(0.5, 1.5, 10, device=device)
-    return input, (linear_weight, target, linear_bias), (weight, -100, reduction, 0.1, ALPHA, 4)
+    return (input, linear_weight, target, linear_bias), (weight, -100, reduction, 0.1, ALPHA, 4)
 
 
+@pytest.mark.parametrize("shard", [False, True], ids=["whole", "shard"])
 @pytest.mark.parametrize("wanted", [[True, True, True], [False, True, False], [False] * 3], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", LINEAR_OPERATORS)
-def test_linear_operators(name, dtype, reduction, wanted, device):
-    arguments = LINEAR_OPERATORS[name](*linear_arguments(device, dtype, reduction), wanted)
+def test_linear_operators(name, dtype, reduction, wanted, shard, device):
+    layer, (weight, *rest) = linear_arguments(device, dtype, reduction)
+    if shard:  # a group of one has nothing to exchange
+        weight = torch.linspace(0.5, 1.5, 14, device=device)
+    shard = ("group", 1, *SHARD) if shard else ("", 1, 0, 0)
+    arguments = LINEAR_OPERATORS[name]((*layer, weight, *rest, *shard), wanted)
     torch.library.opcheck(operator(name), arguments)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_linear_cross_entropy(reduction, device):
-    input, layer, (*rest, alpha, rows) = linear_arguments(device, torch.float32, reduction)
+    layer, (*rest, alpha, rows) = linear_arguments(device, torch.float32, reduction)
     layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
     torch.library.opcheck(
         operator("linear_cross_entropy"),
-        (input.requires_grad_(), *layer, *rest),
+        (*layer, *rest),
         {"alpha": alpha, "chunk_rows": rows},
     )

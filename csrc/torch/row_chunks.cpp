@@ -1,0 +1,191 @@
+// One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
+// where they lie, and two matrix products make of that the chunk's share of the gradients.
+#include "torch/row_chunks.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+
+#include "powergrad.h"
+#include "torch/allocation.h"
+#include "torch/checks.h"
+#include "torch/operators.h"
+
+namespace powergrad {
+namespace {
+
+// How many rows of logits exist at a time, unless the caller says. A twelfth of them, so that all
+// that is allocated on the way, room for the matrix products among it, stays below an eighth of the
+// logits; an eighth in half precision, where it does not, since the weight's gradient is summed in
+// float32, and where going over that sum once a chunk costs more beside faster products. At least
+// so many rows that the products are efficient, which below 12 (8) times as many is a larger share
+// of the logits, and no more than what makes up for the sum.
+int64_t rows_of_chunk(const LastLayer& layer) {
+  constexpr int64_t kLeast = 128, kMost = 2048, kMultiple = 64;
+  const int64_t rows = layer.input.size(0);
+  if (layer.chunk_rows > 0) return std::min(layer.chunk_rows, rows);
+  const bool is_half = layer.input.scalar_type() != accumulate_type(layer.input);
+  return std::min(rows,
+                  std::clamp(rows / (is_half ? 8 : 12) / kMultiple * kMultiple, kLeast, kMost));
+}
+
+LastLayer with_rows(LastLayer layer) {
+  if (layer.input.dim() == 1) {
+    layer.input = layer.input.unsqueeze(0);
+    layer.target = layer.target.unsqueeze(0);
+  }
+  return layer;
+}
+
+// total += part, both contiguous. ATen would first copy a part of another type.
+void add_part(at::Tensor& total, const at::Tensor& part) {
+  constexpr int64_t kGrain = 32768;
+  float* sums = total.mutable_data_ptr<float>();
+  const auto* terms = part.const_data_ptr<c10::BFloat16>();
+  at::parallel_for(0, total.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sums[i] += static_cast<float>(terms[i]);
+  });
+}
+
+// total += gradient^T input, or = for the first chunk, where total is float32 though they may be of
+// half precision. Such a product is made by blocks of classes that stay in the cache, in float32
+// where the device can: on a GPU (with total as a summand only newer versions of torch make it),
+// and on a CPU for float16, of whose range a sum over rows soon runs out, from converted factors.
+// In bfloat16 a CPU rounds the product.
+void add_product(at::Tensor& total, const at::Tensor& gradient, const at::Tensor& input,
+                 bool is_first) {
+  constexpr int64_t kBlock = 512, kGpuBlock = 1024;
+  const double beta = is_first ? 0.0 : 1.0;
+  if (total.scalar_type() == input.scalar_type()) {
+    total.addmm_(gradient.t(), input, beta);
+    return;
+  }
+  const bool is_converted = total.is_cpu() && input.scalar_type() == at::kHalf;
+  const at::Tensor wide_input = is_converted ? input.to(at::kFloat) : at::Tensor();
+  const int64_t classes = total.size(0), step = total.is_cuda() ? kGpuBlock : kBlock;
+  for (int64_t first = 0; first < classes; first += step) {
+    const int64_t count = std::min(step, classes - first);
+    at::Tensor block = total.narrow(0, first, count);
+    const at::Tensor factor = gradient.narrow(1, first, count).t();
+    if (is_converted) {
+      block.addmm_(factor.to(at::kFloat), wide_input, beta);
+      continue;
+    }
+    const at::Tensor part =
+        total.is_cuda() ? at::mm(factor, input, at::kFloat) : at::mm(factor, input).contiguous();
+    if (is_first) {
+      block.copy_(part);
+    } else if (part.is_cuda()) {
+      block.add_(part);
+    } else {
+      add_part(block, part);
+    }
+  }
+}
+
+}  // namespace
+
+RowChunks::RowChunks(const LastLayer& layer, GradientMask wanted)
+    : is_single_(layer.input.dim() == 1),
+      layer_(with_rows(layer)),
+      chunk_rows_(rows_of_chunk(layer_)),
+      wanted_(wanted) {
+  const at::Tensor &input = layer_.input, &weight = layer_.linear_weight;
+  const auto wide = input.options().dtype(accumulate_type(input));
+  const auto none = [&wide] { return new_empty({0}, wide); };
+  gradients_ = {wanted[0] ? new_empty(input.sizes(), input.options()) : none(),
+                wanted[1] ? new_empty(weight.sizes(), wide) : none(),
+                wanted[2] ? new_empty({weight.size(0)}, wide).zero_() : none()};
+  if (input.size(0) == 0) std::get<1>(gradients_).zero_();
+  buffer_ = new_empty({chunk_rows_, weight.size(0)}, input.options());
+}
+
+template <class Body>
+void RowChunks::for_each_chunk(const Body& body) const {
+  const int64_t rows = layer_.input.size(0);
+  for (int64_t first = 0; first < rows; first += chunk_rows_) {
+    body(first, std::min(chunk_rows_, rows - first));
+  }
+}
+
+void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
+                        const at::Tensor& divisor) {
+  const at::Tensor one = at::ones({}, losses.options());
+  const auto mean = layer_.options.with(Reduction::mean);
+  const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
+  for_each_chunk([&](int64_t first, int64_t count) {
+    const at::Tensor target = layer_.target.narrow(0, first, count);
+    at::Tensor chunk = logits(first, count);
+    const auto [loss, of_rows] = reduce(chunk, target, with_gradient);
+    losses.narrow(0, first, count).copy_(loss);
+    if (layer_.shard.is_sharded()) statistics.narrow(1, first, count).copy_(of_rows);
+    if (!with_gradient) return;
+    cross_entropy_backward_(chunk, one, target, of_rows, divisor, mean, layer_.shard.others);
+    add_gradients(chunk, first, count);
+  });
+}
+
+void RowChunks::backward(const at::Tensor& grad_output, Reduction reduction,
+                         const at::Tensor& statistics, const at::Tensor& divisor) {
+  const auto options = layer_.options.with(reduction);
+  for_each_chunk([&](int64_t first, int64_t count) {
+    const at::Tensor target = layer_.target.narrow(0, first, count);
+    at::Tensor chunk = logits(first, count);
+    const at::Tensor of_rows = layer_.shard.is_sharded()
+                                   ? statistics.narrow(1, first, count)
+                                   : std::get<1>(reduce(chunk, target, /*needs_backward=*/true));
+    cross_entropy_backward_(
+        chunk, reduction == Reduction::none ? grad_output.narrow(0, first, count) : grad_output,
+        target, of_rows, divisor, options, layer_.shard.others);
+    add_gradients(chunk, first, count);
+  });
+}
+
+LinearGradients RowChunks::gradients() const {
+  LinearGradients result = gradients_;
+  if (is_single_ && wanted_[0]) std::get<0>(result) = std::get<0>(result).squeeze(0);
+  return result;
+}
+
+at::Tensor RowChunks::logits(int64_t first, int64_t count) const {
+  at::Tensor result = buffer_.narrow(0, 0, count);
+  const at::Tensor input = layer_.input.narrow(0, first, count);
+  if (layer_.linear_bias.has_value()) {
+    at::addmm_out(result, *layer_.linear_bias, input, layer_.linear_weight.t());
+  } else {
+    at::mm_out(result, input, layer_.linear_weight.t());
+  }
+  return result;
+}
+
+std::tuple<at::Tensor, at::Tensor> RowChunks::reduce(const at::Tensor& logits,
+                                                     const at::Tensor& target,
+                                                     bool needs_backward) const {
+  const auto options = layer_.options.with(Reduction::none);
+  if (layer_.shard.is_sharded()) {
+    return cross_entropy_of_shards(logits, target, options, layer_.shard);
+  }
+  const auto [losses, statistics, total_weight] =
+      cross_entropy_forward(logits, target, options, needs_backward);
+  return {losses, statistics};
+}
+
+void RowChunks::add_gradients(const at::Tensor& gradient, int64_t first, int64_t count) {
+  auto& [grad_input, grad_linear_weight, grad_linear_bias] = gradients_;
+  if (wanted_[0]) {
+    at::Tensor rows = grad_input.narrow(0, first, count);
+    at::mm_out(rows, gradient, layer_.linear_weight);
+  }
+  if (wanted_[1]) {
+    const at::Tensor input = layer_.input.narrow(0, first, count);
+    add_product(grad_linear_weight, gradient, input, first == 0);
+  }
+  if (wanted_[2]) {
+    grad_linear_bias.add_(gradient.sum(0, /*keepdim=*/false, grad_linear_bias.scalar_type()));
+  }
+}
+
+}  // namespace powergrad
