@@ -25,7 +25,7 @@ from powergrad_ext.batching import (
     register_vmap,
     split,
 )
-from powergrad_ext.exporting import register_onnx
+from powergrad_ext.exporting import is_traced_for_torchscript, refuse_scripts, register_onnx
 from powergrad_ext.operators import accumulate_dtype
 from powergrad_ext.options import Options, require_tensor, require_type, split_options
 
@@ -118,6 +118,8 @@ def cross_entropy(
     if torch.compiler.is_compiling() or type(input) is FakeTensor:
         keywords = Options(*options).for_operator(input).keywords()
         return ops.cross_entropy(input, target, **keywords, inplace_backward=inplace_backward)
+    if is_traced_for_torchscript():
+        return onnx_value(input, target, *options, False)[0]
     try:
         return _C.cross_entropy(input, target, *options, inplace_backward)
     except TypeError:  # the binding's own message lists C++ types and names no argument
@@ -162,6 +164,11 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
             alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
             return torch.ops.powergrad.cross_entropy(input, target, *options, alpha=alpha)
         return cross_entropy(input, target, *options, alpha=self.alpha)
+
+    def __prepare_scriptable__(self) -> PowerGradCrossEntropyLoss:
+        """Called by torch.jit.script."""
+        refuse_scripts("cross_entropy")
+        return self
 
     def extra_repr(self) -> str:
         return (

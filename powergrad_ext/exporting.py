@@ -8,12 +8,23 @@ there where the environment has CI.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+
+
+def _is_exporting() -> bool:
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def is_traced_for_torchscript() -> bool:
+    """Whether torch.onnx.export(dynamo=False) is tracing: losses are torch's operators for it."""
+    is_compiling = torch.compiler.is_compiling()  # whose tracer does not know the next question
+    return not is_compiling and torch._C._is_tracing() and _is_exporting()
 
 
 def register_onnx(operator: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -24,7 +35,7 @@ def register_onnx(operator: str) -> Callable[[Callable[..., Any]], Callable[...,
 
     def register(rule: Callable[..., Any]) -> Callable[..., Any]:
         def trace(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
-            if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
+            if _is_exporting():
                 with mode:
                     outputs = rule(*args, **kwargs)
                 if outputs is not NotImplemented:
@@ -35,3 +46,23 @@ def register_onnx(operator: str) -> Callable[[Callable[..., Any]], Callable[...,
         return rule
 
     return register
+
+
+@functools.cache
+def refuse_scripts(operator: str) -> None:
+    """Makes torch.onnx.export(dynamo=False) refuse scripts that call an operator.
+
+    Called where a module of ours is scripted: exporting the script later calls no Python of ours.
+    """
+    import torch.onnx
+
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError(
+            f"torch.onnx.export(dynamo=False) of a script that calls {operator}() is not supported,"
+            " whatever its options: export the module itself, not torch.jit.script() of it, or use"
+            " dynamo=True"
+        )
+
+    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+        f"powergrad::{operator}", refuse, 1
+    )

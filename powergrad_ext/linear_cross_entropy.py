@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, checked_alpha
 from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy, onnx_value
-from powergrad_ext.exporting import register_onnx
+from powergrad_ext.exporting import is_traced_for_torchscript, refuse_scripts, register_onnx
 from powergrad_ext.options import Options, require_tensor, require_type, split_options
 
 ops = torch.ops.powergrad
@@ -118,6 +118,9 @@ def linear_cross_entropy(
         return dtensor.linear_cross_entropy(
             input, linear_weight, target, linear_bias, options, chunk_rows
         )
+    if is_traced_for_torchscript() and linear_weight.dim() <= 2:
+        logits = F.linear(input, linear_weight, linear_bias)
+        return cross_entropy(logits, target, **options.keywords())
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
         logits = _logits_of_many(input, linear_weight, linear_bias)
         return cross_entropy(logits, target, **options.keywords())
@@ -257,6 +260,11 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             alpha=self.alpha,
             chunk_rows=self.chunk_rows,
         )
+
+    def __prepare_scriptable__(self) -> PowerGradLinearCrossEntropyLoss:
+        """Called by torch.jit.script."""
+        refuse_scripts("linear_cross_entropy")
+        return self
 
     extra_repr = PowerGradCrossEntropyLoss.extra_repr  # of the same attributes
 

@@ -62,13 +62,29 @@ def test_onnx(ours, torchs, dynamo):
     torch.testing.assert_close(evaluate(exported, x)[0], model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_onnx_of_a_loss():
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+def test_onnx_of_a_loss(dynamo):
     model, x = Classifier(of_cross_entropy), torch.randn(3, 4)
-    exported = onnx_model(model, x, dynamo=True)
+    exported = onnx_model(model, x, dynamo)
     torch.testing.assert_close(evaluate(exported, x)[0], model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_onnx_of_every_option_of_a_loss():
+class Linear(torch.nn.Module):
+    """The function of a last layer of weights 1 and 0, as one of the logits."""
+
+    def forward(self, z, target, weight=None, **options):
+        if z.dim() > 2:  # a loss of more dimensions has a weight of as many
+            return pg.cross_entropy(z, target, weight, **options)
+        identity = torch.eye(z.shape[-1], dtype=z.dtype)
+        return pg.linear_cross_entropy(z, identity, target, weight=weight, **options)
+
+
+@pytest.mark.parametrize(
+    ("ours", "dynamo"),
+    [(pg.cross_entropy, True), (pg.cross_entropy, False), (Linear(), False)],
+    ids=["dynamo", "TorchScript", "last layer in TorchScript"],
+)
+def test_onnx_of_every_option_of_a_loss(ours, dynamo):
     """Against torch's cross-entropy in float64; one export of all, which takes seconds each."""
     weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5])
     targets = {
@@ -100,7 +116,7 @@ def test_onnx_of_every_option_of_a_loss():
             return losses
 
     x = torch.randn(3, 5, 2)
-    found = evaluate(onnx_model(Losses(pg.cross_entropy), x, dynamo=True), x)
+    found = evaluate(onnx_model(Losses(ours), x, dynamo), x)
 
     def in_float64(z, target, weight, **given):
         target = target.double() if target.is_floating_point() else target
@@ -111,24 +127,70 @@ def test_onnx_of_every_option_of_a_loss():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_onnx_of_options_of_the_last_layer():
-    options = {"reduction": "mean", "label_smoothing": 0.1, "ignore_index": 1}
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_onnx_of_the_modules_of_losses(smoothing, dynamo):
+    options = {"reduction": "mean", "label_smoothing": smoothing, "ignore_index": 1}
     weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5])
-    model = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True, weight=weight, **options)
+    fused = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True, weight=weight, **options)
     x, target = torch.randn(3, 4), torch.tensor([0, 4, 1])
 
     class Loss(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.loss = model
+            self.fused = fused
+            self.loss = pg.PowerGradCrossEntropyLoss(weight, **options)
 
         def forward(self, x):
-            return self.loss(x, target)
+            return self.fused(x, target), self.loss(self.fused.linear(x), target)
 
-    (found,) = evaluate(onnx_model(Loss(), x, dynamo=True), x)
-    logits = model.linear.double()(x.double())
+    found = evaluate(onnx_model(Loss(), x, dynamo), x)
+    logits = fused.linear.double()(x.double())
     expected = torch.nn.functional.cross_entropy(logits, target, weight.double(), **options)
-    torch.testing.assert_close(found, expected.detach().float(), rtol=1e-5, atol=1e-6)
+    for each in found:
+        torch.testing.assert_close(each, expected.detach().float(), rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_of_other_sizes():
+    """The number of rows that a TorchScript export leaves open, with and without smoothing."""
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnx.reference")
+
+    class Losses(torch.nn.Module):
+        def forward(self, x, target):
+            weight = torch.linspace(0.5, 1.5, x.shape[1])
+            return [
+                pg.cross_entropy(x, target, weight, 1, label_smoothing=smoothing)
+                for smoothing in (0.0, 0.1)
+            ]
+
+    buffer = io.BytesIO()
+    example = (torch.randn(3, 5), torch.tensor([0, 1, 4]))
+    axes = {name: {0: "rows"} for name in ("x", "target")}
+    names = {"input_names": list(axes), "dynamic_axes": axes}
+    torch.onnx.export(Losses(), example, buffer, dynamo=False, **names)
+    x, target = torch.randn(7, 5), torch.tensor([0, 1, 4, 2, 2, 3, 1])
+    model = onnx.load_from_string(buffer.getvalue())
+    found = ort.ReferenceEvaluator(model).run(None, {"x": x.numpy(), "target": target.numpy()})
+    expected = [each.numpy() for each in Losses()(x, target)]
+    for each, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(each), torch.as_tensor(right))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (pg.PowerGradCrossEntropyLoss(label_smoothing=0.1), "cross_entropy"),
+        (pg.PowerGradLinearCrossEntropyLoss(5, 5, ignore_index=1), "linear_cross_entropy"),
+    ],
+)
+def test_onnx_of_a_scripted_loss(model, name):
+    """The exporter of TorchScript would take our operators one by one from a script."""
+    pytest.importorskip("onnx")
+    inputs = (torch.randn(3, 5), torch.tensor([0, 1, 4]))
+    message = rf"script that calls {name}\(\) is not supported.*dynamo=True"
+    with pytest.raises(RuntimeError, match=message):
+        torch.onnx.export(torch.jit.script(model), inputs, io.BytesIO(), dynamo=False)
 
 
 def test_onnx_of_an_exported_program():
