@@ -9,6 +9,7 @@ import pytest
 
 from bench import compare
 from bench.cases import CASES, FRESH, Group
+from bench.estimates import estimate, estimate_ratio_of_medians
 from bench.result import Result, read, results_of, write
 
 NOISE = np.random.default_rng(0).normal(0.0, 0.05, (2, 41))
@@ -46,6 +47,40 @@ def test_noise_does_not_count_and_a_change_does(
     assert "F.cross_entropy" in printed
     assert "slower" in printed
     assert "1 of 2 times changed beyond noise" in printed
+
+
+@pytest.mark.parametrize(
+    ("slow", "arguments", "changed"),
+    [
+        (1.04, [], 1),
+        (1.02, [], 0),
+        (0.96, [], 1),
+        (0.98, [], 0),
+        (1.2, ["--least", "0.15"], 1),
+        (1.2, ["--least", "0.25"], 0),
+    ],
+)
+def test_how_great_a_change_counts(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    slow: float,
+    arguments: list[str],
+    changed: int,
+) -> None:
+    quiet = np.zeros(41)
+    before = results_file(tmp_path / "a", "one", 1.0, quiet)
+    after = results_file(tmp_path / "b", "one", slow, quiet)
+    compare.main([str(before), str(after), *arguments])
+    assert f"{changed} of 2 times changed beyond noise" in capsys.readouterr().out
+
+
+def test_two_measurements_are_resampled_on_their_own() -> None:
+    """Their errors add up as independent ones do, also where both happen to be the same numbers."""
+    rounds = 1.0 + np.random.default_rng(0).normal(0.0, 0.05, 401)
+    of_one = estimate(rounds, 0.99)
+    of_ratio = estimate_ratio_of_medians(rounds, rounds, 0.99)
+    assert of_ratio.median == 1.0
+    assert 1.25 * of_one.error < of_ratio.error < 1.6 * of_one.error
 
 
 def test_files_that_cannot_be_compared_are_told(

@@ -244,6 +244,30 @@ def test_cuda_clock_floods_the_cache_and_brackets_the_call(monkeypatch: pytest.M
     assert isinstance(clock_of("cuda", 320), SynchronisedClock)
 
 
+@pytest.mark.parametrize("made", [CpuClock, SynchronisedClock])
+def test_preparing_and_freeing_are_not_timed(
+    made: type[CpuClock | SynchronisedClock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda", Device())
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Output:
+        def __del__(self) -> None:
+            spend(10.0)
+
+    def run() -> Output:
+        spend(2.0)
+        return Output()
+
+    assert made().seconds(Step(run, lambda: spend(100.0))) == 2.0
+    assert now == 112.0
+
+
 def test_gpu_has_more_rows_and_several_buffers() -> None:
     llama = Group(CASES["llama3"], "bfloat16", FRESH)
     assert replace(llama, device="cuda").shape[0] > llama.shape[0]
