@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from powergrad_ext import dtensor
 from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_alpha
 from powergrad_ext.options import Options, require_tensor
-from powergrad_ext.vocab_parallel import Shard, cross_entropy
+from powergrad_ext.vocab_parallel import Shard, SizesDifferError, cross_entropy
 
 
 def vocab_parallel_cross_entropy(
@@ -34,8 +36,10 @@ def vocab_parallel_cross_entropy(
     gradient of its own columns. All ranks of the group have to call it, with the same arguments but
     for input. One all-gather of five numbers a row and rank, of the accumulate type (float64 for
     float64 logits, else float32); none in backward. How many classes each rank has is exchanged
-    once and remembered for the group and the number that this rank has: layers whose shards are as
-    large on one rank and differ on another need groups of their own (torch.distributed.new_group).
+    once and remembered for the group and the number that this rank has. Where layers take turns
+    whose shards are as large on one rank and differ on another, each turn takes two gathers more on
+    a CPU, and on a GPU and under torch.compile it is an error: give such layers groups of their own
+    (torch.distributed.new_group).
 
     Args:
         input: this rank's columns of the logits, (N, C_r) or as cross_entropy's with C_r classes,
@@ -86,26 +90,50 @@ def vocab_parallel_cross_entropy(
             f"{name}(): argument 'group' must be a process group that this process belongs to"
         )
     classes = input.shape[min(input.dim() - 1, 1)] if input.dim() > 0 else 0
-    # A compiler takes the index of a size for a constant.
-    shard = _shard_of(operator.index(classes), group.group_name)
-    return cross_entropy(input, target, options, shard)[0]
+    if torch.compiler.is_compiling():  # which takes the index of a size for a constant
+        shard = _constant_shard(operator.index(classes), group.group_name)
+        return cross_entropy(input, target, options, shard)[0]
+    with suppress(SizesDifferError):
+        return cross_entropy(input, target, options, _remembered_shard(classes, group))[0]
+    return cross_entropy(input, target, options, _exchanged_shard(classes, group))[0]
+
+
+def _remembered_shard(classes: int, group: Any) -> Shard:
+    """The shard of a process that holds so many classes.
+
+    In a group that has none yet, all ranks know that and exchange them here. Later some may know
+    what others do not: these ask in the exchange of statistics, in which all take part.
+    """
+    known = _sizes.setdefault(group, {})
+    if not known:
+        return _exchanged_shard(classes, group)
+    unknown = (-1,) * dist.get_world_size(group)
+    sizes = known.get(classes, unknown)
+    return Shard(group.group_name, sizes, dist.get_rank(group), is_certain=False)
+
+
+def _exchanged_shard(classes: int, group: Any) -> Shard:
+    """All ranks of the group call this."""
+    sizes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(sizes, classes, group=group)
+    _sizes.setdefault(group, {})[classes] = tuple(sizes)
+    return Shard(group.group_name, tuple(sizes), dist.get_rank(group))
 
 
 @assume_constant_result
-def _shard_of(classes: int, group_name: Any) -> Shard:
-    """The shard of a process that holds so many classes.
-
-    Compilers call this while they trace, when the group itself is hidden from them.
-    """
+def _constant_shard(classes: int, group_name: Any) -> Shard:
+    """Compilers call this while they trace, when the group itself is hidden from them."""
     from torch.distributed import distributed_c10d
 
     group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined]
-    known = _sizes.setdefault(group, {})
-    if classes not in known:
-        sizes: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(sizes, classes, group=group)
-        known[classes] = tuple(sizes)
-    return Shard(group_name, known[classes], dist.get_rank(group))
+    shard = _remembered_shard(classes, group)
+    if -1 in shard.sizes:
+        raise RuntimeError(
+            f"vocab_parallel_cross_entropy(): under torch.compile a group that another layer has"
+            f" used must know the sizes of shards, got {classes} classes for the first time: give"
+            " each layer a group of its own (torch.distributed.new_group), or call it once outside"
+        )
+    return shard._replace(is_certain=True)
 
 
 #: By group, and by what this process has of a layer: what all have.

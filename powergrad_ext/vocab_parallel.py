@@ -27,8 +27,9 @@ class Shard(NamedTuple):
     """Which classes this process has: ranks hold them in their order."""
 
     group: str  # its name, which all compilers take for a constant
-    sizes: tuple[int, ...]  # how many classes each rank has
+    sizes: tuple[int, ...]  # how many classes each rank has; -1 where this rank has to ask
     rank: int
+    is_certain: bool = True  # not remembered from another call, which may have been another layer's
 
     @property
     def before(self) -> int:
@@ -39,6 +40,14 @@ class Shard(NamedTuple):
     def after(self) -> int:
         """How many classes higher ranks have."""
         return sum(self.sizes[self.rank + 1 :])
+
+
+# What a rank says in place of a fingerprint.
+REFUSED, ASKED = -1.0, -2.0
+
+
+class SizesDifferError(Exception):
+    """Raised on every rank: the sizes that one of them remembers are another layer's."""
 
 
 def cross_entropy(
@@ -170,16 +179,42 @@ def exchange(
     """The shard statistics of all ranks, and what a mean divides by.
 
     A rank that cannot take part says so to the others, which would wait for it, and then raises.
+
+    Raises:
+        SizesDifferError: on every rank, which can exchange sizes then and call again.
     """
     try:
+        if -1 in shard.sizes:
+            raise RuntimeError(
+                "vocab_parallel_cross_entropy(): only some ranks have as many classes as of another "
+                "layer in this group, whose sizes they remember: on a GPU give each layer a group of "
+                "its own (torch.distributed.new_group)"
+            )
         message, total_weight = ops.cross_entropy_shard_forward(
             input, target, *options, shard.before, shard.after, fingerprint
         )
     except Exception:
         if not torch.compiler.is_compiling():
-            refuse(input, math.prod(_row_shape(input)), shard)
+            # What seems wrong may be so for the sizes of another layer alone.
+            answer = REFUSED if shard.is_certain else ASKED
+            messages = _answer(answer, input, math.prod(_row_shape(input)), shard)
+            if not shard.is_certain:
+                require_sizes(messages)
         raise
-    return all_gather(message, shard), total_weight
+    messages = all_gather(message, shard)
+    if not shard.is_certain and not input.is_cuda:  # on a GPU that would mean waiting for it
+        require_sizes(messages)
+    return messages, total_weight
+
+
+def require_sizes(messages: Tensor) -> None:
+    """SizesDifferError where every rank raises it, since all look at the same answers.
+
+    On a GPU those look that ask themselves.
+    """
+    answers = set(messages[:, 0].tolist())
+    if answers == {ASKED} or (len(answers) > 1 and not messages.is_cuda):
+        raise SizesDifferError
 
 
 def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *constants: Any) -> Tensor:
@@ -207,8 +242,12 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
 
 def refuse(input: Tensor, rows: int, shard: Shard) -> None:
     """Tell the others, which wait for the statistics of so many rows, that there are none."""
+    _answer(REFUSED, input, rows, shard)
+
+
+def _answer(answer: float, input: Tensor, rows: int, shard: Shard) -> Tensor:
     size = (1 + SHARD_NUMBERS * rows,)
-    all_gather(input.new_full(size, -1.0, dtype=accumulate_dtype(input)), shard)
+    return all_gather(input.new_full(size, answer, dtype=accumulate_dtype(input)), shard)
 
 
 def all_gather(message: Tensor, shard: Shard) -> Tensor:

@@ -197,6 +197,43 @@ def groups_of_their_own():
         torch.testing.assert_close(found, (right[0], shard_of(right[1], sizes)))
 
 
+def layers_of_one_group():
+    """Layers that are as large on some ranks only: none takes the sizes of another."""
+    forget_sizes()
+    logits = torch.randn(ROWS, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    turns = [(3, 5), (3, 4), (6, 7), (3, 5), (6, 4), (2, 7), (0, 5), (3, 4), (3, 4)]
+    for turn, sizes in enumerate(turns):
+        z = logits[:, : sum(sizes)]
+        options = {"weight": torch.rand(sum(sizes), generator=torch.Generator().manual_seed(turn))}
+        options |= {"label_smoothing": 0.1}
+        target = torch.arange(ROWS) * 7 % sum(sizes)
+
+        def loss(z, function, y=target, options=options):
+            return function(z, y, **options)
+
+        right = solve(lambda z: loss(z, pg.cross_entropy), z, torch.tensor(1.0))
+        own = shard_of(z, sizes)
+        found = solve(lambda z: loss(z, vocab_parallel_cross_entropy), own, torch.tensor(1.0))
+        torch.testing.assert_close(found, (right[0], shard_of(right[1], sizes)))
+
+
+def an_error_while_another_rank_asks_for_sizes():
+    """Nobody waits for the rank that raises it."""
+    forget_sizes()
+    rank = dist.get_rank()
+    target = torch.arange(ROWS) % 7
+    vocab_parallel_cross_entropy(torch.randn(ROWS, 3), target % 6)
+    own = torch.randn(ROWS, (3, 4)[rank])
+    expected = (ValueError, "alpha must be") if rank == 0 else (RuntimeError, "error of its own")
+    with pytest.raises(expected[0], match=expected[1]):
+        vocab_parallel_cross_entropy(own, target, alpha=(-1.0, 0.3)[rank])
+    with pytest.raises(RuntimeError, match="ranks 0 and 1 of the group"):
+        vocab_parallel_cross_entropy(own, target, label_smoothing=0.1 * rank)
+    assert vocab_parallel_cross_entropy(own, target).isfinite()
+    with pytest.raises(RuntimeError, match=r"under torch\.compile a group that another layer"):
+        torch.compile(vocab_parallel_cross_entropy, backend="eager")(torch.randn(ROWS, 9), target)
+
+
 def no_row_that_counts():
     """The loss of a mean is NaN, and the gradient 0, as of one process; also of no rows."""
     forget_sizes()
@@ -363,11 +400,12 @@ NO_WEIGHT = [no_row_that_counts, targets_that_weigh_nothing]
         (2, [every_combination, positions, unusual_logits, confident_rows, *NO_WEIGHT]),
         (2, [what_is_communicated, more_than_one_backward, compiled]),
         (2, [arguments_that_differ, a_group_without_this_process, groups_of_their_own]),
+        (2, [layers_of_one_group, an_error_while_another_rank_asks_for_sizes]),
         (2, [a_rank_that_dies]),
         (3, [every_combination]),
         (4, [every_combination]),
     ],
-    ids=["alone", "two", "communication", "arguments", "death", "three", "four"],
+    ids=["alone", "two", "communication", "arguments", "layers", "death", "three", "four"],
 )
 def test_vocab_parallel(world, checks, tmp_path):
     torch.multiprocessing.spawn(run, (world, tmp_path / "rendezvous", checks), world)
