@@ -186,9 +186,9 @@ def exchange(
     try:
         if -1 in shard.sizes:
             raise RuntimeError(
-                "vocab_parallel_cross_entropy(): only some ranks have as many classes as of another "
-                "layer in this group, whose sizes they remember: on a GPU give each layer a group of "
-                "its own (torch.distributed.new_group)"
+                "vocab_parallel_cross_entropy(): only some ranks have as many classes as of another"
+                " layer in this group, whose sizes they remember: on a GPU give each layer a group"
+                " of its own (torch.distributed.new_group)"
             )
         message, total_weight = ops.cross_entropy_shard_forward(
             input, target, *options, shard.before, shard.after, fingerprint

@@ -10,8 +10,9 @@ anything with class labels             trainer_loss         Trainer(compute_loss
 ===================================== ==================== ======================================
 
 Label smoothing is an argument of each. ``TrainingArguments(label_smoothing_factor=...)`` takes the
-labels away from the model, so that the first two are not asked for their loss (a fused model warns,
-a model with a loss_function cannot), and ``compute_loss_func`` takes precedence over it.
+labels away from the model, so that the first two are not asked for their loss, and warn.
+``compute_loss_func`` takes precedence over it: AlphaCallback warns, as a loss function does not see
+the Trainer's arguments.
 
 Models whose forward never calls ``loss_function`` (BartForCausalLM, T5, XLNet, all masked language
 models that make their own CrossEntropyLoss) are refused by ``set_loss_function``. Models whose

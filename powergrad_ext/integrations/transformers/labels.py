@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -57,7 +60,40 @@ def output_shifts_labels(outputs: Any) -> bool | None:
         return False
     if any(name in EITHER_OUTPUTS for name in names):
         return None
-    return True if any(word in name for name in names for word in SHIFTED_OUTPUTS) else None
+    if not any(word in name for name in names for word in SHIFTED_OUTPUTS):
+        return None
+    return None if any(aligned_models(name) for name in names) else True
+
+
+def aligned_models(output: str) -> list[str]:
+    """Models in this process that return such outputs and do not shift their labels.
+
+    CpmAntForCausalLM returns those of Llama. The library imports a model's module when the model is
+    asked for, so that no other model can have made the outputs.
+    """
+    return [
+        model.__name__
+        for model in _subclasses(PreTrainedModel)
+        if output in _aligned_outputs(model)
+    ]
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for model in base.__subclasses__():
+        yield model
+        yield from _subclasses(model)
+
+
+@functools.cache
+def _aligned_outputs(model: type) -> frozenset[str]:
+    """The names of the outputs of a head that does not shift its labels; none of another class."""
+    if "labels" not in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
+        return frozenset()
+    loss_type = re.search("|".join(LOSS_MAPPING), model.__name__)  # as PreTrainedModel.__init__
+    if class_shifts_labels(model, loss_type[0] if loss_type else None, encoder_decoder=False):
+        return frozenset()
+    returned = inspect.unwrap(model.forward).__annotations__  # type: ignore[attr-defined]
+    return frozenset(re.findall(r"\w*Output\w*", str(returned.get("return"))))
 
 
 def shifted(labels: Tensor, ignore_index: int) -> Tensor:

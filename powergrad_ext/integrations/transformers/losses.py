@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
@@ -51,6 +54,9 @@ def causal_lm_loss(
 def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> None:
     """``model.loss_function = loss`` for a model that calls it, through PEFT's wrappers.
 
+    A forward pre-hook of the model warns when it is trained without labels, for which it does not
+    call the loss, as under ``TrainingArguments(label_smoothing_factor=...)``.
+
     Raises:
         TypeError: the model's forward does not call loss_function, or its loss is not that of
             next tokens.
@@ -70,6 +76,8 @@ def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> No
             "Trainer(compute_loss_func=trainer_loss(...))"
         )
     base.loss_function = loss
+    if _warn_without_labels not in base._forward_pre_hooks.values():
+        base.register_forward_pre_hook(_warn_without_labels, with_kwargs=True)
 
 
 def trainer_loss(
@@ -90,16 +98,16 @@ def trainer_loss(
             :func:`~powergrad_ext.integrations.transformers.labels_are_shifted` tells of a model.
             None: as the name of the output's class says. Those of causal language models are
             shifted; those of masked ones, encoder-decoders and token classifiers are not. Logits
-            of whole inputs, (N, classes), never are. CpmAntForCausalLM needs False: it does not
-            shift its labels, but its output is of Llama's class, so that None is silently wrong.
+            of whole inputs, (N, classes), never are.
         label_smoothing: as for :func:`causal_lm_loss`.
 
     Returns:
         A function of outputs with logits (..., classes), labels (...) int64, -100 where none
         counts, and num_items_in_batch=None. It raises a ValueError for labels that are missing, of
         another shape, or not indices, as those of regression and of several labels at a time; and
-        where shift_labels is None and the output's class does not tell
-        (CausalLMOutputWithCrossAttentions is GPT-2's and BartForCausalLM's).
+        where shift_labels is None and the output's class does not tell:
+        CausalLMOutputWithCrossAttentions is GPT-2's and BartForCausalLM's, and Llama's is also that
+        of CpmAntForCausalLM, which does not shift its labels, in a process that has imported it.
     """
     options = checked_options(alpha, label_smoothing)
     return partial(_trainer_loss, shift_labels=shift_labels, options=options)
@@ -113,6 +121,19 @@ def base_model(model: Any) -> PreTrainedModel:
             f"model must be a transformers.PreTrainedModel, not wrapped, got {type(model).__name__}"
         )
     return base
+
+
+def _warn_without_labels(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+        return
+    given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    if given.get("labels") is None:
+        warnings.warn(
+            f"{type(model).__name__} after set_loss_function() is trained without labels: a loss "
+            "of its logits is not PGT's. With a Trainer, give label_smoothing to causal_lm_loss(), "
+            "and neither label_smoothing_factor nor compute_loss_func",
+            stacklevel=2,
+        )
 
 
 def checked_options(alpha: float | Tensor, label_smoothing: float) -> dict[str, Any]:
