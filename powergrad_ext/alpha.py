@@ -10,17 +10,23 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from powergrad_ext._constant import assume_constant_result
+
 
 def as_alpha(alpha: object) -> float | Tensor:
     """Any alpha as a float or tensor, else ValueError; the operators check its value."""
     if isinstance(alpha, Tensor):
-        # Autograd refuses to save a tensor made in inference mode. Compilers cannot trace the test.
-        made_in_inference = not torch.compiler.is_compiling() and alpha.is_inference()
-        return alpha.clone() if made_in_inference else alpha
+        # Autograd refuses to save a tensor made in inference mode.
+        return alpha.clone() if _is_inference(alpha) else alpha
     if isinstance(alpha, Real):
         with suppress(OverflowError):  # an integer beyond the range of float
             return float(alpha)
     raise _error(alpha)
+
+
+@assume_constant_result
+def _is_inference(alpha: Tensor) -> bool:
+    return alpha.is_inference()
 
 
 def checked_alpha(alpha: object) -> float | Tensor:

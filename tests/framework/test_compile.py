@@ -63,6 +63,29 @@ def test_alpha_schedule(device):
     assert counter.frame_count == 1
 
 
+def test_alpha_made_in_inference_mode(device):
+    """Also in a graph that was made for another, and where the partitioner saves what it likes."""
+    logits = make_logits((6, 7), torch.float32, device).requires_grad_()
+    weight = make_logits((5, 7), torch.float32, device)
+    target = torch.arange(6, device=device)
+    losses = [
+        lambda a: pg.cross_entropy(logits, target, alpha=a),
+        lambda a: pg.log_softmax(logits, alpha=2 * a).square().sum(),
+        lambda a: pg.linear_cross_entropy(logits, weight, target % 5, reduction="sum", alpha=a),
+    ]
+    for loss in losses:
+        torch._dynamo.reset()
+        compiled = torch.compile(loss, backend="aot_eager_decomp_partition", fullgraph=True)
+        for value in (0.6, 0.3):
+            ordinary = torch.tensor(value, dtype=torch.float64)
+            with torch.inference_mode():
+                alpha = ordinary.clone()
+            for each in (ordinary, alpha):
+                (found,) = torch.autograd.grad(compiled(each), logits)
+                (right,) = torch.autograd.grad(loss(ordinary), logits)
+                torch.testing.assert_close(found, right)
+
+
 def test_model_and_both_modules(device):
     """Fused into a graph with what comes before and after, and differentiated through it."""
     torch.manual_seed(0)

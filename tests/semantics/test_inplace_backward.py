@@ -142,3 +142,21 @@ def test_create_graph_keeps_the_logits(device):
     plain = pg.cross_entropy(logits, problem.target)
     (gradient,) = torch.autograd.grad(plain, logits, create_graph=True)
     torch.testing.assert_close(second, torch.autograd.grad(gradient.square().sum(), logits)[0])
+
+
+@pytest.mark.parametrize("stride", [0, 2, 6], ids=["the same row", "windows", "one in common"])
+def test_rows_that_share_memory_are_left_alone(stride, device):
+    """The gradient of one would be read as the logits of another."""
+    x = torch.randn(64, device=device, requires_grad=True)
+    target = torch.tensor([0, 3, 6, 2], device=device)
+
+    def solve(**options):
+        logits = (x * 1.0).as_strided((4, 7), (stride, 1))
+        before = logits.detach().clone()
+        loss = pg.cross_entropy(logits, target, reduction="none", **options)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        return loss.detach(), gradient, torch.equal(logits.detach(), before)
+
+    found = solve(inplace_backward=True)
+    assert found[2]
+    torch.testing.assert_close(found, solve())

@@ -129,3 +129,23 @@ def test_every_element_is_written(shape, dtype, device):
         gradient = OPS.log_softmax_backward(output, problem.logits, dim, ALPHA, statistics)
         returned += [output, statistics, gradient]
     assert not any(tensor.isnan().any() for tensor in returned)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_alpha_made_in_inference_mode(reduction, device):
+    """Which autograd does not save as it is."""
+    with torch.inference_mode():
+        alpha = torch.tensor(0.6, dtype=torch.float64)
+    logits = make_logits((6, 7), torch.float32, device).requires_grad_()
+    weight = make_logits((5, 7), torch.float32, device)
+    target = torch.arange(6, device=device)
+    calls = {
+        "cross_entropy": lambda a: OPS.cross_entropy(logits, target, reduction=reduction, alpha=a),
+        "linear_cross_entropy": lambda a: OPS.linear_cross_entropy(
+            logits, weight, target % 5, reduction=reduction, alpha=a
+        ),
+        "log_softmax": lambda a: OPS.log_softmax(logits, alpha=a).square(),
+    }
+    for name, call in calls.items():
+        found, right = (torch.autograd.grad(call(a).sum(), logits) for a in (alpha, alpha.clone()))
+        torch.testing.assert_close(found, right, rtol=0, atol=0, msg=name)
