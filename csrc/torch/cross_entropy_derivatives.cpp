@@ -13,6 +13,8 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <limits>
+
 #include "torch/checks.h"
 #include "torch/operators.h"
 
@@ -29,7 +31,7 @@ at::Tensor class_weights(const at::Tensor& logits, const CrossEntropyOptions& op
   return weights.reshape_symint(shape);
 }
 
-// target_j = w_j q_j for every class, and which rows count.
+// target_j = w_j q_j for every class, and which rows count: what ignored rows have is not used.
 struct WeightedTarget {
   at::Tensor values;
   at::Tensor counts;
@@ -49,7 +51,6 @@ struct WeightedTarget {
     }
     const at::Scalar share = c10::SymFloat(options.label_smoothing) / c10::SymFloat(classes);
     values = (q * (1.0 - options.label_smoothing) + share) * class_weights(logits, options);
-    if (counts.defined()) values = values * counts;
   }
 
   at::Tensor zero_where_ignored(const at::Tensor& tensor) const {
@@ -57,12 +58,21 @@ struct WeightedTarget {
   }
 };
 
+// What a mean divides by. Where the classes' weights leave a total of 0, torch divides the target's
+// share and the others' each, whose sum is NaN (Options.divisor in Python).
+at::Tensor divisor(const at::Tensor& total_weight, at::ScalarType type,
+                   const CrossEntropyOptions& options) {
+  const at::Tensor total = total_weight.to(type);
+  if (!options.has_weight() || options.label_smoothing == 0.0) return total;
+  return at::where(total.eq(0.0), std::numeric_limits<double>::quiet_NaN(), total);
+}
+
 // The factor of each row's gradient, broadcasting over classes.
 at::Tensor grad_output_of_rows(const at::Tensor& grad_output, const at::Tensor& logits,
-                               Reduction reduction, const at::Tensor& total_weight) {
-  if (reduction == Reduction::none) return grad_output.unsqueeze(class_dim_of(logits));
-  if (reduction == Reduction::sum) return grad_output;
-  return grad_output / total_weight.to(grad_output.scalar_type());
+                               const at::Tensor& total_weight, const CrossEntropyOptions& options) {
+  if (options.reduction == Reduction::none) return grad_output.unsqueeze(class_dim_of(logits));
+  if (options.reduction == Reduction::sum) return grad_output;
+  return grad_output / divisor(total_weight, grad_output.scalar_type(), options);
 }
 
 }  // namespace
@@ -77,14 +87,15 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
   const at::Tensor alpha = options.alpha.to(logits.scalar_type());
   const at::Tensor p = weighted_target.zero_where_ignored(at::softmax(logits * alpha, class_dim));
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
 
-  // Ignored rows are zero also where the mean divides by a total weight of 0.
-  at::Tensor direction = p * target_weight - weighted_target.values;
-  if (options.reduction == Reduction::mean)
-    direction = direction / total_weight.to(logits.scalar_type());
-  at::Tensor per_row = (h * weighted_target.zero_where_ignored(direction)).sum(class_dim);
+  const at::Tensor direction =
+      weighted_target.zero_where_ignored(p * target_weight - weighted_target.values);
+  at::Tensor per_row = (h * direction).sum(class_dim);
   if (options.reduction != Reduction::none) per_row = per_row.sum();
+  // 0 / 0 where no row counts, as torch's.
+  if (options.reduction == Reduction::mean)
+    per_row = per_row / divisor(total_weight, logits.scalar_type(), options);
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
   const at::Tensor grad_input =
       weighted_target.zero_where_ignored(g * target_weight * alpha * p * (h - mean_h));
@@ -100,7 +111,7 @@ at::Tensor cross_entropy_backward_target_gradient(const at::Tensor& grad,
   const at::Tensor logits = input.to(accumulate_type(input));
   const at::Tensor p = at::softmax(logits * options.alpha.to(logits.scalar_type()), class_dim);
   const at::Tensor h = grad.to(logits.scalar_type());
-  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
   return g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          ((p * h).sum(class_dim, /*keepdim=*/true) - h);
 }
@@ -109,7 +120,7 @@ at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at
                                          const at::Tensor& total_weight,
                                          const CrossEntropyOptions& options) {
   const at::Tensor logits = input.to(accumulate_type(input));
-  const at::Tensor g = grad_output_of_rows(grad_output, logits, options.reduction, total_weight);
+  const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
   return -g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
          at::log_softmax(logits, class_dim_of(logits));
 }

@@ -133,3 +133,20 @@ def test_ignored_rows_may_hold_anything(device):
     (second,) = torch.autograd.grad(gradient.square().sum(), logits)
     assert second.isfinite().all()
     assert (second[1] == 0).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("target", [[-100, -100, -100], [0, 0, 0], [0, -100, 0]], ids=str)
+def test_a_mean_that_divides_by_0(target, weighted, label_smoothing, device):
+    """No row counts, or all have a class of weight 0: what torch's own second derivatives are."""
+    logits = make_logits((3, 4), torch.float64, device)
+    target = torch.tensor(target, device=device)
+    weight = torch.tensor([0.0, 1.0, 2.0, 0.5], dtype=torch.float64, device=device)
+    options = {"weight": weight if weighted else None, "label_smoothing": label_smoothing}
+    ours, right = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    torch.testing.assert_close(
+        derivatives(pg.cross_entropy(ours, target, alpha=0.3, **options), ours, 2),
+        derivatives(torch_cross_entropy(0.3 * right, target, **options) / 0.3, right, 2),
+        equal_nan=True,
+    )
