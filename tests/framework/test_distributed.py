@@ -1,11 +1,11 @@
 """Two processes on gloo: the gradients of DDP and FSDP2 are those of one process."""
 
 import itertools
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -116,25 +116,12 @@ def refuse_what_fsdp_has_sharded(rank):
         pg.linear_cross_entropy(model.body(x), model.loss.linear.weight, target)
 
 
-def train(rank, rendezvous):
-    """Runs in a process of its own; whatever it raises reaches the test.
-
-    Ends its process itself. DTensor's caches keep the mesh, and with it the process group and the
-    threads of gloo, alive after destroy_process_group. Such a thread needs the interpreter to
-    release the tensors of its last collective; on a busy machine it comes to that only while the
-    interpreter is being finalized, which aborts the process.
-    """
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
-    )
+def train():
+    rank = dist.get_rank()
     for distribute, make_model in itertools.product(DISTRIBUTED, (BeforeLoss, WithLastLayer)):
         check_training(distribute, make_model, rank)
     refuse_what_fsdp_has_sharded(rank)
-    dist.barrier()  # neither leaves while the other still talks to it
-    dist.destroy_process_group()
-    os._exit(0)
 
 
-def test_training(tmp_path):
-    torch.multiprocessing.spawn(train, (tmp_path / "rendezvous",), PROCESSES)
+def test_training():
+    on_ranks(PROCESSES, train)

@@ -2,12 +2,11 @@
 
 import functools
 import itertools
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import on_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -271,8 +270,9 @@ def tensor_parallel_model(mesh):
     torch.testing.assert_close(found, list(right), rtol=1e-11, atol=1e-13)
 
 
-def two_dimensions(mesh):
+def two_dimensions():
     """Data times tensor parallel, on four ranks."""
+    mesh = init_device_mesh("cpu", (2, 2))
     for first, second in itertools.product((Replicate(), Shard(0), Shard(1)), repeat=2):
         for reduction in ("mean", "none"):
             options = OPTIONS["weights, smoothing"]
@@ -280,42 +280,28 @@ def two_dimensions(mesh):
         check_log_softmax(mesh, [first, second], 1)
 
 
-def run(rank, rendezvous, shape, checks):
-    """In a process of its own; why it ends itself is told in test_distributed.py."""
-    torch.set_num_threads(1)
-    processes = torch.Size(shape).numel()
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes
-    )
-    mesh = init_device_mesh("cpu", shape)
-    for check in checks:
+def on_two():
+    mesh = init_device_mesh("cpu", (2,))
+    for check in CHECKS:
         check(mesh)
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
 
 
-@pytest.mark.parametrize(
-    ("shape", "checks"),
-    [
-        (
-            (2,),
-            [
-                every_combination,
-                sharded_classes,
-                second_order,
-                no_row_that_counts,
-                targets_that_weigh_nothing,
-                inside_loss_parallel,
-                other_dimensions,
-                compiled,
-                tensor_parallel_model,
-            ],
-        ),
-        ((2, 2), [two_dimensions]),
-    ],
-    ids=["two ranks", "two by two"],
-)
-def test_dtensor(shape, checks, tmp_path):
-    processes = torch.Size(shape).numel()
-    torch.multiprocessing.spawn(run, (tmp_path / "rendezvous", shape, checks), processes)
+CHECKS = [
+    every_combination,
+    sharded_classes,
+    second_order,
+    no_row_that_counts,
+    targets_that_weigh_nothing,
+    inside_loss_parallel,
+    other_dimensions,
+    compiled,
+    tensor_parallel_model,
+]
+
+
+def test_two_ranks():
+    on_ranks(2, on_two)
+
+
+def test_two_by_two():
+    on_ranks(4, two_dimensions)

@@ -1,27 +1,18 @@
 """The last layer sharded over its classes and fused with the loss, in real processes."""
 
-import datetime
 import itertools
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import on_ranks
+from sharded_layer import CLASSES, ROWS, WIDTH, leaves, problem, solve
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    PrepareModuleInput,
-    parallelize_module,
-)
 
 import powergrad_ext as pg
-from powergrad_ext.reference import cross_entropy as reference
 
-ROWS, WIDTH, CLASSES = 13, 6, 11
 CHUNK_ROWS = 4
 OPTIONS = {
     "plain": {},
@@ -33,33 +24,13 @@ OPTIONS = {
 }
 
 
-def problem(dtype=torch.float64):
-    random = torch.Generator().manual_seed(0)
-    shapes = ((ROWS, WIDTH), (CLASSES, WIDTH), (CLASSES,))
-    tensors = [torch.randn(shape, dtype=torch.float64, generator=random) for shape in shapes]
-    target = torch.randint(CLASSES, (ROWS,), generator=random)
-    target[[1, 6, 12]] = 3  # the ignored index of some options
-    return [tensor.to(dtype) for tensor in tensors], target
-
-
-def solve(arguments, target, upstream, **options):
-    input, linear_weight, linear_bias = arguments
-    loss = pg.linear_cross_entropy(
-        input, linear_weight, target, linear_bias=linear_bias, alpha=0.4, **options
-    )
-    gradients = torch.autograd.grad(
-        loss, [tensor for tensor in arguments if tensor is not None], upstream(loss)
-    )
-    return [loss, *gradients]
-
-
-def check(mesh, of_rows, of_layer, reduction, options, dtype=torch.float64, bias=True):
-    tensors, target = problem(dtype)
+def check(mesh, of_rows, of_layer, reduction, options, bias=True):
+    tensors, target = problem()
     if not bias:
         tensors[2] = None
     rows = torch.linspace(-1.0, 2.0, ROWS, dtype=torch.float64)
 
-    def upstream(loss):
+    def grad_output(loss):
         whole = rows if reduction == "none" else torch.tensor(1.7)
         whole = whole.to(loss.dtype)
         if not isinstance(loss, DTensor):
@@ -67,21 +38,15 @@ def check(mesh, of_rows, of_layer, reduction, options, dtype=torch.float64, bias
         placements = [Replicate() if p.is_partial() else p for p in loss.placements]
         return distribute_tensor(whole, mesh, placements, src_data_rank=None)
 
-    def leaf(tensor):
-        return None if tensor is None else tensor.requires_grad_()
-
-    wide = [leaf(None if tensor is None else tensor.double()) for tensor in tensors]
-    right = solve(wide, target, upstream, reduction=reduction, **options)
-    given = [
-        leaf(None if tensor is None else distribute_tensor(tensor.detach(), mesh, placements))
-        for tensor, placements in zip(tensors, (of_rows, of_layer, of_layer), strict=True)
-    ]
+    alone = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
+    right = solve(alone, target, grad_output, reduction=reduction, **options)
+    given = leaves(tensors, mesh, of_rows, of_layer)
     its_target = distribute_tensor(target, mesh, of_rows)
     with torch.profiler.profile() as profile:
         found = solve(
             given,
             its_target,
-            upstream,
+            grad_output,
             reduction=reduction,
             chunk_rows=CHUNK_ROWS,
             **options,
@@ -121,92 +86,13 @@ def default_row_chunks(mesh):
         assert exchanges(profile) == 1 + chunks
 
 
-def exact_layer(dtype):
-    """Many rows, whose logits are exact in half precision, and a class that is never a target.
-
-    The first feature is 1, so the gradient of its weights is that of the bias.
-    """
-    random = torch.Generator().manual_seed(0)
-    input = torch.randint(0, 2, (600, 4), generator=random)
-    input[:, 0] = 1
-    linear_weight = torch.randint(-2, 3, (CLASSES, 4), generator=random)
-    linear_bias = torch.randint(-1, 2, (CLASSES,), generator=random)
-    target = torch.randint(1, CLASSES, (600,), generator=random)
-    target[::7] = 3
-    return [tensor.to(dtype) for tensor in (input, linear_weight, linear_bias)], target
-
-
-def check_half(found, tensors, target, dtype, options):
-    """Each gradient of the logits is right to 2 ulp, and what is summed of them in float32."""
-    input, linear_weight, linear_bias = (tensor.double() for tensor in tensors)
-    logits = (input @ linear_weight.t() + linear_bias).requires_grad_()
-    loss = reference(logits, target, alpha=0.4, **options)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(found[0].double(), loss.detach(), rtol=4e-6, atol=0)
-    eps = torch.finfo(dtype).eps
-    # float16 cannot hold the gradients of a mean to that precision.
-    error = 2 * eps * gradient.abs() + (2**-24 if dtype == torch.float16 else 0)
-    right = (gradient @ linear_weight, gradient.t() @ input, gradient.sum(0))
-    bounds = (error @ linear_weight.abs(), error.t() @ input.abs(), error.sum(0))
-    for one, other, bound in zip(found[1:], right, bounds, strict=True):
-        rounding = eps / 2 * other.abs() + 1e-5 * other.abs().max()
-        assert ((one.double() - other).abs() <= bound + rounding).all()
-    of_weight, of_bias = (one.double() for one in found[2:])
-    torch.testing.assert_close(of_weight[:, 0], of_bias, rtol=eps, atol=0)
-
-
-def half_precision(mesh):
-    for dtype in (torch.bfloat16, torch.float16):
-        tensors, target = exact_layer(dtype)
-        placements = ([Replicate()], [Shard(0)], [Shard(0)])
-        given = [
-            distribute_tensor(tensor, mesh, of).requires_grad_()
-            for tensor, of in zip(tensors, placements, strict=True)
-        ]
-        for reduction in ("mean", "sum"):
-            options = {"reduction": reduction, "ignore_index": 3}
-            found = solve(given, target, torch.ones_like, chunk_rows=4, **options)
-            assert all(one.dtype == dtype for one in found[1:])
-            whole = [one.full_tensor() for one in found]
-            check_half(whole, tensors, target, dtype, options)
-
-
-def autocast(mesh):
-    """The layer in bfloat16, as F.linear would have it; float64 stays as it is."""
-    tensors, target = exact_layer(torch.float32)
-    placements = ([Replicate()], [Shard(0)], [Shard(0)])
-    for reduction in ("mean", "none"):
-        given = [
-            distribute_tensor(tensor, mesh, of).requires_grad_()
-            for tensor, of in zip(tensors, placements, strict=True)
-        ]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, *gradients = solve(
-                given, target, torch.ones_like, reduction=reduction, chunk_rows=50
-            )
-        assert loss.dtype == torch.float32
-        found = [loss.sum().full_tensor(), *(gradient.full_tensor() for gradient in gradients)]
-        assert all(gradient.dtype == torch.float32 for gradient in gradients)
-        options = {"reduction": "sum" if reduction == "none" else reduction}
-        check_half(found, tensors, target, torch.bfloat16, options)
-    with torch.autocast("cpu", torch.bfloat16):
-        check(mesh, [Replicate()], [Shard(0)], "mean", {})
-
-
 def no_row_that_counts(mesh):
     """The loss is NaN for a mean, and every gradient 0, as of a layer that is no DTensor."""
     tensors, _ = problem()
     for (of_rows, of_layer), rows, reduction in itertools.product(
         ((Replicate(), Shard(0)), (Shard(0), Replicate())), (ROWS, 0), ("mean", "sum", "none")
     ):
-        given = [
-            distribute_tensor(tensor, mesh, [of]).requires_grad_()
-            for tensor, of in (
-                (tensors[0][:rows], of_rows),
-                (tensors[1], of_layer),
-                (tensors[2], of_layer),
-            )
-        ]
+        given = leaves([tensors[0][:rows], *tensors[1:]], mesh, [of_rows], [of_layer])
         target = distribute_tensor(torch.full((rows,), -100), mesh, [of_rows])
         loss = pg.linear_cross_entropy(
             given[0], given[1], target, linear_bias=given[2], reduction=reduction
@@ -230,10 +116,7 @@ def targets_that_weigh_nothing(mesh):
     gradients = torch.autograd.grad(right, alone)
     assert right.isnan()
     for of_rows, of_layer in ((Replicate(), Shard(0)), (Shard(0), Replicate())):
-        given = [
-            distribute_tensor(tensor, mesh, [of]).requires_grad_()
-            for tensor, of in zip(tensors, (of_rows, of_layer, of_layer), strict=True)
-        ]
+        given = leaves(tensors, mesh, [of_rows], [of_layer])
         its_target = distribute_tensor(target, mesh, [of_rows])
         loss = pg.linear_cross_entropy(*given[:2], its_target, linear_bias=given[2], **options)
         found = [each.full_tensor() for each in (loss, *torch.autograd.grad(loss, given))]
@@ -245,11 +128,7 @@ def saved_tensors(mesh):
     tensors, target = problem(torch.float32)
 
     def layer():
-        placements = ([Replicate()], [Shard(0)], [Shard(0)])
-        return [
-            distribute_tensor(tensor, mesh, of).requires_grad_()
-            for tensor, of in zip(tensors, placements, strict=True)
-        ]
+        return leaves(tensors, mesh)
 
     def loss_of(layer, target=target, reduction="mean"):
         return pg.linear_cross_entropy(
@@ -289,10 +168,7 @@ def compiled(mesh):
     for reduction in ("mean", "none"):
 
         def gradients(function, reduction=reduction):
-            given = [
-                distribute_tensor(tensor, mesh, of).requires_grad_()
-                for tensor, of in zip(tensors, ([Replicate()], [Shard(0)], [Shard(0)]), strict=True)
-            ]
+            given = leaves(tensors, mesh)
             loss = function(*given, reduction).full_tensor()
             return torch.autograd.grad(loss.sum(), given)
 
@@ -323,81 +199,6 @@ def two_dimensions(mesh):
     ):
         for reduction in ("mean", "none"):
             check(mesh, of_rows, of_layer, reduction, OPTIONS["all"])
-
-
-WHOLE_ROWS = PrepareModuleInput(
-    input_layouts=(Replicate(), None), desired_input_layouts=(Replicate(), None)
-)
-PLANS = {
-    "the layer's own": {"linear": ColwiseParallel()},
-    "its output as a DTensor": {"linear": ColwiseParallel(use_local_output=False)},
-    "its output whole": {"linear": ColwiseParallel(output_layouts=Replicate())},
-    "the module's": {"": WHOLE_ROWS, "linear": ColwiseParallel()},
-}
-
-
-def module(mesh):
-    """As a model ends in it, its layer sharded by torch, whose plan says what a plain input is."""
-    torch.manual_seed(0)
-    x, target = torch.randn(ROWS, WIDTH), problem()[1]
-    upstream = torch.linspace(-1.0, 2.0, ROWS)
-    for plan, reduction in itertools.product(PLANS.values(), ("mean", "none")):
-        model = pg.PowerGradLinearCrossEntropyLoss(
-            WIDTH, CLASSES, bias=True, alpha=0.4, reduction=reduction
-        )
-        g = upstream if reduction == "none" else torch.tensor(1.7)
-        given = x.clone().requires_grad_()
-        right = model(given, target)
-        gradients = torch.autograd.grad(right, [given, *model.parameters()], g)
-        parallelize_module(model, mesh, plan)
-        given = x.clone().requires_grad_()
-        loss = model(given, target).full_tensor()
-        loss.backward(g)
-        torch.testing.assert_close(loss, right)
-        found = [given.grad, *(parameter.grad.full_tensor() for parameter in model.parameters())]
-        torch.testing.assert_close(found, list(gradients))
-    # Where the plan says that a plain input holds this rank's rows, these are gathered.
-    plan = {"linear": ColwiseParallel(input_layouts=Shard(0))}
-    model = pg.PowerGradLinearCrossEntropyLoss(WIDTH, CLASSES, alpha=0.4)
-    right = model(x[:12], target[:12])
-    parallelize_module(model, mesh, plan)
-    found = model(x[:12].chunk(2)[mesh.get_rank()], target[:12])
-    torch.testing.assert_close(found.full_tensor(), right)
-    rows = pg.PowerGradLinearCrossEntropyLoss(WIDTH, CLASSES, reduction="none")
-    parallelize_module(rows, mesh, {"linear": ColwiseParallel(output_layouts=Shard(0))})
-    with pytest.raises(RuntimeError, match=r"output layout of \.linear must be"):
-        rows(x, target)
-
-
-def fsdp_and_tensor_parallel(mesh):
-    """The last layer on both dimensions of a mesh: a group of FSDP2's of its own, and not."""
-    data, tensor = mesh["data"], mesh["tensor"]
-    torch.manual_seed(0)
-    x, target = torch.randn(ROWS - 1, WIDTH), problem()[1][1:]
-    for own_group in (False, True):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU())
-        head = pg.PowerGradLinearCrossEntropyLoss(WIDTH, CLASSES, bias=True, alpha=0.4)
-        model.head = head
-
-        def forward(x, target, model=model, head=head):
-            return head(model[1](model[0](x)), target)
-
-        model.forward = forward
-        right = forward(x, target)
-        gradients = torch.autograd.grad(right, list(model.parameters()))
-        parallelize_module(model, tensor, {"head.linear": ColwiseParallel()})
-        if own_group:
-            fully_shard(head.linear, mesh=data)
-        fully_shard(model, mesh=data)
-        rank = data.get_local_rank()
-        loss = model(x.chunk(2)[rank], target.chunk(2)[rank]).full_tensor()
-        loss.backward()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        torch.testing.assert_close(mean / mesh.size(), right.detach())
-        found = [parameter.grad.full_tensor() for parameter in model.parameters()]
-        torch.testing.assert_close(found, list(gradients))
 
 
 def refusals(mesh):
@@ -472,57 +273,31 @@ def arguments_that_differ(mesh):
     assert pg.linear_cross_entropy(input, layer, target).full_tensor().isfinite()
 
 
-def run(rank, rendezvous, shape, checks):
-    """In a process of its own; why it ends itself is told in test_distributed.py."""
-    torch.set_num_threads(1)
-    processes = torch.Size(shape).numel()
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=processes,
-        timeout=datetime.timedelta(seconds=120),  # for a rank that exchanges something else
-    )
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor")[-len(shape) :])
+def on_two(checks):
+    mesh = init_device_mesh("cpu", (2,))
     for each in checks:
         each(mesh)
-    dist.barrier()
-    os._exit(0)
+
+
+def on_two_by_two():
+    two_dimensions(init_device_mesh("cpu", (2, 2)))
 
 
 CHECKS = [
     sharded,
     default_row_chunks,
-    half_precision,
-    autocast,
     no_row_that_counts,
     targets_that_weigh_nothing,
     saved_tensors,
     compiled,
-    module,
     refusals,
     arguments_that_differ,
 ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "checks"),
-    [((2,), CHECKS), ((2, 2), [two_dimensions, fsdp_and_tensor_parallel])],
-    ids=["two ranks", "two by two"],
-)
-def test_linear(shape, checks, tmp_path):
-    processes = torch.Size(shape).numel()
-    torch.multiprocessing.spawn(run, (tmp_path / "rendezvous", shape, checks), processes)
+def test_two_ranks():
+    on_ranks(2, on_two, CHECKS)
 
 
-def test_a_layer_that_is_not_linear():
-    """What computes something else is not fused in silence: adapters, wrappers."""
-
-    class Adapted(nn.Linear):
-        def forward(self, input):
-            return super().forward(input) + 1
-
-    model = pg.PowerGradLinearCrossEntropyLoss(WIDTH, CLASSES)
-    model.linear = Adapted(WIDTH, CLASSES)
-    with pytest.raises(TypeError, match=r"\.linear must compute what nn\.Linear does.* Adapted"):
-        model(torch.randn(3, WIDTH), torch.tensor([0, 1, 2]))
+def test_two_by_two():
+    on_ranks(4, on_two_by_two)

@@ -3,7 +3,6 @@
 Its last layer shards the vocabulary, and its logits come to the loss as they are.
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import on_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -102,13 +102,8 @@ def train(model, loss, tokens, mesh=None):
     return torch.stack(losses)
 
 
-def run(rank, rendezvous, loss, compiles):
-    """In a process of its own; why it ends itself is told in test_distributed.py."""
-    torch.set_num_threads(1)
+def run(loss, compiles):
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=SHAPE[0] * SHAPE[1]
-    )
     mesh = init_device_mesh("cpu", SHAPE, mesh_dim_names=("data", "tensor"))
     random = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=random)
@@ -123,14 +118,10 @@ def run(rank, rendezvous, loss, compiles):
     torch.testing.assert_close(found / dist.get_world_size(), right, rtol=1e-10, atol=0)
     for parameter, whole in zip(model.parameters(), right_model.parameters(), strict=True):
         torch.testing.assert_close(parameter.full_tensor(), whole, rtol=1e-9, atol=1e-11)
-    dist.barrier()
-    os._exit(0)
 
 
-def run_page(rank, rendezvous, code):
+def run_page(code):
     """The page's block as it stands; the names that it does not make are those of such a layer."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
     head, hidden = nn.Linear(WIDTH, VOCABULARY, bias=False), torch.randn(BATCH * LENGTH, WIDTH)
@@ -154,18 +145,15 @@ def run_page(rank, rendezvous, code):
     for block in blocks:
         exec(compile(block, "sharded_vocabularies.md", "exec"), names)
         torch.testing.assert_close(names.pop("loss"), right)
-    dist.barrier()
-    os._exit(0)
 
 
-def test_page(tmp_path):
+def test_page():
     text = (Path(__file__).parents[2] / "docs" / "sharded_vocabularies.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
-    torch.multiprocessing.spawn(run_page, (tmp_path / "rendezvous", code), 2)
+    on_ranks(2, run_page, code)
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("loss", [with_dtensor, with_local_logits])
-def test_training(loss, compiles, tmp_path):
-    arguments = (tmp_path / "rendezvous", loss, compiles)
-    torch.multiprocessing.spawn(run, arguments, SHAPE[0] * SHAPE[1])
+def test_training(loss, compiles):
+    on_ranks(SHAPE[0] * SHAPE[1], run, loss, compiles)

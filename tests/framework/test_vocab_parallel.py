@@ -1,6 +1,5 @@
 """Classes sharded over processes: the loss and gradient of one, for one exchange of numbers."""
 
-import datetime
 import itertools
 import os
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import on_ranks
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -374,41 +374,43 @@ def a_rank_that_dies():
     os._exit(0)
 
 
-def run(rank, world, rendezvous, checks):
-    """In a process of its own; why it ends itself is told in test_distributed.py."""
-    torch.set_num_threads(1 + rank % 2)  # the bits do not depend on it
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=20),
-    )
+def run(checks):
+    torch.set_num_threads(1 + dist.get_rank() % 2)  # the bits do not depend on it
     for check in checks:
         check()
-    dist.barrier()
-    os._exit(0)
 
 
-NO_WEIGHT = [no_row_that_counts, targets_that_weigh_nothing]
+ON_TWO = [
+    every_combination,
+    positions,
+    unusual_logits,
+    confident_rows,
+    no_row_that_counts,
+    targets_that_weigh_nothing,
+    what_is_communicated,
+    more_than_one_backward,
+    compiled,
+    arguments_that_differ,
+    a_group_without_this_process,
+    groups_of_their_own,
+    layers_of_one_group,
+    an_error_while_another_rank_asks_for_sizes,
+]
 
 
 @pytest.mark.parametrize(
     ("world", "checks"),
     [
         (1, [every_combination]),
-        (2, [every_combination, positions, unusual_logits, confident_rows, *NO_WEIGHT]),
-        (2, [what_is_communicated, more_than_one_backward, compiled]),
-        (2, [arguments_that_differ, a_group_without_this_process, groups_of_their_own]),
-        (2, [layers_of_one_group, an_error_while_another_rank_asks_for_sizes]),
+        (2, ON_TWO),
         (2, [a_rank_that_dies]),
         (3, [every_combination]),
         (4, [every_combination]),
     ],
-    ids=["alone", "two", "communication", "arguments", "layers", "death", "three", "four"],
+    ids=["alone", "two", "death", "three", "four"],
 )
-def test_vocab_parallel(world, checks, tmp_path):
-    torch.multiprocessing.spawn(run, (world, tmp_path / "rendezvous", checks), world)
+def test_vocab_parallel(world, checks):
+    on_ranks(world, run, checks)
 
 
 def test_arguments():

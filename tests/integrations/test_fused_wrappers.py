@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import warnings
 import weakref
@@ -15,7 +14,7 @@ import weakref
 import pytest
 import torch
 from frameworks import framework
-from processes import start
+from ranks import on_ranks
 
 transformers = framework("transformers")
 
@@ -325,14 +324,10 @@ def test_a_weight_that_is_there_in_its_layers_hooks_alone(right):
     assert_same(gradients(model), right)
 
 
-def train_sharded(rank, rendezvous, right):
+def train_sharded(right):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
-    )
     mesh = init_device_mesh("cpu", (2,))
     for late in (False, True):
         model = language_model().train()
@@ -355,11 +350,8 @@ def train_sharded(rank, rendezvous, right):
     squares = sum(each.grad.square().sum() for each in whole.parameters() if each.grad is not None)
     torch.distributed.all_reduce(squares)
     torch.testing.assert_close(squares, sum(each.square().sum() for each in right[1]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    os._exit(0)
 
 
-def test_fsdp_with_the_layer_in_a_group_of_its_own(right, tmp_path):
+def test_fsdp_with_the_layer_in_a_group_of_its_own(right):
     """FSDP2, fused before and after; FSDP1."""
-    start(train_sharded, (tmp_path / "rendezvous", right), 2)
+    on_ranks(2, train_sharded, right)

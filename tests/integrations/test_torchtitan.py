@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from frameworks import framework
+from ranks import on_ranks
 
 framework("torchtitan")
 
@@ -65,7 +64,7 @@ def test_in_chunks():
     torch.testing.assert_close(hidden.grad, expected)
 
 
-def shared_out_by_dtensor(compiling):
+def sharded_by_dtensor(compiling):
     """As torchtitan's parallelize functions leave the logits; labels plain, or DTensors as well."""
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
     logits, labels = batch()
@@ -84,7 +83,7 @@ def shared_out_by_dtensor(compiling):
         torch.testing.assert_close(given.grad.full_tensor(), right.float())
 
 
-def shared_out_as_plain_tensors(compiling):
+def sharded_as_plain_tensors(compiling):
     """The backend "spmd_types": local tensors, and the mesh beside them."""
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
     logits, labels = batch()
@@ -104,15 +103,8 @@ def shared_out_as_plain_tensors(compiling):
     torch.testing.assert_close(own.grad, right.chunk(2, -1)[dist.get_rank()])
 
 
-def run(rank, rendezvous, check, compiled):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    check(CompileConfig(enable=compiled, components=["loss"], backend="aot_eager"))
-    dist.barrier()
-    os._exit(0)  # as tests/framework/test_distributed.py tells
-
-
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("check", [shared_out_by_dtensor, shared_out_as_plain_tensors])
-def test_tensor_parallel(check, compiled, tmp_path):
-    torch.multiprocessing.spawn(run, (tmp_path / "rendezvous", check, compiled), 2)
+@pytest.mark.parametrize("check", [sharded_by_dtensor, sharded_as_plain_tensors])
+def test_tensor_parallel(check, compiled):
+    compiling = CompileConfig(enable=compiled, components=["loss"], backend="aot_eager")
+    on_ranks(2, check, compiling)

@@ -7,7 +7,7 @@ import socket
 
 import torch
 from frameworks import framework
-from processes import start
+from ranks import on_ranks
 
 framework("transformers")
 
@@ -23,9 +23,10 @@ from powergrad_ext.integrations.transformers import trainer_loss  # noqa: E402
 PROCESSES = 2
 
 
-def train(rank, port, folder):
+def train(port, folder):
     """Labels are unequally many in the processes: each batch of two has one long row."""
-    torch.set_num_threads(1)
+    rank = torch.distributed.get_rank()
+    torch.distributed.destroy_process_group()  # the Trainer makes its own
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -41,15 +42,12 @@ def train(rank, port, folder):
     assert_same(weights_after_training(folder, with_loss_function(0.3), **options), with_trainer)
     if rank == 0:
         torch.save(with_trainer, folder / "weights.pt")
-    torch.distributed.barrier()  # neither leaves while the other still talks to it
-    torch.distributed.destroy_process_group()
-    os._exit(0)
 
 
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start(train, (port, tmp_path), PROCESSES)
+    on_ranks(PROCESSES, train, port, tmp_path)
     whole = weights_after_training(tmp_path, language_model(), loss=trainer_loss(0.3))
     assert_same(torch.load(tmp_path / "weights.pt"), whole)
