@@ -47,22 +47,27 @@ test-wheel: $(VENV)/.wheels ## build the wheel of this Python and torch, and tes
 	$(MAKE) --no-print-directory wheel-test WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))"
 
 WORKERS = 2
-PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='accelerate lightning peft transformers trl' \
+REQUIRED = accelerate lightning peft transformers trl
+PYTEST = OMP_NUM_THREADS=1 REQUIRED_FRAMEWORKS='$(REQUIRED)' \
     python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 CHECKED = tests/semantics tests/accuracy/test_sizes.py tests/accuracy/test_special_values.py \
-    tests/framework/test_operator_registration.py tests/framework/test_modules.py
+    $(addprefix tests/framework/,test_operator_registration.py test_modules.py test_distributed.py \
+    test_functorch.py test_compile.py::test_model_and_both_modules)
 
 docs: $(VENV)/.frameworks ## build the documentation, strictly, into build/docs
 	sphinx-build -W --keep-going --quiet --builder html docs build/docs
 
+pytest: REQUIRED = $(if $(VISION),fastai timm torchtitan torchvision)
 pytest: $(VENV)/.test $(if $(VISION),$(VENV)/.vision)
-	$(if $(VISION),REQUIRED_FRAMEWORKS='fastai timm torchtitan torchvision') python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 # A second environment: torchvision, and so timm, does not import beside the CPU build of torch. This
 # build is for CUDA, of which the tests here need nothing.
 VISION_TORCH = torch==2.14.1 torchvision==0.29.1
-VISION_TESTS = tests/integrations tests/docs tests/examples/test_imagenet.py tests/semantics/test_like_torch.py \
-    tests/semantics/test_shapes.py tests/accuracy/test_sizes.py
+# Only what the first environment leaves out, and that the binding for this torch works.
+VISION_TESTS = $(patsubst %,tests/integrations/test_%.py,fastai timm torchtitan) tests/examples/test_imagenet.py \
+    $(patsubst %,tests/docs/test_guides.py::test_a_guide[%],fastai_learner timm_losses torchtitan_loss) \
+    tests/semantics/test_like_torch.py tests/semantics/test_shapes.py
 
 # A copy, since a tree holds one compiled module, which is kept; what is gone here is gone there.
 TREE = build/trees/$(subst ==,-,$(firstword $(TORCH)))

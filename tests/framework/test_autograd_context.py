@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import check, make_logits, make_problem
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import powergrad_ext as pg
@@ -27,19 +27,6 @@ def test_checkpoint(use_reentrant, reduction, device):
         loss.backward(problem.upstream(loss))
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
-
-
-@REDUCTIONS
-def test_offloaded_saved_tensors(reduction, device):
-    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
-    loss_of = problem.loss
-
-    def offloaded(logits, target):
-        with save_on_cpu():
-            return loss_of(logits, target)
-
-    problem.loss = offloaded
-    check(problem)
 
 
 @HALF

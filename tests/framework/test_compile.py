@@ -13,14 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import powergrad_ext as pg
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    """No graph of another test, nor one on disk that was made with older operators."""
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def check_compiled(problem, compiled):

@@ -14,12 +14,7 @@ N, H, C = 30, 8, 11
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def make_layer(device, dtype=torch.float64):

@@ -17,12 +17,7 @@ N, H, C = 30, 8, 11
 REDUCTIONS = ("none", "mean", "sum")
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def make_layer(device, dtype=torch.float64, rows=N):
@@ -165,19 +160,6 @@ def test_functorch_under_compile(device):
     assert_same(torch.compile(of, fullgraph=True, backend="aot_eager")(*layer), of(*layer))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_create_graph(reduction, device):
-    """alpha = 1 is a function, whose gradient torch can check; else as the composition."""
-    layer, target = make_layer(device), make_target(device)
-
-    def second(loss):
-        value = loss(*layer)
-        gradients = torch.autograd.grad(value.square().sum(), layer, create_graph=True)
-        return torch.autograd.grad(sum(each.square().sum() for each in gradients), layer)
-
-    assert_same(second(make_loss(target, reduction)), second(of_logits(target, reduction)))
-
-
 def test_gradcheck(device):
     layer, target = make_layer(device, rows=5), make_target(device, 5)
 
@@ -200,21 +182,6 @@ def test_checkpoint(reduction, reentrant, device):
     found.backward(torch.linspace(-1.0, 2.0, found.numel()).reshape(found.shape).to(found))
     assert_same(found, value)
     assert_same([each.grad for each in layer], list(right))
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_hooks_that_pack_in_half_precision(reduction, device):
-    """As offloading may: the gradient is that of rounded arguments."""
-    layer, target = make_layer(device, torch.float32), make_target(device)
-
-    def pack(tensor):
-        return tensor.bfloat16() if tensor.dim() and tensor.is_floating_point() else tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = solve(make_loss(target, reduction), layer)
-    right = solve(make_loss(target, reduction), [each.bfloat16().float() for each in layer])
-    for gradient, each in zip(found[1], right[1], strict=True):
-        torch.testing.assert_close(gradient, each)
 
 
 def test_fake_tensors():
