@@ -98,7 +98,7 @@ def test_onnx_of_every_option_of_a_loss(ours, dynamo):
         {"weight": of_classes, "reduction": reduction, "label_smoothing": smoothing}
         for of_classes in (None, weight)
         for reduction in ("none", "sum", "mean")
-        for smoothing in (0.0, 0.1, 1.0)
+        for smoothing in (0.0, 0.1)
     ]
 
     class Losses(torch.nn.Module):
