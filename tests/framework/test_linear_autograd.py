@@ -5,46 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from last_layer import C, H, N, fused, grad_output_for, make_layer, make_target, of_logits
 from torch._dynamo import compiled_autograd
 from torch.autograd.graph import saved_tensors_hooks
 
 import powergrad_ext as pg
 
-N, H, C = 30, 8, 11
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-
-
-def make_layer(device, dtype=torch.float64):
-    random = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(shape, generator=random).to(device, dtype).requires_grad_()
-        for shape in ((N, H), (C, H), (C,))
-    ]
-
-
-def make_target(device, ignore_index=-100):
-    target = torch.arange(N, device=device) % C
-    return torch.where(target == 3, ignore_index, target)
-
-
-def fused(target, **options):
-    def loss(input, linear_weight, linear_bias):
-        return pg.linear_cross_entropy(
-            input, linear_weight, target, linear_bias=linear_bias, chunk_rows=7, **options
-        )
-
-    return loss
-
-
-def of_logits(target, **options):
-    return lambda *layer: pg.cross_entropy(F.linear(*layer), target, **options)
-
-
-def grad_output_for(loss):
-    return torch.linspace(-1.0, 2.0, loss.numel()).reshape(loss.shape).to(loss)
 
 
 def gradients_of(loss_of, layer, grad_output=None):

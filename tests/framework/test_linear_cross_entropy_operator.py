@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from last_layer import C, H, N, fused, grad_output_for, make_layer, make_target, of_logits
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,57 +14,15 @@ from torch.utils.checkpoint import checkpoint
 
 import powergrad_ext as pg
 
-N, H, C = 30, 8, 11
 REDUCTIONS = ("none", "mean", "sum")
 
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-def make_layer(device, dtype=torch.float64, rows=N):
-    random = torch.Generator(device).manual_seed(0)
-    shapes = (rows, H), (C, H), (C,)
-    return [
-        torch.randn(shape, dtype=dtype, device=device, generator=random).requires_grad_()
-        for shape in shapes
-    ]
-
-
-def make_target(device, rows=N):
-    target = torch.arange(rows, device=device) % C
-    return torch.where(target == 3, -100, target)
-
-
-def make_loss(target, reduction="mean", **options):
-    def loss(input, linear_weight, linear_bias):
-        return pg.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            alpha=0.4,
-            reduction=reduction,
-            chunk_rows=7,
-            **options,
-        )
-
-    return loss
-
-
-def of_logits(target, reduction="mean", **options):
-    """The same by its definition."""
-
-    def loss(*layer):
-        logits = F.linear(*layer)
-        return pg.cross_entropy(logits, target, reduction=reduction, alpha=0.4, **options)
-
-    return loss
-
-
 def solve(loss, layer):
     value = loss(*layer)
-    upstream = torch.linspace(-1.0, 2.0, value.numel()).reshape(value.shape).to(value)
-    return value.detach(), torch.autograd.grad(value, layer, upstream)
+    return value.detach(), torch.autograd.grad(value, layer, grad_output_for(value))
 
 
 def assert_same(found, right):
@@ -77,22 +36,22 @@ def test_compiled(reduction, backend, device):
     options = {"label_smoothing": 0.1}
 
     def loss(input, linear_weight, linear_bias, target):
-        return make_loss(target, reduction, **options)(input, linear_weight, linear_bias)
+        return fused(target, reduction=reduction, **options)(input, linear_weight, linear_bias)
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
     for rows in (N, 12, 70):
         layer, target = make_layer(device, rows=rows), make_target(device, rows)
         found = solve(lambda *layer, target=target: compiled(*layer, target), layer)
-        assert_same(found, solve(make_loss(target, reduction, **options), layer))
+        assert_same(found, solve(fused(target, reduction=reduction, **options), layer))
         compilations.append(counter.frame_count)
     assert compilations == compilations[:1] * 3
 
 
 def test_compiled_in_bfloat16(device):
     layer, target = make_layer(device, torch.bfloat16), make_target(device)
-    compiled = torch.compile(make_loss(target), fullgraph=True, backend="aot_eager")
-    found, right = solve(compiled, layer), solve(make_loss(target), layer)
+    compiled = torch.compile(fused(target), fullgraph=True, backend="aot_eager")
+    found, right = solve(compiled, layer), solve(fused(target), layer)
     torch.testing.assert_close(found, right)
 
 
@@ -101,7 +60,7 @@ def test_compiled_under_autocast(device):
 
     def loss(*layer):
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return make_loss(target)(*layer)
+            return fused(target)(*layer)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     found, right = solve(compiled, layer), solve(loss, layer)
@@ -150,13 +109,13 @@ def test_functorch(reduction, transform, batched, device):
         torch.stack([each, 2 * each]).detach() if i in batched else each.detach()
         for i, each in enumerate(layer)
     ]
-    found = transform(make_loss(target, reduction))(*tensors)
-    assert_same(found, transform(of_logits(target, reduction))(*tensors))
+    found = transform(fused(target, reduction=reduction))(*tensors)
+    assert_same(found, transform(of_logits(target, reduction=reduction))(*tensors))
 
 
 def test_functorch_under_compile(device):
     layer, target = [each.detach() for each in make_layer(device)], make_target(device)
-    of = grad(make_loss(target), argnums=(0, 1, 2))
+    of = grad(fused(target), argnums=(0, 1, 2))
     assert_same(torch.compile(of, fullgraph=True, backend="aot_eager")(*layer), of(*layer))
 
 
@@ -176,10 +135,10 @@ def test_gradcheck(device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_checkpoint(reduction, reentrant, device):
     layer, target = make_layer(device), make_target(device)
-    loss = make_loss(target, reduction)
+    loss = fused(target, reduction=reduction)
     value, right = solve(loss, layer)
     found = checkpoint(loss, *layer, use_reentrant=reentrant)
-    found.backward(torch.linspace(-1.0, 2.0, found.numel()).reshape(found.shape).to(found))
+    found.backward(grad_output_for(found))
     assert_same(found, value)
     assert_same([each.grad for each in layer], list(right))
 
@@ -187,7 +146,7 @@ def test_checkpoint(reduction, reentrant, device):
 def test_fake_tensors():
     with FakeTensorMode():
         layer = [torch.randn(shape, requires_grad=True) for shape in ((N, H), (C, H), (C,))]
-        loss = make_loss(torch.zeros(N, dtype=torch.int64))(*layer)
+        loss = fused(torch.zeros(N, dtype=torch.int64))(*layer)
         gradients = torch.autograd.grad(loss, layer)
     assert loss.shape == ()
     assert [each.shape for each in gradients] == [each.shape for each in layer]
