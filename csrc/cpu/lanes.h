@@ -49,23 +49,5 @@ void store_scalar(AccumulateOf<Storage> x, Storage* p) {
   }
 }
 
-// Integers p[i] - origin as numbers, rounded; any past `count`.
-template <class V, class Integer>
-V load_integers(const Integer* p, int count, int64_t origin) {
-  if constexpr (V::kConvertsIntegers) return V::from_integers(p, count, origin);
-  typename V::Scalar lanes[V::kWidth] = {};
-  for (int i = 0; i < count; ++i) lanes[i] = static_cast<typename V::Scalar>(p[i] - origin);
-  return V::load(lanes);
-}
-
-// Which of them equal `value`; any lanes past `count`.
-template <class V, class Integer>
-typename V::Mask equal_integers(const Integer* p, int count, int64_t value) {
-  if constexpr (V::kConvertsIntegers) return V::equal_integers(p, count, value);
-  typename V::Scalar lanes[V::kWidth] = {};
-  for (int i = 0; i < count; ++i) lanes[i] = p[i] == value ? 1 : 0;
-  return equal(V::load(lanes), V::broadcast(1));
-}
-
 }  // namespace
 }  // namespace powergrad

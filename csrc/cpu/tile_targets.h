@@ -50,12 +50,12 @@ class TargetReader {
   // No integer outside [0, C) becomes one inside by rounding: float holds all up to 2^24.
   template <class Index>
   V numbers_of(const Index* target, int lanes) const {
-    const V number = load_integers<V>(target, lanes, p_.classes_before);
+    const V number = V::from_integers(target, lanes, p_.classes_before);
     const V none = V::broadcast(kNoClass);
     const V below = select(less(number, V::broadcast(0)), none, number);
     const V classes = V::broadcast(static_cast<Scalar>(p_.shape.classes));
     const V own = select(less(below, classes), below, none);
-    return select(equal_integers<V>(target, lanes, p_.ignore_index), V::broadcast(kIgnored), own);
+    return select(V::equal_integers(target, lanes, p_.ignore_index), V::broadcast(kIgnored), own);
   }
 
   const CrossEntropyParams& p_;

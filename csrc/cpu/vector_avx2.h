@@ -29,6 +29,22 @@ inline __m256i lane_64(int number) {
   return _mm256_cmpeq_epi64(_mm256_set1_epi64x(number), lane);
 }
 
+// Up to 4 integers; 0 past `count`, which may be below 0.
+inline __m256i load_integers_256(const int64_t* p, int count) {
+  return _mm256_maskload_epi64(reinterpret_cast<const long long*>(p), first_lanes_64(count));
+}
+inline __m256i load_integers_256(const int32_t* p, int count) {
+  return _mm256_cvtepi32_epi64(
+      _mm_maskload_epi32(p, _mm256_castsi256_si128(first_lanes_32(std::min(count, 4)))));
+}
+// The lower halves of 4 integers, or -1 for one that is not in [0, 2^31).
+inline __m128i narrow_256(__m256i integers) {
+  const __m256i fits = _mm256_cmpeq_epi64(_mm256_srli_epi64(integers, 31), _mm256_setzero_si256());
+  const __m256i narrow = _mm256_blendv_epi8(_mm256_set1_epi32(-1), integers, fits);
+  const __m256i lower_halves = _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0);
+  return _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(narrow, lower_halves));
+}
+
 template <>
 struct Vector<float> {
   using Scalar = float;
@@ -40,8 +56,7 @@ struct Vector<float> {
   static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
   static constexpr float kExp2Slope[] = {0.69314724f, 0.24025764f, 0.055496223f};  // 2.7e-8
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
-  static constexpr bool kConvertsIntegers = false;
-  static constexpr int kOctaveDigits = 13;  // with a step's 10 digits they make a float's 24
+  static constexpr int kOctaveDigits = 13;      // with a step's 10 digits they make a float's 24
   __m256 v;
 
   static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -95,6 +110,26 @@ struct Vector<float> {
   }
   void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
     store_quads_first_256(_mm256_castps_si256(v), p, distance, quads, bytes);
+  }
+  // Integers p[i] - origin as numbers, rounded; one outside [0, 2^31) may become any other outside,
+  // and one past `count` anything.
+  template <class Integer>
+  static Vector from_integers(const Integer* p, int count, int64_t origin) {
+    const __m256i less = _mm256_set1_epi64x(origin);
+    const __m128i low = narrow_256(_mm256_sub_epi64(load_integers_256(p, count), less));
+    const __m128i high = narrow_256(_mm256_sub_epi64(load_integers_256(p + 4, count - 4), less));
+    return {_mm256_cvtepi32_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1))};
+  }
+  // Anything past `count`.
+  template <class Integer>
+  static Mask equal_integers(const Integer* p, int count, int64_t value) {
+    const __m256i wanted = _mm256_set1_epi64x(value);
+    const __m256i low = _mm256_cmpeq_epi64(load_integers_256(p, count), wanted);
+    const __m256i high = _mm256_cmpeq_epi64(load_integers_256(p + 4, count - 4), wanted);
+    const __m256 halves = _mm256_shuffle_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high),
+                                            _MM_SHUFFLE(2, 0, 2, 0));
+    constexpr int kInOrder = _MM_SHUFFLE(3, 1, 2, 0);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(halves), kInOrder))};
   }
   // data[offset] for each lane; offsets are integers.
   static Vector gather(const float* data, Vector offsets) {
@@ -230,7 +265,6 @@ struct Vector<double> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
-  static constexpr bool kConvertsIntegers = false;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m256d v;
 
@@ -257,6 +291,16 @@ struct Vector<double> {
   }
   void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
     store_quads_first_256(_mm256_castpd_si256(v), p, distance, quads, bytes);
+  }
+  template <class Integer>
+  static Vector from_integers(const Integer* p, int count, int64_t origin) {
+    const __m256i integers = load_integers_256(p, count);
+    return {_mm256_cvtepi32_pd(narrow_256(_mm256_sub_epi64(integers, _mm256_set1_epi64x(origin))))};
+  }
+  template <class Integer>
+  static Mask equal_integers(const Integer* p, int count, int64_t value) {
+    return {_mm256_castsi256_pd(
+        _mm256_cmpeq_epi64(load_integers_256(p, count), _mm256_set1_epi64x(value)))};
   }
   static Vector gather(const double* data, Vector offsets) {
     return {_mm256_i32gather_pd(data, _mm256_cvttpd_epi32(offsets.v), sizeof(double))};

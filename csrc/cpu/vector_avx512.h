@@ -32,7 +32,6 @@ struct Vector<float> {
   static constexpr float kExp2Slope[] = {0.6931573f, 0.24022649f};  // relative error 5.3e-8
   static constexpr double kUnderflow = -127.0;                      // power_of_two is 0
   static constexpr int kOctaveDigits = 11;  // with a step's 12 digits they make a float's 24
-  static constexpr bool kConvertsIntegers = true;
   __m512 v;
 
   static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -84,7 +83,8 @@ struct Vector<float> {
   void store_quads_first(char* p, int64_t distance, int quads, int bytes) const {
     store_quads_first_512(_mm512_castps_si512(v), p, distance, quads, bytes);
   }
-  // p[i] - origin, rounded; 0 - origin past `count`.
+  // Integers p[i] - origin as numbers, rounded; one outside [0, 2^31) may become any other outside,
+  // and one past `count` anything.
   template <class Integer>
   static Vector from_integers(const Integer* p, int count, int64_t origin) {
     const __m512i less = _mm512_set1_epi64(origin);
@@ -96,6 +96,7 @@ struct Vector<float> {
                                               _mm256_castps_pd(halves[1]), 1);
     return {_mm512_castpd_ps(joined)};
   }
+  // Anything past `count`.
   template <class Integer>
   static Mask equal_integers(const Integer* p, int count, int64_t value) {
     const __m512i wanted = _mm512_set1_epi64(value);
@@ -211,7 +212,6 @@ struct Vector<double> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
-  static constexpr bool kConvertsIntegers = true;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   __m512d v;
 

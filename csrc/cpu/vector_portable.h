@@ -96,6 +96,18 @@ struct PortableVector {
     std::memcpy(buffer, &v, sizeof(v));
     for (int i = 0; i < bytes * quads; i += 2) std::memcpy(p + i, buffer + i, 2);
   }
+  template <class Index>
+  static Vector<Scalar> from_integers(const Index* p, int count, int64_t origin) {
+    Vector<Scalar> result{};
+    for (int i = 0; i < count; ++i) result.v[i] = static_cast<Scalar>(p[i] - origin);
+    return result;
+  }
+  template <class Index>
+  static Mask equal_integers(const Index* p, int count, int64_t value) {
+    Mask mask{};
+    for (int i = 0; i < count; ++i) mask[i] = p[i] == value ? -1 : 0;
+    return mask;
+  }
   static Mask first_lanes(int count) {
     Mask mask;
     for (int i = 0; i < kWidth; ++i) mask[i] = i < count ? -1 : 0;
@@ -114,8 +126,7 @@ struct Vector<float> : PortableVector<float, int32_t> {
   static constexpr float kStepOrigin = 0x1.8p23f;
   static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
-  static constexpr bool kConvertsIntegers = false;
-  static constexpr int kOctaveDigits = 16;  // with a step's 7 digits they make a float's 24
+  static constexpr int kOctaveDigits = 16;      // with a step's 7 digits they make a float's 24
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }
   template <class Storage>
   static Vector load(const Storage* p) {
@@ -185,7 +196,6 @@ struct Vector<double> : PortableVector<double, int64_t> {
   static constexpr double kStepOrigin = 0x1.8p52;
   static constexpr double kExp2Slope[] = {POWERGRAD_EXP2_SLOPE_DOUBLE};
   static constexpr double kUnderflow = -1023.0;
-  static constexpr bool kConvertsIntegers = false;
   static constexpr int kOctaveDigits = 42;  // with a step's 10
   static Vector broadcast(double x) { return {{Lanes{x, x}}}; }
   static Vector load(const double* p) { return {{Lanes{p[0], p[1]}}}; }
