@@ -36,6 +36,7 @@ struct KeptExponentials {
   Vector<Scalar> operator()(int64_t column, int lanes, Vector<Scalar>) const {
     return load_lanes<Vector<Scalar>>(kept + column, lanes) * factor;
   }
+  KeptExponentials times(Vector<Scalar> scale) const { return {kept, factor * scale}; }
 };
 template <class Exp, class Scalar>
 struct FreshExponentials {
@@ -45,6 +46,11 @@ struct FreshExponentials {
       : maximum(Vector<Scalar>::broadcast(row_maximum)), exponential(alpha) {}
   Vector<Scalar> operator()(int64_t, int, Vector<Scalar> z) const {
     return exponential(z, maximum);
+  }
+  auto times(Vector<Scalar> scale) const {
+    return [this, scale](int64_t column, int lanes, Vector<Scalar> z) {
+      return (*this)(column, lanes, z) * scale;
+    };
   }
 };
 // Calls map(powered) with them, for a row whose sum r' is alpha_sumexp_m1.
@@ -120,13 +126,13 @@ struct CrossEntropyRow {
   static Scalar* statistic(const Params& p, Statistic which, int64_t row) {
     return static_cast<Scalar*>(p.statistics) + which * p.shape.rows() + row;
   }
-  // Where the reduction keeps its exponentials: in the gradient's own row if that is wide enough.
-  static Scalar* kept(const Params& p, int64_t row, Workspace& workspace) {
-    if (p.gradient == nullptr) return nullptr;
+  static KeptRow<Storage> kept(const Params& p, int64_t row, Workspace& workspace) {
+    if (p.gradient == nullptr) return {nullptr, nullptr};
+    Storage* const out = gradient(p, row);
     if constexpr (kIsAccumulate<Storage>) {
-      return gradient(p, row);
+      return {out, out};
     } else {
-      return static_cast<Scalar*>(workspace.exponentials);
+      return {static_cast<Scalar*>(workspace.exponentials), out};
     }
   }
 
@@ -137,13 +143,12 @@ struct CrossEntropyRow {
     if (target.ignored) return;
     const DenseTarget<Storage> target_of = dense_target(p, row);
     const Storage* z = logits(p, row);
-    Scalar* keep = kept(p, row, workspace);
+    const KeptRow<Storage> keep = kept(p, row, workspace);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kBlockColumns;
       const int64_t count = std::min(kBlockColumns, p.shape.classes - first);
       BlockState& state = workspace.blocks[k];
-      reduce_exponentials<Kind>(p.alpha, z + first, count, keep != nullptr ? keep + first : nullptr,
-                                state);
+      reduce_exponentials<Kind>(p.alpha, z + first, count, keep.from(first), state);
       state.target_weight = state.distance = 0.0;
       if (has_dense_target(p)) reduce_dense_target(target_of, z, first, count, state);
     }
@@ -230,7 +235,8 @@ struct CrossEntropyRow {
   // With the exponentials that the reduction kept, or without them.
   static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
                           Workspace& workspace) {
-    if (p.gradient != nullptr) map(p, row, begin, end, kept(p, row, workspace), &workspace);
+    if (p.gradient != nullptr)
+      map(p, row, begin, end, kept(p, row, workspace).exponentials, &workspace);
   }
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end, Workspace&) {
     map(p, row, begin, end, nullptr, nullptr);
@@ -283,9 +289,10 @@ struct CrossEntropyRow {
   template <class Powered>
   static void map_softmax(const Storage* z, int64_t count, const Powered& powered, Scalar scale,
                           Storage* out) {
+    const auto scaled = powered.times(V::broadcast(scale));
     for_each_vector<V>(count, [&](int64_t column, int lanes) {
       const V x = load_lanes<V>(z + column, lanes);
-      prefetch_and_store(powered(column, lanes, x) * V::broadcast(scale), out + column, lanes);
+      prefetch_and_store(scaled(column, lanes, x), out + column, lanes);
     });
   }
 };

@@ -28,8 +28,9 @@ struct LogSoftmaxRow {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kBlockColumns;
       const int64_t count = std::min(kBlockColumns, p.shape.classes - first);
-      reduce_exponentials<Kind>(p.alpha, logits(p, row) + first, count,
-                                static_cast<Scalar*>(nullptr), workspace.blocks[k]);
+      constexpr KeptRow<Storage> kNowhere{nullptr, nullptr};
+      reduce_exponentials<Kind>(p.alpha, logits(p, row) + first, count, kNowhere,
+                                workspace.blocks[k]);
     }
   }
 

@@ -87,6 +87,30 @@ Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
   return {value, column < end ? column : count};  // a NaN before it may have hidden the block
 }
 
+// Where exp(alpha (z - reference)) is kept until the row's sums are known: in the gradient's own
+// row, or in scratch if that is too narrow.
+template <class Storage>
+struct KeptRow {
+  using Scalar = AccumulateOf<Storage>;
+  Scalar* exponentials;     // null: nowhere
+  const Storage* gradient;  // the row that is made of them
+
+  KeptRow from(int64_t column) const {
+    return exponentials != nullptr ? KeptRow{exponentials + column, gradient + column} : *this;
+  }
+  void keep(Vector<Scalar> powered, int64_t column, int lanes) const {
+    if constexpr (kIsAccumulate<Storage>) {
+      prefetch_and_store(powered, exponentials + column, lanes);
+    } else {
+      // Scratch stays in the cache. The gradient is written all at once in the end, when memory
+      // would be waited for: so it is asked for here, where arithmetic takes the time.
+      constexpr int kIntoL2 = 2;
+      __builtin_prefetch(gradient + column, 1, kIntoL2);
+      store_lanes(powered, exponentials + column, lanes);
+    }
+  }
+};
+
 // Running sums of exp(z - reference) and exp(alpha (z - reference)) over one column block.
 template <class Evaluate, class Storage>
 struct ExponentialSums {
@@ -94,22 +118,15 @@ struct ExponentialSums {
   using V = Vector<Scalar>;
   const Evaluate& evaluate;
   V reference;
-  Scalar* kept;  // exp(alpha (z - reference)) goes here, unless null
+  KeptRow<Storage> kept;
   LongSum<V> plain;
   LongSum<V> powered;
 
   auto at(const Storage* z, int64_t column, int lanes) const {
     __builtin_prefetch(z + column + kAhead<V>);
     const auto e = evaluate(load_lanes<V>(z + column, lanes), reference);
-    if (kept != nullptr) keep(e.powered(), column, lanes);
+    if (kept.exponentials != nullptr) kept.keep(e.powered(), column, lanes);
     return e;
-  }
-  void keep(V powered, int64_t column, int lanes) const {
-    if constexpr (kIsAccumulate<Storage>) {
-      prefetch_and_store(powered, kept + column, lanes);
-    } else {
-      store_lanes(powered, kept + column, lanes);  // scratch, which stays in the cache
-    }
   }
   template <class Pair>
   void add(const Pair& e) {
@@ -154,7 +171,7 @@ struct ExponentialSums {
 // The sums of one column block without its maximum, whose exponential is exactly 1.
 template <class Evaluate, class Storage>
 void sum_exponentials(double alpha, const Storage* z, int64_t count,
-                      const Largest<AccumulateOf<Storage>>& largest, AccumulateOf<Storage>* kept,
+                      const Largest<AccumulateOf<Storage>>& largest, const KeptRow<Storage>& kept,
                       BlockState& state) {
   using Scalar = AccumulateOf<Storage>;
   using V = Vector<Scalar>;
@@ -171,8 +188,8 @@ void sum_exponentials(double alpha, const Storage* z, int64_t count,
 
 // The state of one column block, without its targets.
 template <class Kind, class Storage>
-void reduce_exponentials(double alpha, const Storage* z, int64_t count, AccumulateOf<Storage>* kept,
-                         BlockState& state) {
+void reduce_exponentials(double alpha, const Storage* z, int64_t count,
+                         const KeptRow<Storage>& kept, BlockState& state) {
   using V = VectorOf<Storage>;
   const auto largest = find_largest(z, count);
   state.maximum = largest.value;
