@@ -26,11 +26,17 @@ void prefetch_and_store(V x, Storage* p, int lanes) {
   store_lanes(x, p, lanes);
 }
 
+// What nothing is less than.
+template <class Scalar>
+inline constexpr Scalar kLowest =
+    std::is_floating_point_v<Scalar> ? static_cast<Scalar>(-kInfinity)
+                                     : std::numeric_limits<Scalar>::min();
+
 // The largest element, lane by lane; NaN may be passed over (the sums catch it).
 template <class V, class Storage>
 V lane_maxima(const Storage* z, int64_t count) {
   constexpr int kUnroll = 4;  // hides the latency of a chain of maxima
-  const V lowest = V::broadcast(-kInfinity);
+  const V lowest = V::broadcast(kLowest<typename V::Scalar>);
   V best[kUnroll] = {lowest, lowest, lowest, lowest};
   int64_t column = 0;
   for (; column + kUnroll * V::kWidth <= count; column += kUnroll * V::kWidth) {
@@ -46,9 +52,8 @@ V lane_maxima(const Storage* z, int64_t count) {
 }
 
 // The first column of [begin, end) that equals x, or end.
-template <class Storage>
-int64_t find_in_row(const Storage* z, int64_t begin, int64_t end, AccumulateOf<Storage> x) {
-  using V = VectorOf<Storage>;
+template <class V, class Storage>
+int64_t find_in_row(const Storage* z, int64_t begin, int64_t end, typename V::Scalar x) {
   const V wanted = V::broadcast(x);
   for (int64_t column = begin; column < end; column += V::kWidth) {
     const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, end - column));
@@ -65,26 +70,42 @@ struct Largest {
 };
 
 // Each lane remembers in which run of 16 vectors its maximum rose last; only that run is searched.
-template <class Storage>
-Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
-  using V = VectorOf<Storage>;
+template <class V, class Storage>
+Largest<typename V::Scalar> find_largest_of(const Storage* z, int64_t count) {
+  using Scalar = typename V::Scalar;
   constexpr int64_t kBlock = 16 * V::kWidth;
-  V best = V::broadcast(-kInfinity);
+  V best = V::broadcast(kLowest<Scalar>);
   V best_block = V::broadcast(0);
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const V maxima = lane_maxima<V>(z + begin, std::min(kBlock, count - begin));
-    best_block = select(less(best, maxima), V::broadcast(begin / kBlock), best_block);
+    const V block = V::broadcast(static_cast<Scalar>(begin / kBlock));
+    best_block = select(less(best, maxima), block, best_block);
     best = maximum(best, maxima);
   }
-  const auto value = largest_of_lanes(best);
+  const Scalar value = largest_of_lanes(best);
   const int lane = first_set(equal(best, V::broadcast(value)));
   if (lane < 0) return {value, count};
-  typename V::Scalar blocks[V::kWidth];
+  Scalar blocks[V::kWidth];
   best_block.store(blocks);
   const int64_t begin = static_cast<int64_t>(blocks[lane]) * kBlock;
   const int64_t end = std::min(begin + kBlock, count);
-  const int64_t column = find_in_row(z, begin, end, value);
+  const int64_t column = find_in_row<V>(z, begin, end, value);
   return {value, column < end ? column : count};  // a NaN before it may have hidden the block
+}
+
+// Half precision by its bits, twice as many in a vector and without conversion. Those of negative
+// numbers are in the reverse order: the first numbers tell whether all may be.
+template <class Storage>
+Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
+  if constexpr (!kIsAccumulate<Storage>) {
+    using Bits = Vector<int16_t>;
+    const auto first = lane_maxima<Bits>(z, std::min<int64_t>(count, Bits::kWidth));
+    if (largest_of_lanes(first) >= 0) {
+      const int64_t column = find_largest_of<Bits>(z, count).column;
+      return {load_scalar(z + column), column};
+    }
+  }
+  return find_largest_of<VectorOf<Storage>>(z, count);
 }
 
 // Where exp(alpha (z - reference)) is kept until the row's sums are known: in the gradient's own

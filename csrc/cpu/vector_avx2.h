@@ -11,6 +11,13 @@ namespace {
 template <class Scalar>
 struct Vector;
 
+// SSE4.1 has it for the least of unsigned integers, in whose order these are upside down.
+inline int16_t largest_of_8(__m128i integers) {
+  const __m128i upside_down = _mm_set1_epi16(0x7fff);
+  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(integers, upside_down));
+  return static_cast<int16_t>(_mm_extract_epi16(least, 0) ^ 0x7fff);
+}
+
 // Lane i is all ones when i < count.
 inline __m256i first_lanes_32(int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -378,6 +385,53 @@ inline Vector<double>::Mask not_equal(Vector<double> a, Vector<double> b) {
 inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
+}
+
+// Half-precision numbers as the integers of the same bits, which are in the same order from 0 on.
+template <>
+struct Vector<int16_t> {
+  using Scalar = int16_t;
+  struct Mask {
+    __m256i bits;
+  };
+  static constexpr int kWidth = 16;
+  __m256i v;
+
+  static Vector broadcast(int16_t x) { return {_mm256_set1_epi16(x)}; }
+  static Mask first_lanes(int count) {
+    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return {_mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<int16_t>(count)), lane)};
+  }
+  template <class Half>
+  static Vector load(const Half* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  }
+  template <class Half>
+  static Vector load_first(const Half* p, int count) {
+    Half buffer[kWidth] = {};
+    std::memcpy(buffer, p, count * sizeof(Half));
+    return load(buffer);
+  }
+  void store(int16_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+inline Vector<int16_t> maximum(Vector<int16_t> a, Vector<int16_t> b) {
+  return {_mm256_max_epi16(a.v, b.v)};
+}
+inline Vector<int16_t>::Mask equal(Vector<int16_t> a, Vector<int16_t> b) {
+  return {_mm256_cmpeq_epi16(a.v, b.v)};
+}
+inline Vector<int16_t>::Mask less(Vector<int16_t> a, Vector<int16_t> b) {
+  return {_mm256_cmpgt_epi16(b.v, a.v)};
+}
+inline Vector<int16_t> select(Vector<int16_t>::Mask mask, Vector<int16_t> yes, Vector<int16_t> no) {
+  return {_mm256_blendv_epi8(no.v, yes.v, mask.bits)};
+}
+inline int16_t largest_of_lanes(Vector<int16_t> a) {
+  return largest_of_8(_mm_max_epi16(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1)));
+}
+inline int first_set(Vector<int16_t>::Mask mask) {
+  const int bits = _mm256_movemask_epi8(mask.bits);
+  return bits ? __builtin_ctz(bits) / 2 : -1;
 }
 
 // The most classes for which contiguous rows are transposed: beyond, reducing them one by one was

@@ -20,6 +20,12 @@ inline __m512i load_integers_512(const int32_t* p, int count) {
   return _mm512_cvtepi32_epi64(
       _mm256_maskz_loadu_epi32(static_cast<__mmask8>((1u << count) - 1u), p));
 }
+// SSE4.1 has it for the least of unsigned integers, in whose order these are upside down.
+inline int16_t largest_of_8(__m128i integers) {
+  const __m128i upside_down = _mm_set1_epi16(0x7fff);
+  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(integers, upside_down));
+  return static_cast<int16_t>(_mm_extract_epi16(least, 0) ^ 0x7fff);
+}
 inline int clamp_to_8(int count) { return count < 0 ? 0 : count > 8 ? 8 : count; }
 
 template <>
@@ -322,6 +328,46 @@ inline __mmask8 not_equal(Vector<double> a, Vector<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ);
 }
 inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
+
+// Half-precision numbers as the integers of the same bits, which are in the same order from 0 on.
+template <>
+struct Vector<int16_t> {
+  using Scalar = int16_t;
+  using Mask = __mmask32;
+  static constexpr int kWidth = 32;
+  __m512i v;
+
+  static Vector broadcast(int16_t x) { return {_mm512_set1_epi16(x)}; }
+  static Mask first_lanes(int count) { return static_cast<Mask>((uint64_t{1} << count) - 1u); }
+  template <class Half>
+  static Vector load(const Half* p) {
+    return {_mm512_loadu_si512(p)};
+  }
+  template <class Half>
+  static Vector load_first(const Half* p, int count) {
+    return {_mm512_maskz_loadu_epi16(first_lanes(count), p)};
+  }
+  void store(int16_t* p) const { _mm512_storeu_si512(p, v); }
+};
+inline Vector<int16_t> maximum(Vector<int16_t> a, Vector<int16_t> b) {
+  return {_mm512_max_epi16(a.v, b.v)};
+}
+inline __mmask32 equal(Vector<int16_t> a, Vector<int16_t> b) {
+  return _mm512_cmpeq_epi16_mask(a.v, b.v);
+}
+inline __mmask32 less(Vector<int16_t> a, Vector<int16_t> b) {
+  return _mm512_cmplt_epi16_mask(a.v, b.v);
+}
+inline Vector<int16_t> select(__mmask32 mask, Vector<int16_t> yes, Vector<int16_t> no) {
+  return {_mm512_mask_blend_epi16(mask, no.v, yes.v)};
+}
+inline int16_t largest_of_lanes(Vector<int16_t> a) {
+  const __m256i half =
+      _mm256_max_epi16(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  return largest_of_8(
+      _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+inline int first_set(__mmask32 mask) { return mask ? __builtin_ctz(mask) : -1; }
 
 // The most classes for which contiguous rows are transposed: beyond, reducing them one by one was
 // faster (least times of a step of 512 rows).

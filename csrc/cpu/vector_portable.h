@@ -220,6 +220,21 @@ struct Vector<double> : PortableVector<double, int64_t> {
   }
 };
 
+// Half-precision numbers as the integers of the same bits, which are in the same order from 0 on.
+template <>
+struct Vector<int16_t> : PortableVector<int16_t, int16_t> {
+  static Vector broadcast(int16_t x) { return {{Lanes{x, x, x, x, x, x, x, x}}}; }
+  template <class Half>
+  static Vector load(const Half* p) {
+    return {{quad(p)}};
+  }
+  template <class Half>
+  static Vector load_first(const Half* p, int count) {
+    return {{quad_first(reinterpret_cast<const char*>(p), 1, 2 * count)}};
+  }
+  void store(int16_t* p) const { std::memcpy(p, &v, sizeof(v)); }
+};
+
 template <class V>
 using MaskOf = typename V::Mask;
 
@@ -253,6 +268,7 @@ Vector<Scalar> multiply_add(Vector<Scalar> a, Vector<Scalar> b, Vector<Scalar> c
   }
 POWERGRAD_PORTABLE_OPERATORS(float)
 POWERGRAD_PORTABLE_OPERATORS(double)
+POWERGRAD_PORTABLE_OPERATORS(int16_t)
 #undef POWERGRAD_PORTABLE_OPERATORS
 
 // 2^step of kStepOrigin + step; 0 for step = kUnderflow.
