@@ -7,6 +7,7 @@
 #include "alpha.h"
 #include "row.h"
 #include "cpu/lanes.h"
+#include "cpu/polynomial.h"
 #include "cpu/exponentials.h"
 #include "cpu/exponential_pairs.h"
 #include "cpu/long_sum.h"

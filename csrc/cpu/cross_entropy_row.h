@@ -17,13 +17,13 @@ void map_softmax_minus_target(const Storage* z, int64_t count,
   const V missing = V::broadcast(row.missing);
   const V dominant = V::broadcast(row.dominant);
   const V target_weight = V::broadcast(row.target_weight);
-  for_each_vector<V>(count, [&](int64_t column, int lanes) {
+  map_row<V>(count, gradient, [&](int64_t column, int lanes) {
     const V x = load_lanes<V>(z + column, lanes);
     const V direct = powered(column, lanes, x) * share;
     const V target_j = target(column, lanes);
     const V of_dominant = multiply_add(target_j, V::broadcast(-1), target_weight) - missing;
     const V value = select(equal(x, dominant), of_dominant, direct - target_j);
-    prefetch_and_store(value * V::broadcast(scale), gradient + column, lanes);
+    return value * V::broadcast(scale);
   });
 }
 
@@ -54,14 +54,14 @@ struct FreshExponentials {
   }
 };
 // Calls map(powered) with them, for a row whose sum r' is alpha_sumexp_m1.
-template <class Scalar, class Map>
+template <Precision kPrecision, class Scalar, class Map>
 void map_fresh_exponentials(Scalar row_maximum, Scalar alpha_sumexp_m1, double alpha,
                             const Map& map) {
   using V = Vector<Scalar>;
   if (is_remote(alpha_sumexp_m1)) {
     map(FreshExponentials<ExactExponential<V>, Scalar>(row_maximum, alpha));
   } else {
-    map(FreshExponentials<Exponential<V>, Scalar>(row_maximum, alpha));
+    map(FreshExponentials<Exponential<V, kPrecision>, Scalar>(row_maximum, alpha));
   }
 }
 
@@ -235,8 +235,8 @@ struct CrossEntropyRow {
   // With the exponentials that the reduction kept, or without them.
   static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
                           Workspace& workspace) {
-    if (p.gradient != nullptr)
-      map(p, row, begin, end, kept(p, row, workspace).exponentials, &workspace);
+    if (p.gradient == nullptr) return;
+    map(p, row, begin, end, kept(p, row, workspace).exponentials, &workspace);
   }
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end, Workspace&) {
     map(p, row, begin, end, nullptr, nullptr);
@@ -261,22 +261,29 @@ struct CrossEntropyRow {
       }
       const bool here = first <= target.index && target.index < first + count;
       const Scalar z_target = here ? load_scalar(z + target.index) : 0;  // before it is overwritten
-      const auto map_block = [&](const auto& powered) {
-        if (has_dense_target(p)) {
-          const auto target_in_block = [&](int64_t column, int lanes) {
-            return target_of(first + column, lanes);
-          };
-          map_softmax_minus_target(z + first, count, softmax, powered, target_in_block, scale,
-                                   out + first);
+      // Calls map_block with the exponentials; only those that are computed again have a precision.
+      const auto map_exponentials = [&](auto precision, const auto& map_block) {
+        if (keep != nullptr) {
+          const double factor = workspace->blocks[k].alpha_factor;
+          map_block(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
         } else {
-          map_softmax(z + first, count, powered, scale * softmax.share, out + first);
+          map_fresh_exponentials<decltype(precision)::value>(softmax.maximum, alpha_sumexp_m1,
+                                                             p.alpha, map_block);
         }
       };
-      if (keep != nullptr) {
-        const double factor = workspace->blocks[k].alpha_factor;
-        map_block(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
+      if (has_dense_target(p)) {
+        const auto target_in_block = [&](int64_t column, int lanes) {
+          return target_of(first + column, lanes);
+        };
+        // What cancels in p' W - target_j takes the first digits of both.
+        map_exponentials(InPrecision<Precision::full>(), [&](const auto& powered) {
+          map_softmax_minus_target(z + first, count, softmax, powered, target_in_block, scale,
+                                   out + first);
+        });
       } else {
-        map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, map_block);
+        map_exponentials(InPrecision<kPrecisionOf<Storage>>(), [&](const auto& powered) {
+          map_softmax(z + first, count, powered, scale * softmax.share, out + first);
+        });
       }
       if (here) {
         store_scalar(scale * softmax.minus_target(p.alpha, z_target, target.mass),
@@ -290,9 +297,8 @@ struct CrossEntropyRow {
   static void map_softmax(const Storage* z, int64_t count, const Powered& powered, Scalar scale,
                           Storage* out) {
     const auto scaled = powered.times(V::broadcast(scale));
-    for_each_vector<V>(count, [&](int64_t column, int lanes) {
-      const V x = load_lanes<V>(z + column, lanes);
-      prefetch_and_store(scaled(column, lanes, x), out + column, lanes);
+    map_row<V>(count, out, [&](int64_t column, int lanes) {
+      return scaled(column, lanes, load_lanes<V>(z + column, lanes));
     });
   }
 };

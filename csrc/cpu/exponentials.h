@@ -7,15 +7,6 @@ namespace {
 inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr long double kLongLn2 = 0.693147180559945309417232L;
 
-template <class V, std::size_t kTerms>
-V polynomial(V x, const typename V::Scalar (&coefficients)[kTerms]) {
-  V result = V::broadcast(coefficients[kTerms - 1]);
-  for (std::size_t i = kTerms - 1; i-- > 0;) {
-    result = multiply_add(result, x, V::broadcast(coefficients[i]));
-  }
-  return result;
-}
-
 // Exponents are cut at steps, of a fraction of 1 where a vector has a table of roots. Adding this,
 // whose last bit is worth one step, rounds to the nearest and leaves its number in the low bits,
 // where power_of_two finds it.
@@ -24,19 +15,38 @@ V step_origin() {
   return V::broadcast(V::kStepOrigin);
 }
 
-// 2^(step + f) for f of at most half a step; shifted is step_origin + step. A NaN stays one: f is
-// NaN then.
-template <class V>
-V exp2_from_step(V shifted, V f) {
+// 2^(step + f) for f of at most half a step; shifted is step_origin + step; (2^f - 1) / f is the
+// polynomial slope(f). A NaN stays one: f is NaN then.
+template <class V, std::size_t kTerms>
+V exp2_from_step(V shifted, V f, const typename V::Scalar (&slope)[kTerms]) {
   // In this order nothing on the way is smaller than the result, where denormal numbers are slow.
-  const V fraction = multiply_add(f, polynomial(f, V::kExp2Slope), V::broadcast(1));
+  const V fraction = multiply_add(f, polynomial(f, slope), V::broadcast(1));
   return power_of_two(shifted) * fraction;
 }
 
+template <class Storage>
+inline constexpr Precision kPrecisionOf =
+    kIsAccumulate<Storage> ? Precision::full : Precision::half;
+
+// 2^(scale t) for t <= 0, 0 for t <= lowest; an instruction set may have another. A NaN stays one.
+template <Precision kPrecision, class V>
+V exp2_of_product(V scale, V t, V lowest) {
+  const V bounded = maximum(lowest, t);  // in this order: keeps NaN
+  const V shifted = multiply_add(bounded, scale, step_origin<V>());
+  // The product is rounded only once, after the step is taken off.
+  const V f = multiply_add(bounded, scale, step_origin<V>() - shifted);
+  if constexpr (kPrecision == Precision::half) {
+    return exp2_from_step(shifted, f, V::kHalfExp2Slope);
+  } else {
+    return exp2_from_step(shifted, f, V::kExp2Slope);
+  }
+}
+
 // exp(factor (z - reference)) for t = z - reference <= 0 and factor > 0. Relative error at most
-// (2 + 1.3 |factor t|) epsilon, an ulp of 1; the second term comes of rounding t and the scale.
-// 0 where the result would be below the least normal number, and for t = -infinity; NaN for NaN.
-template <class V>
+// (2 + 1.8 |factor t|) epsilon, an ulp of 1; the second term comes of rounding t, the scale and
+// their product. In half precision the first is 1.1e-4. What is below the least normal number may
+// be 0; 0 for t = -infinity, NaN for NaN.
+template <class V, Precision kPrecision = Precision::full>
 class Exponential {
  public:
   explicit Exponential(double factor) {
@@ -45,11 +55,7 @@ class Exponential {
     lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
   }
   V operator()(V z, V reference) const {
-    const V t = maximum(lowest_, z - reference);  // in this order: keeps NaN
-    const V shifted = multiply_add(t, scale_, step_origin<V>());
-    // The product is rounded only once, after the step is taken off.
-    const V f = multiply_add(t, scale_, step_origin<V>() - shifted);
-    return exp2_from_step(shifted, f);
+    return exp2_of_product<kPrecision>(scale_, z - reference, lowest_);
   }
 
  private:
@@ -86,7 +92,7 @@ class ExactExponential {
     const V shifted = multiply_add(t, scale_, step_origin<V>());
     const V step = shifted - step_origin<V>();
     const V fraction = multiply_add(step, lower_, multiply_add(step, upper_, t)) + low_part;
-    return exp2_from_step(shifted, fraction * scale_);
+    return exp2_from_step(shifted, fraction * scale_, V::kExp2Slope);
   }
 
  private:

@@ -15,6 +15,7 @@
 #endif
 
 #include "cpu/vector_avx2.h"
+#include "cpu/half_bits_avx2.h"
 #include "cpu/algorithm.h"
 
 POWERGRAD_DEFINE_KERNELS(avx2_kernels)

@@ -23,6 +23,7 @@
 
 #include "cpu/bfloat16_avx512.h"
 #include "cpu/vector_avx512.h"
+#include "cpu/half_bits_avx512.h"
 #include "cpu/algorithm.h"
 
 POWERGRAD_DEFINE_KERNELS(avx512_kernels)

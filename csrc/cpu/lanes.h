@@ -28,6 +28,13 @@ void store_lanes(V x, Storage* p, int count) {
   }
 }
 
+// Two vectors to memory; an instruction set may round both at once.
+template <class V, class Storage>
+void store_pair(V first, V second, Storage* p) {
+  first.store(p);
+  second.store(p + V::kWidth);
+}
+
 // One element as its accumulate type.
 template <class Storage>
 AccumulateOf<Storage> load_scalar(const Storage* p) {

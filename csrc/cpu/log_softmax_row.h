@@ -53,9 +53,8 @@ struct LogSoftmaxRow {
     const V log_sum = V::broadcast(log1p(static_cast<Scalar>(workspace.row.sumexp_m1)));
     const int64_t last = std::min(end * kBlockColumns, p.shape.classes);
     const int64_t first = begin * kBlockColumns;
-    for_each_vector<V>(last - first, [&](int64_t column, int lanes) {
-      const V x = load_lanes<V>(z + first + column, lanes);
-      prefetch_and_store((x - maximum) - log_sum, out + first + column, lanes);
+    map_row<V>(last - first, out + first, [&](int64_t column, int lanes) {
+      return (load_lanes<V>(z + first + column, lanes) - maximum) - log_sum;
     });
   }
 
@@ -95,9 +94,10 @@ struct LogSoftmaxRow {
                                      static_cast<Scalar>(workspace.row.target_weight));
     const auto target = [g](int64_t column, int lanes) { return load_lanes<V>(g + column, lanes); };
     const int64_t count = std::min(end * kBlockColumns, p.shape.classes) - first;
-    map_fresh_exponentials(softmax.maximum, alpha_sumexp_m1, p.alpha, [&](const auto& powered) {
+    const auto map = [&](const auto& powered) {
       map_softmax_minus_target(z, count, softmax, powered, target, Scalar(-1), out);
-    });
+    };
+    map_fresh_exponentials<Precision::full>(softmax.maximum, alpha_sumexp_m1, p.alpha, map);
   }
 };
 

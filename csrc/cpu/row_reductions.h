@@ -26,6 +26,24 @@ void prefetch_and_store(V x, Storage* p, int lanes) {
   store_lanes(x, p, lanes);
 }
 
+// Stores value(column, lanes) for every vector of [0, count).
+template <class V, class Storage, class Value>
+void map_row(int64_t count, Storage* out, const Value& value) {
+  int64_t column = 0;
+  if constexpr (!kIsAccumulate<Storage>) {
+    for (; column + 2 * V::kWidth <= count; column += 2 * V::kWidth) {
+      const V first = value(column, V::kWidth);
+      const V second = value(column + V::kWidth, V::kWidth);
+      __builtin_prefetch(out + column + kAhead<V>);
+      store_pair(first, second, out + column);
+    }
+  }
+  for (; column < count; column += V::kWidth) {
+    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, count - column));
+    prefetch_and_store(value(column, lanes), out + column, lanes);
+  }
+}
+
 // What nothing is less than.
 template <class Scalar>
 inline constexpr Scalar kLowest =
@@ -99,8 +117,9 @@ template <class Storage>
 Largest<AccumulateOf<Storage>> find_largest(const Storage* z, int64_t count) {
   if constexpr (!kIsAccumulate<Storage>) {
     using Bits = Vector<int16_t>;
-    const auto first = lane_maxima<Bits>(z, std::min<int64_t>(count, Bits::kWidth));
-    if (largest_of_lanes(first) >= 0) {
+    const int lanes = static_cast<int>(std::min<int64_t>(count, Bits::kWidth));
+    const int first = first_set(less(Bits::broadcast(-1), load_lanes<Bits>(z, lanes)));
+    if (0 <= first && first < lanes) {
       const int64_t column = find_largest_of<Bits>(z, count).column;
       return {load_scalar(z + column), column};
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/quads_avx2.h"
+#include "cpu/reductions_avx2.h"
 #include "cpu/roots_of_two.h"
 #include "exp2_polynomial.h"
 
@@ -10,13 +11,6 @@ namespace {
 
 template <class Scalar>
 struct Vector;
-
-// SSE4.1 has it for the least of unsigned integers, in whose order these are upside down.
-inline int16_t largest_of_8(__m128i integers) {
-  const __m128i upside_down = _mm_set1_epi16(0x7fff);
-  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(integers, upside_down));
-  return static_cast<int16_t>(_mm_extract_epi16(least, 0) ^ 0x7fff);
-}
 
 // Lane i is all ones when i < count.
 inline __m256i first_lanes_32(int count) {
@@ -62,6 +56,7 @@ struct Vector<float> {
   static constexpr int kSteps = 8;
   static constexpr float kStepOrigin = 0x1.8p23f / kSteps;
   static constexpr float kExp2Slope[] = {0.69314724f, 0.24025764f, 0.055496223f};  // 2.7e-8
+  static constexpr float kHalfExp2Slope[] = {0.69330889f, 0.24022588f};            // 3.5e-6
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
   static constexpr int kOctaveDigits = 13;      // with a step's 10 digits they make a float's 24
   __m256 v;
@@ -352,24 +347,14 @@ inline Vector<double>::Mask less(Vector<double> a, Vector<double> b) {
 inline Vector<double> select(Vector<double>::Mask mask, Vector<double> yes, Vector<double> no) {
   return {_mm256_blendv_pd(no.v, yes.v, mask.bits)};
 }
-inline double sum_of_lanes(Vector<double> a) {
-  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-}
-inline double largest_of_lanes(Vector<double> a) {
-  const __m128d two = _mm_max_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
-  return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
-}
+inline double sum_of_lanes(Vector<double> a) { return sum_256(a.v); }
+inline double largest_of_lanes(Vector<double> a) { return largest_256(a.v); }
 inline double sum_of_lanes(Vector<float> a) {
   const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a.v));
   const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1));
   return sum_of_lanes(Vector<double>{_mm256_add_pd(low, high)});
 }
-inline float largest_of_lanes(Vector<float> a) {
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
+inline float largest_of_lanes(Vector<float> a) { return largest_256(a.v); }
 inline Vector<double> low_halves(Vector<double> a, Vector<double> b) {
   return {_mm256_unpacklo_pd(a.v, b.v)};
 }
@@ -385,53 +370,6 @@ inline Vector<double>::Mask not_equal(Vector<double> a, Vector<double> b) {
 inline int first_set(Vector<double>::Mask mask) {
   const int bits = _mm256_movemask_pd(mask.bits);
   return bits ? __builtin_ctz(bits) : -1;
-}
-
-// Half-precision numbers as the integers of the same bits, which are in the same order from 0 on.
-template <>
-struct Vector<int16_t> {
-  using Scalar = int16_t;
-  struct Mask {
-    __m256i bits;
-  };
-  static constexpr int kWidth = 16;
-  __m256i v;
-
-  static Vector broadcast(int16_t x) { return {_mm256_set1_epi16(x)}; }
-  static Mask first_lanes(int count) {
-    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return {_mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<int16_t>(count)), lane)};
-  }
-  template <class Half>
-  static Vector load(const Half* p) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
-  }
-  template <class Half>
-  static Vector load_first(const Half* p, int count) {
-    Half buffer[kWidth] = {};
-    std::memcpy(buffer, p, count * sizeof(Half));
-    return load(buffer);
-  }
-  void store(int16_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-};
-inline Vector<int16_t> maximum(Vector<int16_t> a, Vector<int16_t> b) {
-  return {_mm256_max_epi16(a.v, b.v)};
-}
-inline Vector<int16_t>::Mask equal(Vector<int16_t> a, Vector<int16_t> b) {
-  return {_mm256_cmpeq_epi16(a.v, b.v)};
-}
-inline Vector<int16_t>::Mask less(Vector<int16_t> a, Vector<int16_t> b) {
-  return {_mm256_cmpgt_epi16(b.v, a.v)};
-}
-inline Vector<int16_t> select(Vector<int16_t>::Mask mask, Vector<int16_t> yes, Vector<int16_t> no) {
-  return {_mm256_blendv_epi8(no.v, yes.v, mask.bits)};
-}
-inline int16_t largest_of_lanes(Vector<int16_t> a) {
-  return largest_of_8(_mm_max_epi16(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1)));
-}
-inline int first_set(Vector<int16_t>::Mask mask) {
-  const int bits = _mm256_movemask_epi8(mask.bits);
-  return bits ? __builtin_ctz(bits) / 2 : -1;
 }
 
 // The most classes for which contiguous rows are transposed: beyond, reducing them one by one was

@@ -125,6 +125,7 @@ template <>
 struct Vector<float> : PortableVector<float, int32_t> {
   static constexpr float kStepOrigin = 0x1.8p23f;
   static constexpr float kExp2Slope[] = {POWERGRAD_EXP2_SLOPE};
+  static constexpr float kHalfExp2Slope[] = {0.6932829f, 0.24221097f, 0.055008933f};  // 1.1e-4
   static constexpr double kUnderflow = -127.0;  // power_of_two is 0
   static constexpr int kOctaveDigits = 16;      // with a step's 7 digits they make a float's 24
   static Vector broadcast(float x) { return {{Lanes{x, x, x, x}}}; }

@@ -1,5 +1,6 @@
 // The CPU kernels against the equations of powergrad.h: `kernel_test [instruction set]`, every
 // supported one without an argument. Returns 1 when a check fails, 2 for a bad argument.
+#include "check_exponentials.h"
 #include "conversions.h"
 #include "ordinary_problems.h"
 #include "special_values.h"
@@ -59,6 +60,9 @@ int run(const char* name) {
   POWERGRAD_FORALL_TYPES(POWERGRAD_CHECK_ALL)
 #undef POWERGRAD_CHECK_ALL
   check_conversions(reports);
+  check_exponentials<float>(reports);
+  check_exponentials<BFloat16>(reports);
+  check_exponentials<Float16>(reports);
   bool failed = false;
   for (const Report& report : reports) {
     report.summarize();
