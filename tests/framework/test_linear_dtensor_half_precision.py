@@ -44,7 +44,9 @@ def check_half(found, tensors, target, dtype, options):
         rounding = eps / 2 * other.abs() + 1e-5 * other.abs().max()
         assert ((one.double() - other).abs() <= bound + rounding).all()
     of_weight, of_bias = (one.double() for one in found[2:])
-    torch.testing.assert_close(of_weight[:, 0], of_bias, rtol=eps, atol=0)
+    # In bfloat16 a CPU rounds each chunk's product, as that of a layer that is no DTensor.
+    of_products = eps / 2 * gradient.abs().sum(0) if dtype == torch.bfloat16 else 0.0
+    assert ((of_weight[:, 0] - of_bias).abs() <= of_products + eps * of_bias.abs()).all()
 
 
 def half_precision(mesh):
