@@ -75,6 +75,8 @@ def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]
 
 def require_tensor(function: str, name: str, argument: object) -> None:
     """TypeError, in torch's words, for an argument that is not a tensor."""
+    if isinstance(argument, Tensor):  # of every small call
+        return
     require_type(function, name, argument, Tensor, "Tensor")
 
 

@@ -184,7 +184,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
                                                       /*needs_backward=*/true);
     }
     options.save(context, {input, target, computed.statistics, computed.total_weight});
-    if (inplace_backward) context->saved_data["inplace_backward"] = true;
+    if (inplace_backward) context->saved_data["inplace"] = true;
     others = {std::move(computed.statistics), std::move(computed.total_weight)};
     return computed.loss;
   }
@@ -203,7 +203,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
               .to(saved.target.scalar_type());
     }
     if (context->needs_input_grad(0) && !result[0].defined()) {
-      const bool inplace = context->saved_data.count("inplace_backward") > 0;
+      const bool inplace = context->saved_data.count("inplace") > 0;
       result[0] = compute_gradient(grad_output, saved, inplace);
     }
     return result;
@@ -238,7 +238,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options);
     const auto speculative = cross_entropy_forward_speculative(input, target, options);
     if (!speculative) return {};
-    context->saved_data["speculative_grad_output"] = speculative->grad_output;
+    context->saved_data["speculation"] = speculative->grad_output;
     context->saved_data["last_grad_output"] =
         reinterpret_cast<int64_t>(speculative->last_grad_output);
     return *speculative;
@@ -253,7 +253,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (kept == context->saved_data.end() || !is_plain(grad_output)) return {};
     at::Tensor gradient = std::move(kept->second).toTensor();
     kept->second = at::Tensor();
-    const bool is_speculative = context->saved_data.count("speculative_grad_output") > 0;
+    const bool is_speculative = context->saved_data.count("speculation") > 0;
     if (!context->needs_input_grad(0) || at::GradMode::is_enabled() ||
         (is_speculative ? !grad_output.is_cuda() : !is_finite_scalar(grad_output))) {
       return {};
@@ -280,7 +280,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     const Saved saved(context);
     const SpeculativeGradient speculative{
         {{}, gradient, saved.statistics, saved.total_weight},
-        context->saved_data["speculative_grad_output"].toTensor(),
+        context->saved_data["speculation"].toTensor(),
         reinterpret_cast<void*>(context->saved_data["last_grad_output"].toInt())};
     at::AutoDispatchBelowADInplaceOrView guard;
     cross_entropy_validate(speculative, grad_output, saved.input, saved.target, saved.options);

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty_strided.h>
 
+#include <c10/util/SmallVector.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -18,11 +20,12 @@ struct Dimension {
   int64_t size;
   int64_t stride;
 };
+using Dimensions = c10::SmallVector<Dimension, 5>;  // no allocation for most tensors
 
 // The dimensions that rows are made of, [first, last) in the order of the tensor without its class
 // dimension.
-std::vector<Dimension> row_dimensions(const at::Tensor& tensor, int64_t class_dim) {
-  std::vector<Dimension> dimensions;
+Dimensions row_dimensions(const at::Tensor& tensor, int64_t class_dim) {
+  Dimensions dimensions;
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (d != class_dim) dimensions.push_back({tensor.size(d), tensor.stride(d)});
   }
@@ -65,7 +68,7 @@ at::Tensor empty_in(const Layout& layout, at::IntArrayRef sizes, const at::Tenso
 }  // namespace
 
 std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
-  const std::vector<Dimension> dimensions = row_dimensions(tensor, class_dim);
+  const Dimensions dimensions = row_dimensions(tensor, class_dim);
   const Dimension* begin = dimensions.data();
   const Dimension* end = begin + dimensions.size();
   const int64_t classes = tensor.size(class_dim);
@@ -91,7 +94,7 @@ std::optional<Layout> find_layout(const at::Tensor& tensor, int64_t class_dim) {
 
 std::optional<Strides> strides_in(const Layout& layout, const at::Tensor& tensor) {
   if (tensor.numel() == 0) return Strides{0, 1, 0};
-  const std::vector<Dimension> dimensions = row_dimensions(tensor, layout.class_dim);
+  const Dimensions dimensions = row_dimensions(tensor, layout.class_dim);
   const Dimension* begin = dimensions.data();
   const auto outer = collapse(begin, begin + layout.outer_dims);
   const auto inner = collapse(begin + layout.outer_dims, begin + dimensions.size());
@@ -122,7 +125,7 @@ at::Tensor Destination::finish() const {
 }
 
 bool is_non_overlapping(const at::Tensor& tensor) {
-  std::vector<Dimension> dimensions;
+  Dimensions dimensions;
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (tensor.size(d) > 1) dimensions.push_back({tensor.size(d), tensor.stride(d)});
   }
@@ -136,8 +139,8 @@ bool is_non_overlapping(const at::Tensor& tensor) {
   return true;
 }
 
-std::vector<int64_t> row_sizes(const at::Tensor& tensor, int64_t class_dim) {
-  std::vector<int64_t> sizes = tensor.sizes().vec();
+at::DimVector row_sizes(const at::Tensor& tensor, int64_t class_dim) {
+  at::DimVector sizes(tensor.sizes());
   sizes.erase(sizes.begin() + class_dim);
   return sizes;
 }

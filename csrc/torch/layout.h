@@ -1,6 +1,7 @@
 // How a tensor of any shape and strides is seen as the kernels' (outer, classes, inner).
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -49,6 +50,6 @@ class Destination {
 bool is_non_overlapping(const at::Tensor& tensor);
 
 // The sizes of one value per row: the tensor's own without the class dimension.
-std::vector<int64_t> row_sizes(const at::Tensor& tensor, int64_t class_dim);
+at::DimVector row_sizes(const at::Tensor& tensor, int64_t class_dim);
 
 }  // namespace powergrad
