@@ -34,6 +34,11 @@ STANDARD = "-std=c++17"
 NATIVE = "native"  # the folder of the libraries in the package
 CPU_LIBRARY = "libpowergrad_kernels.so"
 CUDA_LIBRARY = "libpowergrad_cuda.so"
+BINDING = re.compile(r"_C_torch(\d+\.\d+)\.")  # how the file name of one begins
+# The sources as a link in the folder of object files. So no command, and nothing that is compiled,
+# names the place where they lie, and object files can be copied from one such place to another.
+SOURCES = Path("sources")
+EXPORTS = f"-Wl,--version-script={SOURCES / 'exports.map'}"
 SOURCE_GROUPS = ("cpu", "cuda", "torch", "device", "module")
 
 
@@ -84,6 +89,11 @@ def read_sources(csrc: Path) -> dict[str, list[Path]]:
     return groups
 
 
+def _linked(csrc: Path, group: str) -> list[Path]:
+    """The files of a group, as they are called while compiling."""
+    return [SOURCES / path.relative_to(csrc) for path in read_sources(csrc)[group]]
+
+
 def libraries(csrc: Path, *, as_one: bool) -> list[Library]:
     """Those for the torch and the Python that run this; `as_one`: see `binding`."""
     built = [cpu_library(csrc), binding(csrc, installed_torch(), running_python(), as_one=as_one)]
@@ -108,29 +118,28 @@ def wanted_toolkit() -> Path | None:
 
 def cpu_library(csrc: Path) -> Library:
     """The CPU kernels, which need neither torch nor the C++ library."""
-    command = _cxx(csrc)
-    objects = [_object(csrc, source, command) for source in read_sources(csrc)["cpu"]]
-    return Library(CPU_LIBRARY, objects, [_exports(csrc)])
+    objects = [_object(source, _cxx()) for source in _linked(csrc, "cpu")]
+    return Library(CPU_LIBRARY, objects, [EXPORTS])
 
 
 def cuda_library(csrc: Path, toolkit: Path) -> Library:
     """The CUDA kernels with a CUDA runtime of their own, so that any torch's will do beside it."""
     architectures = cuda_architectures(toolkit)
     names = ",".join(architectures)
-    cxx = [*_cxx(csrc, toolkit / "include"), f'-DPOWERGRAD_CUDA_ARCHITECTURES="{names}"']
-    nvcc = [str(toolkit / "bin" / "nvcc"), STANDARD, *NVCC_FLAGS, f"-I{csrc}"]
+    cxx = [*_cxx(toolkit / "include"), f'-DPOWERGRAD_CUDA_ARCHITECTURES="{names}"']
+    nvcc = [str(toolkit / "bin" / "nvcc"), STANDARD, *NVCC_FLAGS, f"-I{SOURCES}"]
     nvcc += [flag for name in architectures for flag in code_for(name)]
     if len(compiler()) == 1:
         nvcc.append(f"--compiler-bindir={compiler()[0]}")
     objects = [
-        _object(csrc, source, nvcc if source.suffix == ".cu" else cxx)
-        for source in read_sources(csrc)["cuda"]
+        _object(source, nvcc if source.suffix == ".cu" else cxx)
+        for source in _linked(csrc, "cuda")
     ]
     folders = [f"-L{toolkit / name}" for name in ("lib64", "lib")]
     return Library(
         CUDA_LIBRARY,
         objects,
-        [*folders, "-lcudart_static", "-lpthread", "-ldl", "-lrt", _exports(csrc)],
+        [*folders, "-lcudart_static", "-lpthread", "-ldl", "-lrt", EXPORTS],
     )
 
 
@@ -142,19 +151,18 @@ def binding(csrc: Path, torch: Torch, python: Python, *, as_one: bool) -> Librar
     """
     headers = torch.folder / "include"
     include = (headers, headers / "torch" / "csrc" / "api" / "include")
-    command = [*_cxx(csrc, *include), torch.standard, *openmp_flags()]  # the last standard counts
-    groups = read_sources(csrc)
+    command = [*_cxx(*include), torch.standard, *openmp_flags()]  # the last standard counts
     folder = f"torch-{torch.minor}"
-    together = [groups["torch"]] if as_one else [[source] for source in groups["torch"]]
+    operators = _linked(csrc, "torch")
+    parts = {source.name: [source] for source in _linked(csrc, "device")}
+    parts |= {"torch": operators} if as_one else {source.name: [source] for source in operators}
     objects = [
-        Object(f"{folder}/{sources[-1].name}.o", sources, command)
-        for sources in [*together, *([source] for source in groups["device"])]
-        if sources
+        Object(f"{folder}/{name}.o", sources, command) for name, sources in parts.items() if sources
     ]
     in_python = [*command, "-isystem", str(python.include)]
     objects += [
         Object(f"{folder}/{source.name}{python.suffix}.o", [source], in_python)
-        for source in groups["module"]
+        for source in _linked(csrc, "module")
     ]
     flags = [f"-L{torch.folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch_python", "-ldl"]
     return Library(
@@ -184,18 +192,14 @@ def running_python() -> Python:
     return Python(Path(sysconfig.get_path("include")), EXTENSION_SUFFIXES[0])
 
 
-def _cxx(csrc: Path, *others: Path) -> list[str]:
+def _cxx(*others: Path) -> list[str]:
     """The command of a C++ source; the folder of object files has the generated header."""
     include = [word for folder in others for word in ("-isystem", str(folder))]
-    return [*compiler(), STANDARD, *CXX_FLAGS, f"-I{csrc}", "-I.", *include]
+    return [*compiler(), STANDARD, *CXX_FLAGS, f"-I{SOURCES}", "-I.", *include]
 
 
-def _exports(csrc: Path) -> str:
-    return f"-Wl,--version-script={csrc / 'exports.map'}"
-
-
-def _object(csrc: Path, source: Path, command: list[str]) -> Object:
-    return Object(f"{source.relative_to(csrc)}.o", [source], command)
+def _object(source: Path, command: list[str]) -> Object:
+    return Object(f"{source.relative_to(SOURCES)}.o", [source], command)
 
 
 def build(
@@ -215,6 +219,7 @@ def build(
     # A hash of all that the libraries of kernels and their binding have in common.
     version = hash_of_files(csrc, leave_out="torch")
     ninja.write(objects / "sources_version.h", f'#define POWERGRAD_SOURCES "{version}"\n')
+    ninja.link(objects / SOURCES, csrc)
     rules = ninja.rules(what, os.path.relpath(output, objects), linker or compiler())
     ninja.write(objects / "build.ninja", rules)
     ninja.run(objects, quiet=quiet)

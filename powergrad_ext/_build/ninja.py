@@ -88,3 +88,9 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def link(path: Path, folder: Path) -> None:
+    """A link to a folder, in place of one to another."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(folder.resolve())

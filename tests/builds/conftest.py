@@ -33,7 +33,12 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Pythons before 3.11.4 know no filters.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(folder)
-    return folder / archive.name.removesuffix(".tar.gz")
+    tree = folder / archive.name.removesuffix(".tar.gz")
+    # What was compiled already, of the very same sources, is not compiled again.
+    objects = Path("build", "objects")
+    if (REPOSITORY / objects).is_dir():
+        shutil.copytree(REPOSITORY / objects, tree / objects, symlinks=True)
+    return tree
 
 
 def _all_but_sources(folder: str, names: list[str]) -> list[str]:
