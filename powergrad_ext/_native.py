@@ -27,7 +27,6 @@ MODULE = "powergrad_ext._C"
 OLDEST_TORCH = (2, 11)
 PACKAGE = Path(__file__).resolve().parent
 NATIVE = PACKAGE / _build.NATIVE
-BINDING = re.compile(r"_C_torch(\d+\.\d+)\.")
 
 
 def _find() -> ModuleType:
@@ -144,7 +143,7 @@ def _need(kernels: Path | None, torch_minor: str) -> str:
     """Why there is something to compile."""
     if kernels is None:
         return "powergrad_ext has to be compiled"
-    there = {match[1] for path in kernels.iterdir() if (match := BINDING.match(path.name))}
+    there = {match[1] for path in kernels.iterdir() if (match := _build.BINDING.match(path.name))}
     versions = ", ".join(sorted(there)) or "none"
     return (
         f"powergrad_ext was installed with bindings for torch {versions}; "

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -20,8 +19,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-BINDING = re.compile(r"_C_torch(\d+)\.(\d+)\.")
-CUDA_LIBRARY = "libpowergrad_cuda.so"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "powergrad_ext"))
+
+import _build
+
 CUDA_VERSIONS = ["130", "132"]
 KERNEL = "powergrad_ext"
 # The package imports itself by its name, and its operators can be registered once in a process.
@@ -52,29 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(scratch)
         package = Path(scratch) / "powergrad_ext"
-        version = int(re.search(r"-(\d+)\.", options.wheels[0].name)[1])  # type: ignore[index]
-        bindings = (BINDING.match(path.name) for path in package.glob("native/_C_torch*"))
-        for minor in sorted({match.groups() for match in bindings if match}):
+        version = int(options.wheels[0].name.split("-")[1].partition(".")[0])
+        native = package / _build.NATIVE
+        bindings = (_build.BINDING.match(path.name) for path in native.iterdir())
+        for minor in sorted({match[1] for match in bindings if match}):
             backends = ["cpu"]
-            if (package / "native" / CUDA_LIBRARY).exists():
+            if (native / _build.CUDA_LIBRARY).exists():
                 backends += [f"cu{cuda}" for cuda in CUDA_VERSIONS]
             for backend in backends:
                 lay_out(package, options.output, minor, backend, version)
 
 
-def lay_out(
-    package: Path, output: Path, torch: tuple[str, ...], backend: str, version: int
-) -> None:
+def lay_out(package: Path, output: Path, torch_minor: str, backend: str, version: int) -> None:
     """One variant, without what other variants need and without sources: nothing is compiled."""
     system = f"{platform.machine()}-{sys.platform}"
-    folder = output / "build" / f"torch{''.join(torch)}-cxx11-{backend}-{system}"
-    own = f"_C_torch{'.'.join(torch)}."
+    folder = output / "build" / f"torch{torch_minor.replace('.', '')}-cxx11-{backend}-{system}"
 
     def others(parent: str, names: list[str]) -> list[str]:
-        left_out = {"csrc"}
-        if Path(parent).name == "native":
-            left_out |= {n for n in names if n.startswith("_C_torch") and not n.startswith(own)}
-            left_out |= {CUDA_LIBRARY} if backend == "cpu" else set()
+        left_out = {"csrc"} | ({_build.CUDA_LIBRARY} if backend == "cpu" else set())
+        found = (_build.BINDING.match(name) for name in names)
+        left_out |= {match.string for match in found if match and match[1] != torch_minor}
         return [name for name in names if name in left_out]
 
     shutil.rmtree(folder, ignore_errors=True)
