@@ -1,6 +1,6 @@
 """The wheel that the environment variable WHEEL names, where there is torch and no compiler.
 
-Without that variable nothing here is run, as in `make test`; `make wheel-test` sets it.
+Without that variable nothing here is run, as in `make test`; `make test-wheel` sets it.
 """
 
 from __future__ import annotations
@@ -33,5 +33,7 @@ def altered(installed: Installed) -> Iterator[Installed]:
     """The same, whose libraries are as they were when a test is over that changes them."""
     before = {path: path.read_bytes() for path in installed.native.iterdir()}
     yield installed
+    for path in installed.native.iterdir():
+        path.unlink()
     for path, content in before.items():
         path.write_bytes(content)

@@ -13,15 +13,15 @@ from installation import Installed
 from powergrad_ext import _build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BINDING = re.compile(r"_C_torch(\d+\.\d+)\.")
 OTHER_SOURCES = b"0123456789ab"
 
 
-def symbols(library: Path, *options: str) -> set[str]:
-    """The names, without versions, that nm prints."""
+def symbols(library: Path | str, *options: str) -> set[str]:
+    """The names, without versions, that nm prints; of undefined ones those that must be found."""
     command = ["nm", "--dynamic", *options, library]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {line.split()[-1].partition("@")[0] for line in printed.splitlines()}
+    rows = [line.split()[-2:] for line in printed.splitlines()]
+    return {name.partition("@")[0] for kind, name in rows if kind != "w"}
 
 
 def torches() -> dict[str, Path]:
@@ -34,26 +34,30 @@ def torches() -> dict[str, Path]:
     return found
 
 
-def test_no_symbol_of_any_torch_is_missing(installed: Installed) -> None:
-    """Of a binding's own torch. In another's some are, or this could not fail."""
-    libraries = torches()
-    defined = {
-        minor: set().union(*(symbols(path, "--defined-only") for path in folder.glob("lib*.so")))
-        for minor, folder in libraries.items()
-    }
-    anything = set().union(*defined.values())
-    bindings = {
-        match[1]: path for path in installed.native.iterdir() if (match := BINDING.match(path.name))
-    }
-    assert bindings
-    for minor, path in bindings.items():
-        if minor in defined:
-            needed = symbols(path, "--undefined-only")
-            assert needed & anything
-            # What torch's namespaces hold, as the compiler writes it: c10, at, torch.
-            of_torch = {name for name in needed if re.match(r"_ZN?K?(3c10|2at|5torch)", name)}
-            assert of_torch
-            assert (needed & anything | of_torch) - defined[minor] == set()
+@pytest.fixture(scope="module")
+def of_the_system() -> set[str]:
+    """What the libraries define that are mapped into this process beside torch's."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "r-xp" in line}
+    names = r"/(lib(c|m|dl|gcc_s|stdc\+\+|gomp)|ld-linux-.*)[.-][^/]*$"
+    found = {path for path in paths if re.search(names, path)}
+    assert any("libstdc++" in path for path in found)
+    return set().union(*(symbols(path, "--defined-only") for path in found))
+
+
+def test_no_symbol_of_any_torch_is_missing(installed: Installed, of_the_system: set[str]) -> None:
+    """Of those that a binding needs of its own torch."""
+    found = (_build.BINDING.match(path.name) for path in installed.native.iterdir())
+    bindings = {match[1]: installed.native / match.string for match in found if match}
+    folders = torches()
+    assert bindings.keys() & folders.keys()
+    for minor in bindings.keys() & folders.keys():
+        needed = symbols(bindings[minor], "--undefined-only") - of_the_system
+        needed = {name for name in needed if not re.match("_?Py", name)}  # of who loads it
+        assert needed
+        for library in folders[minor].glob("lib*.so*"):
+            needed -= symbols(library, "--defined-only")
+        assert needed == set(), minor
 
 
 def test_kernels_need_the_c_library_only(installed: Installed) -> None:
@@ -71,13 +75,60 @@ def test_a_library_gives_away_one_function(installed: Installed, library: str) -
     assert symbols(path, "--defined-only") == {name}
 
 
+def binding_of(installed: Installed) -> Path:
+    """That of the torch that runs the tests."""
+    minor, suffix = _build.minor_version(torch.__version__), _build.running_python().suffix
+    return installed.native / _build.binding_name(minor, suffix)
+
+
+def last_line_of_importing(installed: Installed) -> str:
+    done = installed.run("import powergrad_ext", check=False)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_wheel_without_this_torch_is_explained(altered: Installed) -> None:
+    for path in altered.native.iterdir():
+        if _build.BINDING.match(path.name):
+            path.unlink()
+    binding_of(altered).with_name("_C_torch2.99.so").touch()
+    line = last_line_of_importing(altered)
+    assert line.startswith(
+        "ImportError: powergrad_ext was installed with bindings for torch 2.99; "
+    )
+    assert "has to be compiled, which needs a C++ compiler" in line
+
+
+def test_a_binding_of_another_torch_is_explained(altered: Installed) -> None:
+    own = binding_of(altered)
+    others = sorted(altered.native.glob(f"_C_torch*{_build.running_python().suffix}"))
+    other = others[-1] if own == others[0] else others[0]
+    if other == own:
+        pytest.skip("the wheel has one binding")
+    own.write_bytes(other.read_bytes())
+    line = last_line_of_importing(altered)
+    assert line.startswith(f"ImportError: {own.name} was built for another PyTorch than ")
+    assert "install powergrad_ext again" in line
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.999])
+@pytest.mark.parametrize("library", ["", _build.CPU_LIBRARY, _build.CUDA_LIBRARY])
+def test_a_library_that_is_cut_off_is_named(altered: Installed, library: str, kept: float) -> None:
+    path = altered.native / library if library else binding_of(altered)
+    if not path.exists():
+        pytest.skip("the wheel has no CUDA kernels")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    line = last_line_of_importing(altered)
+    assert line.startswith(f"ImportError: {path} is incomplete (")
+    assert "install powergrad_ext again" in line
+
+
 def test_kernels_of_other_sources_are_refused(altered: Installed) -> None:
     path = altered.native / _build.CPU_LIBRARY
     version = _version(path)
     path.write_bytes(path.read_bytes().replace(version, OTHER_SOURCES))
-    done = altered.run("import powergrad_ext", check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+    assert last_line_of_importing(altered) == (
         "ImportError: libpowergrad_kernels.so was not built from the sources of the module beside "
         f"it ({OTHER_SOURCES.decode()}, not {version.decode()}): install powergrad_ext again"
     )
