@@ -3,8 +3,8 @@
 #   VENV    the folder of that environment
 #   OUT     the folder for what `make gpu` finds
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
-#   TESTS   which tests test-torch runs, and other options for pytest
-#   WHEEL   the wheel that test-rest and wheel-test test
+#   TESTS   which tests test-torch and test-installed run, and other options for pytest
+#   WHEEL   the wheel that test-wheel and test-installed test
 #   RUN     what each measurement of bench-results is started with, such as taskset or numactl
 PYTHON = python3
 VENV = .venv
@@ -20,7 +20,7 @@ CXX_FILES = $(shell find $(wildcard csrc tests bench examples) -name '*.h' -o -n
 
 .NOTPARALLEL:
 .PHONY: help demo check test test-all test-rest test-wheel docs pytest test-torch build lint format core-test
-.PHONY: bench bench-results gpu clean wheel wheels wheel-test
+.PHONY: bench bench-results gpu clean wheel wheels test-installed
 
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk '{ name = $$0; sub(/:.*/, "", name); sub(/^[^:]*:/, ""); printf "  make %-14s %s\n", name, $$0 }'
@@ -35,16 +35,17 @@ check: lint build/core ## after a change: style, types, kernels, semantics; at m
 test: lint build/core docs ## every change: install, build, and test all behaviour; about 15 minutes
 	$(PYTEST)
 
-test-all: test test-rest test-wheel ## before a release: all of that, and what takes long
+test-all: test test-rest ## before a release: all of that, and what takes long
 
-test-rest: build/address build/thread $(VENV)/.frameworks ## sanitizers, builds, other instruction sets and torch
+test-rest: build/address build/thread test-wheel ## sanitizers, builds, other instruction sets and torch
 	$(PYTEST) --level rest --dist loadfile
 	$(MAKE) --no-print-directory test-torch TORCH='$(VISION_TORCH)' VISION=yes TESTS='$(VISION_TESTS)'
 
-# Without the CUDA kernels, which take many minutes; WHEEL=... names a wheel that has them.
-test-wheel: $(VENV)/.wheels ## build the wheel of this Python and torch, and test what it installs
-	$(if $(WHEEL),,rm -rf build/wheel && POWERGRAD_CUDA=OFF $(MAKE) --no-print-directory wheel DIST=build/wheel)
-	$(MAKE) --no-print-directory wheel-test WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))"
+# Of the libraries that the tree has; WHEEL=... names another wheel of this Python and torch.
+OF_TREE = --built=powergrad_ext/native bdist_wheel --skip-build --dist-dir=build/wheel
+test-wheel: $(VENV)/.frameworks ## pack a wheel, and test what it installs where nothing can be compiled
+	$(if $(WHEEL),,rm -rf build/wheel && python setup.py --quiet build --build-base=build/wheel build_ext $(OF_TREE))
+	WHEEL="$(or $(WHEEL),$$(echo build/wheel/*.whl))" $(PYTEST) --dist loadfile tests/wheels
 
 WORKERS = 2
 REQUIRED = accelerate lightning peft transformers trl
@@ -76,6 +77,7 @@ test-torch: ## run the tests with another torch, in a copy with an environment o
 	@rm -rf $(addprefix $(TREE)/,bench csrc docs examples tests)
 	@git ls-files -z --cached --others --exclude-standard | \
 	    xargs -0 cp --parents --update --preserve=timestamps --target-directory=$(TREE)
+	@test -e $(TREE)/build/objects || ! test -e build/objects || cp -a --parents build/objects $(TREE)
 	$(if $(VISION),POWERGRAD_CUDA=OFF) $(MAKE) --no-print-directory -C $(TREE) \
 	    TORCH='$(TORCH)' TESTS='$(TESTS)' VISION='$(VISION)' pytest
 
@@ -127,11 +129,19 @@ MEMORY = --case llama2 --dtype float32 --mode forward forward+backward in-place 
 wheel: $(VENV)/.test ## make the wheel for this Python and this torch, into dist
 	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(DIST) .
 
-wheels: $(VENV)/.wheels ## make the wheels for all Pythons and all torches, into dist
-	python scripts/wheels.py
+wheels: $(VENV)/.wheels ## make the wheels for all Pythons and all torches, into dist, and test them all
+	python scripts/wheels.py --test
 
-wheel-test: $(VENV)/.wheels ## test the wheel that WHEEL names, where nothing can be compiled
-	WHEEL='$(WHEEL)' python -m pytest --quiet tests/wheels
+# A copy without the package, so that what is tested is what the wheel installed.
+INSTALLED = build/installed/$(notdir $(PYTHON))-$(subst ~=,-,$(subst ==,-,$(firstword $(TORCH))))
+test-installed: ## run tests against WHEEL, in an environment of its own (PYTHON=... TORCH=... TESTS=...)
+	@rm -rf $(addprefix $(INSTALLED)/,bench docs examples scripts tests) && mkdir -p $(INSTALLED)
+	@git ls-files -z --cached --others --exclude-standard ':!powergrad_ext' ':!csrc' | \
+	    xargs -0 cp --parents --target-directory=$(INSTALLED)
+	@sh scripts/venv.sh $(INSTALLED)/.venv '$(PYTHON)' '$(TORCH)'
+	$(INSTALLED)/.venv/bin/python -m pip install --quiet '$(abspath $(WHEEL))[test]'
+	$(INSTALLED)/.venv/bin/python -m pip install --quiet --no-deps --force-reinstall $(abspath $(WHEEL))
+	cd $(INSTALLED) && WHEEL=$(abspath $(WHEEL)) OMP_NUM_THREADS=1 .venv/bin/python -m pytest --quiet $(or $(TESTS),tests/wheels)
 
 gpu: ## on a machine with a GPU, installing nothing: build, test, sanitize, benchmark (PART=one)
 	$(PYTHON) scripts/gpu.py $(PART)

@@ -1,6 +1,6 @@
 """Builds wheels that need no compiler where they are installed, for all torches that there are.
 
-    python scripts/wheels.py [--python python3.11 ...] [--torch 2.13 ...] [--output dist]
+    python scripts/wheels.py [--python python3.11 ...] [--torch 2.13 ...] [--output dist] [--test]
 
 One wheel for each Python that is found here; in each the CPU kernels, the CUDA kernels if there is
 a CUDA toolkit (TORCH_CUDA_ARCH_LIST names the architectures), and a binding for every minor version
@@ -20,6 +20,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "powergrad_ext"))
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--python", nargs="+", default=PYTHONS, metavar="python3.X")
     parser.add_argument("--torch", nargs="+", metavar="2.X", help="minor versions; default: all")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "dist")
+    parser.add_argument("--test", action="store_true", help="each, beside every torch")
     options = parser.parse_args(arguments)
 
     pythons = find_pythons(options.python)
@@ -66,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     native = WORK / "native"
     bindings = {
         version: [
-            _build.binding(CSRC, folders[minor], python, as_one=True) for minor in torches[version]
+            _build.binding(CSRC, folders[minor], python.build, as_one=True)
+            for minor in torches[version]
         ]
         for version, python in pythons.items()
     }
@@ -80,12 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wheel = pack(version, files, options.output)
         check(wheel)
         print(f"{wheel} ({wheel.stat().st_size / 1e6:.1f} MB): torch {', '.join(torches[version])}")
+        for minor in torches[version] if options.test else ():
+            test(wheel, pythons[version], minor)
 
 
-def find_pythons(names: Iterable[str]) -> dict[str, _build.Python]:
+class Python(NamedTuple):
+    """A Python that wheels are for."""
+
+    path: str
+    build: _build.Python
+
+
+def find_pythons(names: Iterable[str]) -> dict[str, Python]:
     """By its version, each Python that is here, on PATH or among pyenv's, and has headers."""
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    found: dict[str, _build.Python] = {}
+    found: dict[str, Python] = {}
     for name in names:
         candidates = [shutil.which(name), *map(str, root.glob(f"versions/*/bin/{name}"))]
         for path in filter(None, candidates):
@@ -93,7 +105,7 @@ def find_pythons(names: Iterable[str]) -> dict[str, _build.Python]:
             if told.returncode == 0:
                 version, suffix, include = told.stdout.strip().split(" ", 2)
                 if Path(include, "Python.h").exists():
-                    found.setdefault(version, _build.Python(Path(include), suffix))
+                    found.setdefault(version, Python(path, _build.Python(Path(include), suffix)))
     return found
 
 
@@ -129,6 +141,7 @@ def unpacked_torch(release: str, python: str) -> Path:
     folder = WORK / f"torch-{release}"
     if not folder.exists():
         download = WORK / "download"
+        shutil.rmtree(download, ignore_errors=True)
         what = [f"torch=={release}", f"--python-version={python}", f"--dest={download}"]
         pip("download", "--quiet", "--no-deps", "--only-binary=:all:", *what)
         (wheel,) = download.glob("torch-*.whl")
@@ -174,6 +187,12 @@ def check(wheel: Path) -> None:
     match = re.search(r'"manylinux_(\d+)_(\d+)_\w+"', told)
     if match is None or (int(match[1]), int(match[2])) > GLIBC:
         sys.exit(f"{wheel.name} is for a later platform than its name says:\n{told}")
+
+
+def test(wheel: Path, python: Python, torch_minor: str) -> None:
+    """Run the tests of wheels in an environment of its own."""
+    words = [f"WHEEL={wheel}", f"PYTHON={python.path}", f"TORCH=torch~={torch_minor}.0"]
+    subprocess.run(["make", "test-installed", *words], cwd=REPOSITORY, check=True)
 
 
 if __name__ == "__main__":
