@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tarfile
-import venv
 from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, run
+from installation import Installed
 from tiny_package import TinyPackage
 
 
@@ -63,15 +63,7 @@ def wheel(source_tree: Path) -> Path:
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment where the wheel is installed and this one's torch is seen."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    (packages,) = folder.glob("lib/python*/site-packages")
-    parents = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "parent.pth").write_text("\n".join(parents))
-    pip = [sys.executable, "-m", "pip", "--python", python]
-    run(*pip, "install", "--no-deps", "--no-index", "--ignore-installed", wheel, cwd=folder)
-    return python
+    return Installed(tmp_path_factory.mktemp("environment"), wheel).python
 
 
 @pytest.fixture(scope="session")
