@@ -29,6 +29,7 @@ CASES = {
         Case("tiny", 8, 10),
         Case("cifar10", 128, 10),
         Case("cifar100", 128, 100),
+        Case("cifar100-large", 4096, 100),
         Case("imagenet", 256, 1000),
         Case("imagenet-large", 4096, 1000, gpu_rows=262144),
         Case("codebook", 2048, 4096, gpu_rows=65536),

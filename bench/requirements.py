@@ -170,6 +170,22 @@ KEPT_MEMORY_REQUIREMENTS = tuple(
             dtypes=FLOAT,
             modes=(FRESH,),
         ),
+        *(
+            overhead(
+                f"{where}, bfloat16",
+                DEFAULT,
+                COPY.name,
+                promise,
+                aim,
+                cases=of,
+                dtypes=HALF,
+                modes=(FRESH,),
+            )
+            for where, promise, aim, of in (
+                ("C ≥ 32000", 1.7, 1.35, LARGE),
+                ("4096 x 1000", 2.6, 2.0, ("imagenet-large",)),
+            )
+        ),
         speedup("65536 x 10", COMPILERS, 2.5, None, ("few-classes",), DEFAULT_DTYPES),
         speedup("8 x 2 x 512 x 512", COMPILERS, 2.0, None, ("mask",), DEFAULT_DTYPES),
         speedup("65536 rows, C ≤ 200", COMPILERS, 1.4, 2.5, MANY_ROWS_OF_FEW, DEFAULT_DTYPES),
