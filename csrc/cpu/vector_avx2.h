@@ -375,7 +375,7 @@ inline int first_set(Vector<double>::Mask mask) {
 // The most classes for which contiguous rows are transposed: beyond, reducing them one by one was
 // faster (least times of a step of 512 rows).
 template <class Storage>
-inline constexpr int64_t kMostFewClasses = 120;
+inline constexpr int64_t kMostFewClasses = 160;
 template <>
 inline constexpr int64_t kMostFewClasses<BFloat16> = 176;
 template <>

@@ -332,6 +332,8 @@ inline int first_set(__mmask8 mask) { return mask ? __builtin_ctz(mask) : -1; }
 template <class Storage>
 inline constexpr int64_t kMostFewClasses = 256;
 template <>
+inline constexpr int64_t kMostFewClasses<BFloat16> = 320;
+template <>
 inline constexpr int64_t kMostFewClasses<double> = 128;
 
 // What was streamed is seen by other threads before what is stored from here on.
