@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-try:
+from examples.evidence.needs import needed_by
+
+INSTALL = "make demo  or  pip install --no-build-isolation --editable '.[demo]'"
+with needed_by("examples.digits", INSTALL):
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -24,11 +26,6 @@ try:
     from .results import Results
     from .timing import SIZES, time_loss
     from .training import Run, train
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"examples.digits needs {str(missing.name).partition('.')[0]}, which is not installed: "
-        "run  make demo  or  pip install --no-build-isolation --editable '.[demo]'"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:

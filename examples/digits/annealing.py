@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from examples.evidence.comparison import Estimate, format_estimate
 from powergrad_ext import AlphaSchedule, cross_entropy
 
 from . import methods
-from .comparison import Estimate
 from .data import load_split
-from .report import format_estimate, report_table
+from .report import report_table
 from .training import BATCH_SIZE, Evaluation, train
 
 ALPHA = 0.25

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +12,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from .report import format_estimate, machine
+from examples.evidence.comparison import format_estimate
+from examples.evidence.machine import machine
+from examples.evidence.style import BASELINE_COLOUR, FINE_PRINT, OUR_COLOUR, house_style
+
 from .results import Results
 from .training import THREADS, Run
-
-BASELINE_COLOUR = "#64789a"
-OUR_COLOUR = "#e0542f"
-FINE_PRINT = "#747c86"
 
 NEARLY_ALL = 100.4
 """Where the stretched accuracy axis would end: past 100 % by about two digits of the test set."""
@@ -28,7 +26,7 @@ NEARLY_ALL = 100.4
 def save(results: Results, path: Path) -> Path:
     """Draw the curves of all runs and write them as a PNG; return where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.style.context(Path(__file__).with_name("plot.mplstyle")):
+    with house_style():
         space = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, rect=(0, 0.03, 1, 0.87))
         figure = Figure(figsize=(12, 8.6), layout=space)
         panels = figure.subplots(2, 2)

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
-import torch
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
-import powergrad_ext
-from powergrad_ext._native import _C
+from examples.evidence.comparison import Comparison, format_estimate
+from examples.evidence.machine import count_of, machine
 
-from .comparison import Comparison, Estimate
 from .results import Results
 from .timing import LossTime
 from .training import THREADS
-
-
-def machine(threads: int) -> str:
-    """Return the processor, the number of threads used, versions and instruction sets in a line."""
-    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    return (
-        f"{processor}, {count_of(threads)}, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()}), powergrad_ext {powergrad_ext.__version__} "
-        f"({_C.isa().upper()})"
-    )
-
-
-def count_of(threads: int) -> str:
-    """Return so many threads, in words."""
-    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def training_table(results: Results) -> Table:
@@ -77,11 +59,6 @@ def comparison_cells(comparison: Comparison, digits: int) -> tuple[str, str, str
         format_estimate(comparison.difference, digits, sign="+"),
         f"{comparison.better} of {comparison.seeds}",
     )
-
-
-def format_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
-    """Return `mean ± standard error`; sign "+" writes a plus before a positive mean."""
-    return f"{estimate.mean:{sign}.{digits}f} ± {estimate.error:.{digits}f}"
 
 
 def timing_table(results: Results) -> Table:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .comparison import Comparison, compare
+from examples.evidence.comparison import Comparison, compare
+
 from .methods import Method
 from .timing import LossTime
 from .training import Run

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from examples.evidence.threads import thread_count
 from powergrad_ext.calibration import negative_log_likelihood
 
 from .data import Split, load_split, shuffled_batches
 from .methods import Criterion, Method
 from .network import residual_network
-from .threads import thread_count
 
 BATCH_SIZE = 64
 MOMENTUM = 0.9

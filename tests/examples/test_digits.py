@@ -25,9 +25,10 @@ from examples.digits import report
 from examples.digits.methods import TUNED_RATE, Method, cross_entropy, power_gradient
 from examples.digits.network import residual_network
 from examples.digits.results import Results
-from examples.digits.threads import thread_count
 from examples.digits.timing import Size
 from examples.digits.training import Run, evaluate, step, train
+from examples.evidence.machine import machine
+from examples.evidence.threads import thread_count
 from powergrad_ext._native import _C
 
 DEMO = "examples.digits"
@@ -139,7 +140,7 @@ def test_epochs_in_which_pgt_is_behind_are_told() -> None:
 
 
 def test_the_caption_tells_torch_s_instructions_from_ours() -> None:
-    line = report.machine(2)
+    line = machine(2)
     assert f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})" in line
     assert f"powergrad_ext {pg.__version__} ({_C.isa().upper()})" in line
     assert ", 2 threads, " in line
@@ -255,10 +256,21 @@ def test_too_little_to_compare_is_refused(
     assert f"{arguments[0]} must be at least" in capsys.readouterr().err
 
 
+WITHOUT = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "{package}":
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, Missing())
+runpy.run_module("{module}")
+"""
+
+
 @pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn", "torch"])
 def test_a_package_that_is_missing_is_named(package):
     """One sentence, from the command itself."""
-    code = f"import sys, runpy; sys.modules['{package}'] = None; runpy.run_module('{DEMO}')"
+    code = WITHOUT.format(package=package, module=DEMO)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     # A torch for CUDA has a line of its own where there is no GPU.

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import sem
+from scipy.stats import sem, t
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its standard error."""
+    """A mean over seeds, its standard error and its 95 % interval (Student's t)."""
 
     mean: float
     error: float
+    interval: tuple[float, float]
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Estimate:
         """Estimate from one value per seed; at least two."""
-        return cls(float(np.mean(values)), float(sem(values)))
+        mean, error = float(np.mean(values)), float(sem(values))
+        half = float(t.ppf(0.975, len(values) - 1)) * error
+        return cls(mean, error, (mean - half, mean + half))
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,14 @@ def compare(
         ties=int(np.count_nonzero(gain == 0)),
         seeds=len(difference),
     )
+
+
+def format_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """Return `mean ± standard error`; sign "+" writes a plus before a positive mean."""
+    return f"{estimate.mean:{sign}.{digits}f} ± {estimate.error:.{digits}f}"
+
+
+def format_interval(estimate: Estimate, digits: int) -> str:
+    """Return `mean [low, high]`, signed: a difference and its 95 % interval."""
+    low, high = estimate.interval
+    return f"{estimate.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

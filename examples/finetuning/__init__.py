@@ -1,0 +1,1 @@
+"""A small language model of one text learns another: `python -m examples.finetuning`."""

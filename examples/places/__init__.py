@@ -1,0 +1,1 @@
+"""In which country is a place? Its name tells: `python -m examples.places`."""

@@ -1,0 +1,72 @@
+"""Train with each alpha, with BatchNorm and without, over paired seeds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from examples.evidence.needs import needed_by
+
+INSTALL = "pip install --no-build-isolation --editable '.[evidence]'"
+with needed_by("examples.places", INSTALL):
+    from examples.evidence import command
+    from examples.evidence.report import Quantity
+    from examples.evidence.study import Arm, Metrics, Study
+
+    from . import data
+    from .network import NETWORKS
+    from .training import Size, measure
+
+ALPHAS = (0.1, 0.25, 0.5, 1.0, 1.43, 2.0)
+FULL = Size(places=60_000, batch=128, epochs=1)
+QUICK = Size(places=6_000, batch=128, epochs=1)
+QUANTITIES = (
+    Quantity("accuracy", "accuracy, %", 2, True),
+    Quantity("rare_top5", "top-5, rare countries, %", 2, True),
+    Quantity("nll_trained", "NLL, softmax(αz)", 4, False),
+    Quantity("top5", "top-5, %", 2, True),
+    Quantity("nll", "NLL, softmax(z)", 4, False),
+    Quantity("calibration_error_trained", "calibration error, softmax(αz), %", 2, False),
+    Quantity("rare_accuracy", "accuracy, rare countries, %", 2, True),
+    Quantity("frequent_accuracy", "accuracy, frequent countries, %", 2, True),
+    Quantity("rare_nll_trained", "NLL, rare countries, softmax(αz)", 4, False),
+)
+
+
+def accuracy(metrics: Metrics) -> float:
+    """Return what picks a rate."""
+    return metrics["accuracy"]
+
+
+def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
+    """Return 8 seeds of 12 arms, or less of everything."""
+    gazetteer = data.load()
+    size = QUICK if options.quick else FULL
+    study = Study(
+        arms=[
+            Arm(network, alpha)
+            for network in NETWORKS
+            for alpha in ((0.25, 1.0) if options.quick else ALPHAS)
+        ],
+        rates=(0.04, 0.16, 0.64),
+        seeds=range(2 if options.quick else 8),
+        objective=accuracy,
+    )
+
+    def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
+        return measure(gazetteer, size, arm, rate, seed, part)
+
+    return command.Plan(study, vars(size), run)
+
+
+EXPERIMENT = command.Experiment(
+    "places",
+    "Which country is a place in? Names of GeoNames, test data",
+    plan,
+    QUANTITIES,
+    panels=3,
+)
+
+
+if __name__ == "__main__":
+    command.run(EXPERIMENT)
