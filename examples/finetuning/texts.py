@@ -71,5 +71,5 @@ def passages(paragraphs: Iterable[str]) -> Iterable[str]:
 
 
 def windows(tokens: Tensor, length: int) -> Tensor:
-    """Return (N, length + 1): inputs and the tokens that follow, which windows share at the ends."""
+    """Return (N, length + 1); a window ends with the token that the next one begins with."""
     return tokens.unfold(0, length + 1, length)

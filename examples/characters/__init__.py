@@ -1,0 +1,1 @@
+"""Which character is it, in a typeface never seen? `python -m examples.characters`."""
