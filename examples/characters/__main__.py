@@ -19,7 +19,7 @@ with needed_by("examples.characters", INSTALL):
 
 ALPHAS = (0.1, 0.25, 0.5, 1.0)
 FULL = Size(characters=len(JIS_LEVEL_1), width=32, batch=256, epochs=6)
-QUICK = Size(characters=64, width=8, batch=64, epochs=2)
+QUICK = Size(characters=32, width=8, batch=32, epochs=2)
 QUANTITIES = (
     Quantity("accuracy", "accuracy, %", 2, True),
     Quantity("top5", "top-5, %", 2, True),

@@ -26,11 +26,12 @@ FOUNDRY = 3
 
 @dataclass(frozen=True)
 class Face:
-    """One face in a file of fonts, and its name."""
+    """One face in a file of fonts, its name, and the characters that it has of those asked for."""
 
     path: Path
     index: int
     name: str
+    characters: frozenset[str]
 
 
 def find(folder: Path, characters: Sequence[str]) -> list[Face]:
@@ -43,9 +44,12 @@ def find(folder: Path, characters: Sequence[str]) -> list[Face]:
         except (TTLibError, OSError):
             continue  # not a font, or a broken one
         for index, font in enumerate(fonts):
-            known = font.getBestCmap() or {}
-            if 2 * sum(ord(character) in known for character in characters) >= len(characters):
-                faces.append(Face(path, index, font["name"].getDebugName(4) or path.stem))
+            glyphs = font.getBestCmap() or {}
+            known = frozenset(character for character in characters if ord(character) in glyphs)
+            # A font of last resort has one glyph, a box, for many characters.
+            if 2 * len({glyphs[ord(character)] for character in known}) >= len(characters):
+                name = font["name"].getDebugName(4) or path.stem
+                faces.append(Face(path, index, name, known))
     return faces
 
 
@@ -64,10 +68,9 @@ def render(face: Face, characters: Sequence[str]) -> NDArray[np.uint8]:
     A character that the face does not have, or has no drawing of, is blank.
     """
     font = ImageFont.truetype(face.path, SIZE - 2 * MARGIN, face.index)
-    known = _fonts_in(face.path)[face.index].getBestCmap()
     images = np.zeros((len(characters), SIZE, SIZE), np.uint8)
     for image, character in zip(images, characters, strict=True):
-        if ord(character) in known:
+        if character in face.characters:
             left, top, right, bottom = font.getbbox(character)
             corner = ((SIZE - left - right) / 2, (SIZE - top - bottom) / 2)
             canvas = Image.new("L", (SIZE, SIZE))
@@ -84,6 +87,8 @@ def families(faces: Sequence[Face], images: Sequence[NDArray[np.uint8]]) -> list
     Joined are also all that are joined to those. Too large a family costs little, one that is torn
     apart would let a network see in training what it is tested on.
     """
+    if not faces:
+        return []
     drawn = list(zip(faces, images, strict=True))
     joined = [
         [_same_name(face, other) or alike(one, two) > RELATED for other, two in drawn]

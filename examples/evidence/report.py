@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .comparison import Estimate, compare, format_estimate, format_interval
 from .journal import Journal
-from .study import Arm, Outcomes
+from .study import Outcome, Outcomes
 
 BASELINE = 1.0
 """Ordinary cross-entropy."""
@@ -27,54 +27,52 @@ class Quantity:
 
 def tables(outcomes: Outcomes, quantities: Sequence[Quantity], journal: Journal) -> str:
     """Return two tables for each network, and what they rest on."""
-    networks = list(dict.fromkeys(arm.network for arm in outcomes))
     parts = []
-    for network in networks:
+    for network in dict.fromkeys(arm.network for arm in outcomes):
         alphas = {arm.alpha: outcome for arm, outcome in outcomes.items() if arm.network == network}
-        seeds = len(next(iter(alphas.values())).metrics)
-        title = f"**{network}**, {seeds} seeds: " if len(networks) > 1 else f"{seeds} seeds: "
-        parts += [title + "mean ± standard error", values(outcomes, network, quantities)]
+        title = f"**{network}**, {len(alphas[BASELINE].metrics)} seeds: "
         parts += [
-            title + "difference to α = 1, seed by seed, with its 95 % interval, and how many "
-            "seeds were better",
-            differences(outcomes, network, quantities),
+            title + "mean ± standard error",
+            values(alphas, quantities),
+            title + "difference to α = 1, seed by seed, its 95 % interval, and how many seeds were "
+            "better",
+            differences(alphas, quantities),
         ]
     parts.append(
-        f"{journal.seconds / 60:.0f} minutes for {len(journal.results)} runs, searches included. "
-        f"{journal.machine}."
+        f"{journal.seconds / 60:.1f} minutes of one processor for {len(journal.results)} runs, "
+        f"searches included. {journal.machine}."
     )
     return "\n\n".join(parts)
 
 
-def values(outcomes: Outcomes, network: str, quantities: Sequence[Quantity]) -> str:
+def values(alphas: Mapping[float, Outcome], quantities: Sequence[Quantity]) -> str:
     """Return each metric at each alpha."""
-    rows = [["α", "rate", *(quantity.title for quantity in quantities)]]
-    for arm, outcome in outcomes.items():
-        if arm.network == network:
-            estimates = [
-                format_estimate(Estimate.over(outcome.values(quantity.metric)), quantity.digits)
-                for quantity in quantities
-            ]
-            rows.append([f"{arm.alpha:g}", f"{outcome.rate:g}", *estimates])
+    rows = [
+        ["", *(f"α = {alpha:g}" for alpha in alphas)],
+        ["rate", *(f"{outcome.rate:g}" for outcome in alphas.values())],
+    ]
+    for quantity in quantities:
+        estimates = [Estimate.over(outcome.values(quantity.metric)) for outcome in alphas.values()]
+        cells = [format_estimate(estimate, quantity.digits) for estimate in estimates]
+        rows.append([quantity.title, *cells])
     return markdown(rows)
 
 
-def differences(outcomes: Outcomes, network: str, quantities: Sequence[Quantity]) -> str:
+def differences(alphas: Mapping[float, Outcome], quantities: Sequence[Quantity]) -> str:
     """Return each metric less that of alpha = 1, with intervals."""
-    rows = [["α", *(quantity.title for quantity in quantities)]]
-    baseline = outcomes[Arm(network, BASELINE)]
-    for arm, outcome in outcomes.items():
-        if arm.network == network and arm.alpha != BASELINE:
-            cells = []
-            for quantity in quantities:
-                comparison = compare(
-                    baseline.values(quantity.metric),
-                    outcome.values(quantity.metric),
-                    higher_is_better=quantity.higher_is_better,
-                )
-                interval = format_interval(comparison.difference, quantity.digits)
-                cells.append(f"{interval}, {comparison.better} of {comparison.seeds}")
-            rows.append([f"{arm.alpha:g}", *cells])
+    others = {alpha: outcome for alpha, outcome in alphas.items() if alpha != BASELINE}
+    rows = [["", *(f"α = {alpha:g}" for alpha in others)]]
+    for quantity in quantities:
+        cells = []
+        for outcome in others.values():
+            comparison = compare(
+                alphas[BASELINE].values(quantity.metric),
+                outcome.values(quantity.metric),
+                higher_is_better=quantity.higher_is_better,
+            )
+            interval = format_interval(comparison.difference, quantity.digits)
+            cells.append(f"{interval}, {comparison.better} of {comparison.seeds}")
+        rows.append([quantity.title, *cells])
     return markdown(rows)
 
 

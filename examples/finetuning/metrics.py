@@ -13,7 +13,7 @@ from .network import CONTEXT, LanguageModel
 
 ENTROPY = 2.5
 """Of the next token, in nats, on the new text: where samples are compared."""
-SHARPEST, FLATTEST = 8.0, 0.125
+SHARPEST, FLATTEST = 32.0, 1 / 32
 """Between these factors of the logits temperatures are looked for."""
 SAMPLES, SAMPLED, PROMPT = 24, 64, 16
 
