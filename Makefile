@@ -153,7 +153,7 @@ clean: ## remove all that was built; the virtual environment stays
 # The package in the environment, in place, with what a task needs. Compiles what has changed.
 $(VENV)/.bench: NEEDS = bench
 $(VENV)/.demo: NEEDS = demo
-$(VENV)/.test: NEEDS = demo,docs,lint,test
+$(VENV)/.test: NEEDS = docs,evidence,lint,test
 $(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing what is needed and compiling the extension: about a minute or two'
 	python -m pip install --quiet --no-build-isolation --editable '.[$(NEEDS)]'

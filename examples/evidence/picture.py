@@ -15,7 +15,7 @@ from .report import BASELINE, Quantity
 from .study import Arm, Outcomes
 from .style import BASELINE_COLOUR, FINE_PRINT, OUR_COLOUR, house_style
 
-LOOKS = ((OUR_COLOUR, "o", 0.97), (BASELINE_COLOUR, "s", 1.03))
+LOOKS = ((OUR_COLOUR, "o", 0.96), (BASELINE_COLOUR, "s", 1.04))
 """Colour and marker of each network, and how far aside it is drawn."""
 
 
@@ -30,7 +30,7 @@ def draw(outcomes: Outcomes, quantities: Sequence[Quantity], title: str, path: P
                 differences(axes, outcomes, network, quantity, look)
             axes.axhline(0, color=FINE_PRINT, linewidth=1)
             better = "higher" if quantity.higher_is_better else "lower"
-            axes.set_title(f"{quantity.title} ({better} is better)", fontsize=11)
+            axes.set_title(f"{quantity.title}\n{better} is better", fontsize=11)
             alphas = sorted({arm.alpha for arm in outcomes})
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator(alphas))

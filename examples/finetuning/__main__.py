@@ -21,8 +21,8 @@ ALPHAS = (0.5, 0.7, 1.0, 1.43, 2.0)
 FULL = Size(batch=8, pretraining_steps=1200, windows=240, epochs=3, judged=100)
 QUICK = Size(batch=8, pretraining_steps=100, windows=64, epochs=1, judged=24)
 QUANTITIES = (
-    Quantity("new_nll_best", "new text: loss at the best temperature", 4, False),
-    Quantity("old_nll_best", "old text: loss at the best temperature", 4, False),
+    Quantity("new_nll_best", "new text: loss, best temperature", 4, False),
+    Quantity("old_nll_best", "old text: loss, best temperature", 4, False),
     Quantity("matched_distinct4", f"distinct 4-grams at {ENTROPY} nats, %", 2, True),
     Quantity("new_nll", "new text: loss at softmax(z)", 4, False),
     Quantity("new_nll_trained", "new text: loss at softmax(αz)", 4, False),
