@@ -79,8 +79,8 @@ template <class Scalar>
 struct IndexTarget {
   int64_t index = -1;  // among the logits; -1: ignored, another shard's, or probabilities
   bool ignored = false;
-  Scalar point_weight = 0;  // (1 - smoothing) w_index, on top of what label smoothing gives
-  Scalar mass = 0;          // target_index, label smoothing included
+  Scalar point_weight = 0;     // (1 - smoothing) w_index, on top of what label smoothing gives
+  Scalar weighted_target = 0;  // target_index, label smoothing included
 
   IndexTarget() = default;
   POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t index_of_all) {
@@ -100,12 +100,12 @@ struct IndexTarget {
  private:
   POWERGRAD_FUNCTION void set_weights(const CrossEntropyParams& p) {
     const Scalar* weight = weights_of<Scalar>(p);
-    point_weight = mass = weight != nullptr ? weight[index] : Scalar(1);
+    point_weight = weighted_target = weight != nullptr ? weight[index] : Scalar(1);
     if (p.label_smoothing == 0.0) return;  // double precision is slow on a GPU
-    const double own = static_cast<double>(mass);
+    const double own = static_cast<double>(weighted_target);
     point_weight = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
-    mass = point_weight +
-           static_cast<Scalar>(own * p.label_smoothing / static_cast<double>(all_classes(p)));
+    weighted_target = point_weight + static_cast<Scalar>(own * p.label_smoothing /
+                                                         static_cast<double>(all_classes(p)));
   }
 };
 

@@ -1,4 +1,4 @@
-"""What the raw operators return, in numbers (csrc/powergrad.h, csrc/shards.h)."""
+"""The sizes and types of what the raw operators return (csrc/powergrad.h, csrc/shards.h)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 #: Rows of the statistics tensor: maximum, alpha sum, target weight.
 CROSS_ENTROPY_STATISTICS = 3
-#: What a shard of the classes tells the others of a row.
-SHARD_NUMBERS = 5
+#: Shard statistics of a row, which a shard of the classes sends to the others.
+SHARD_STATISTICS = 5
 
 
 def accumulate_dtype(input: Tensor) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Rows whose classes are sharded over processes (vocabulary parallel).
 
 Every process reduces its own classes. The shard statistics of a row merge as a monoid
-(csrc/shards.h), so one all-gather of five numbers a row is all that is communicated.
+(csrc/shards.h), so one all-gather of five statistics a row is all that is communicated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from powergrad_ext._constant import assume_constant_result
-from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_NUMBERS, accumulate_dtype
+from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_STATISTICS, accumulate_dtype
 from powergrad_ext.options import Options, split_options
 
 ops = torch.ops.powergrad
@@ -80,9 +80,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         options, (shard, fingerprint) = split_options(arguments)
-        messages, total_weight = exchange(input, target, options, shard, fingerprint)
+        gathered, total_weight = exchange(input, target, options, shard, fingerprint)
         divisor = options.divisor(total_weight)
-        loss, merged = ops.cross_entropy_merge_shards(messages, divisor, *options)
+        loss, merged = ops.cross_entropy_merge_shards(gathered, divisor, *options)
         statistics = merged[:CROSS_ENTROPY_STATISTICS]
         tensors, ctx.options = options.split()
         ctx.save_for_backward(input, target, statistics, total_weight, *tensors)
@@ -110,9 +110,11 @@ class _LogSoftmax(torch.autograd.Function):
         target = torch.zeros(_row_shape(logits), dtype=torch.int64, device=input.device)
         options = Options(reduction="none", alpha=alpha)
         fingerprint = fingerprint_of(input, shard)
-        messages, unused = exchange(logits, target, options, shard, fingerprint)
-        _, merged = ops.cross_entropy_merge_shards(messages, unused, *options)
-        maximum, alpha_sumexp_m1, _, sumexp_m1, _ = merged.view(SHARD_NUMBERS, *_row_shape(logits))
+        gathered, unused = exchange(logits, target, options, shard, fingerprint)
+        _, merged = ops.cross_entropy_merge_shards(gathered, unused, *options)
+        maximum, alpha_sumexp_m1, _, sumexp_m1, _ = merged.view(
+            SHARD_STATISTICS, *_row_shape(logits)
+        )
         ctx.save_for_backward(input, alpha, maximum, alpha_sumexp_m1)
         ctx.dim, ctx.shard = dim, shard
         # z - maximum first: it is exact or nearly so, however far from 0 the row lies.
@@ -190,30 +192,30 @@ def exchange(
                 " layer in this group, whose sizes they remember: on a GPU give each layer a group"
                 " of its own (torch.distributed.new_group)"
             )
-        message, total_weight = ops.cross_entropy_shard_forward(
+        own, total_weight = ops.cross_entropy_shard_forward(
             input, target, *options, shard.before, shard.after, fingerprint
         )
     except Exception:
         if not torch.compiler.is_compiling():
             # What seems wrong may be so for the sizes of another layer alone.
             answer = REFUSED if shard.is_certain else ASKED
-            messages = _answer(answer, input, math.prod(_row_shape(input)), shard)
+            gathered = _answer(answer, input, math.prod(_row_shape(input)), shard)
             if not shard.is_certain:
-                require_sizes(messages)
+                require_sizes(gathered)
         raise
-    messages = all_gather(message, shard)
+    gathered = all_gather(own, shard)
     if not shard.is_certain and not input.is_cuda:  # on a GPU that would mean waiting for it
-        require_sizes(messages)
-    return messages, total_weight
+        require_sizes(gathered)
+    return gathered, total_weight
 
 
-def require_sizes(messages: Tensor) -> None:
+def require_sizes(gathered: Tensor) -> None:
     """SizesDifferError where every rank raises it, since all look at the same answers.
 
     On a GPU those look that ask themselves.
     """
-    answers = set(messages[:, 0].tolist())
-    if answers == {ASKED} or (len(answers) > 1 and not messages.is_cuda):
+    answers = set(gathered[:, 0].tolist())
+    if answers == {ASKED} or (len(answers) > 1 and not gathered.is_cuda):
         raise SizesDifferError
 
 
@@ -221,20 +223,20 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
     """What a mean of a layer's rows divides by, once all arguments but the layer are checked.
 
     `input` is the layer's, (N, H). Ranks exchange their fingerprints, since the sizes of all other
-    messages depend on the arguments. A rank that cannot go on says so before it raises.
+    exchanges depend on the arguments. A rank that cannot go on says so before it raises.
     """
     logits = input.new_empty(input.shape[0], 0)
     fingerprint = fingerprint_of(input, shard, *constants)
     try:
-        message, total_weight = ops.cross_entropy_shard_forward(
+        own, total_weight = ops.cross_entropy_shard_forward(
             logits, target, *options, sum(shard.sizes), 0, fingerprint
         )
     except Exception:
         if not torch.compiler.is_compiling():
             refuse(logits, 1, shard)
         raise
-    # As the message of a single row: a device looks at those that have rows.
-    header = F.pad(message[:1], (0, SHARD_NUMBERS))
+    # As the statistics of a single row: a GPU compares those of each row.
+    header = F.pad(own[:1], (0, SHARD_STATISTICS))
     options = options._replace(reduction="none")
     ops.cross_entropy_merge_shards(all_gather(header, shard), total_weight, *options)
     return total_weight
@@ -246,16 +248,16 @@ def refuse(input: Tensor, rows: int, shard: Shard) -> None:
 
 
 def _answer(answer: float, input: Tensor, rows: int, shard: Shard) -> Tensor:
-    size = (1 + SHARD_NUMBERS * rows,)
+    size = (1 + SHARD_STATISTICS * rows,)
     return all_gather(input.new_full(size, answer, dtype=accumulate_dtype(input)), shard)
 
 
-def all_gather(message: Tensor, shard: Shard) -> Tensor:
-    """Those of all ranks, (processes, size)."""
+def all_gather(own: Tensor, shard: Shard) -> Tensor:
+    """The shard statistics of all ranks, (processes, size)."""
     processes = len(shard.sizes)
     if processes == 1:
-        return message.unsqueeze(0)
-    gathered = collectives.all_gather_into_tensor(message, processes, shard.group)
+        return own.unsqueeze(0)
+    gathered = collectives.all_gather_into_tensor(own, processes, shard.group)
     return collectives.wait_tensor(gathered).view(processes, -1)
 
 

@@ -286,7 +286,7 @@ struct CrossEntropyRow {
         });
       }
       if (here) {
-        store_scalar(scale * softmax.minus_target(p.alpha, z_target, target.mass),
+        store_scalar(scale * softmax.minus_target(p.alpha, z_target, target.weighted_target),
                      out + target.index);
       }
     }

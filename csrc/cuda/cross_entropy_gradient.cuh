@@ -106,7 +106,7 @@ class GradientMap {
       const Scalar z = targets.logit[r];
       const IndexTarget<Scalar> target = targets.weights(p, r);
       // Without a dense target there is no smoothing, and the compiler may drop its code.
-      const Scalar target_j = kDenseTarget ? target.mass : target.point_weight;
+      const Scalar target_j = kDenseTarget ? target.weighted_target : target.point_weight;
       at_target_[r] = from_number<Storage>(
           scale_[r] * softmax[r].minus_target_from(powered(z, r), z, target_j));
     }

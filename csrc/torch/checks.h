@@ -33,7 +33,7 @@ void check_same_device(const at::Tensor& input, const at::Tensor& other, const c
 
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name);
 
-// The exponent, finite and > 0, else ValueError. `alpha` is on the CPU.
+// The value of alpha, finite and > 0, else ValueError. `alpha` is on the CPU.
 double alpha_value(const at::Tensor& alpha);
 
 // IndexError naming the first target outside [0, classes) that is not ignore_index.

@@ -86,9 +86,9 @@ namespace {
 //  - for a scalar grad_output (mean, sum): on a CPU for 1, since scaling in place is cheaper than
 //    computing the gradient again; on a GPU, where scaling would cost two passes, for the last
 //    grad_output, and again in backward if another one comes (SpeculativeGradient);
-//  - on a CPU for types with the exponent range of float: a float16 gradient divided by N
-//  underflows
-//    before a loss scale of 65536 can lift it. A GPU computes for that scale from its second step;
+//  - on a CPU for types with the exponent range of float: in float16 a gradient divided by N
+//    underflows before a loss scale of 65536 can lift it. A GPU computes for that scale from its
+//    second step;
 //  - without hooks that pack saved tensors, which expect to decide what is kept until backward.
 // Otherwise backward computes the gradient from the logits. So do traced tensors: torch.compile
 // plans memory and order itself, from raw operators that return new tensors; validating an earlier

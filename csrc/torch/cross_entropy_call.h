@@ -25,8 +25,8 @@ class CrossEntropyCall {
         input_((check_cross_entropy(input, target, options, others), input)),
         reduction_(options.reduction),
         logits_(input, class_dim_of(input)),
-        exponent_(options.alpha) {
-    exponent_.fill(params);
+        alpha_(options.alpha) {
+    alpha_.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits_.layout.shape;
     params.classes_before = others.before;
@@ -56,21 +56,24 @@ class CrossEntropyCall {
   }
 
   // Room for what forward tells other shards of the rows.
-  at::Tensor expect_message(int64_t fingerprint) {
+  at::Tensor expect_shard_statistics(int64_t fingerprint) {
     add_total_weight();
     const int64_t rows = params.shape.rows();
-    const at::Tensor message = at::empty({message_size(rows)}, logits_.accumulate_options());
+    const at::Tensor result =
+        at::empty({shard_statistics_size(rows)}, logits_.accumulate_options());
     // With the number of rows, and exact in float.
-    message.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
-    const auto numbers = [&](int which) { return message.narrow(0, 1 + which * rows, rows); };
-    params.statistics = numbers(0).mutable_data_ptr();
-    params.sumexp_m1 = numbers(kSumexpM1).mutable_data_ptr();
-    params.losses = numbers(kDistance).mutable_data_ptr();
-    if (params.shape.classes > 0) return message;
-    numbers(kMaximum).fill_(-std::numeric_limits<double>::infinity());
-    for (const int sum : {int{kAlphaSumexpM1}, int{kSumexpM1}}) numbers(sum).fill_(-1);
-    for (const int sum : {int{kTargetWeight}, int{kDistance}}) numbers(sum).zero_();
-    return message;
+    result.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
+    const auto rows_of = [&](int statistic) {
+      return result.narrow(0, 1 + statistic * rows, rows);
+    };
+    params.statistics = rows_of(0).mutable_data_ptr();
+    params.sumexp_m1 = rows_of(kSumexpM1).mutable_data_ptr();
+    params.losses = rows_of(kDistance).mutable_data_ptr();
+    if (params.shape.classes > 0) return result;
+    rows_of(kMaximum).fill_(-std::numeric_limits<double>::infinity());
+    for (const int sum : {int{kAlphaSumexpM1}, int{kSumexpM1}}) rows_of(sum).fill_(-1);
+    for (const int sum : {int{kTargetWeight}, int{kDistance}}) rows_of(sum).zero_();
+    return result;
   }
 
   void expect_gradient(void* gradient, const Strides& strides) {
@@ -184,7 +187,7 @@ class CrossEntropyCall {
   at::Tensor input_;
   Reduction reduction_;
   ReadableLogits logits_;
-  Exponent exponent_;
+  Alpha alpha_;
   at::Tensor target_;
   at::Tensor weight_;
   at::Tensor weight_sum_;

@@ -1,5 +1,5 @@
-// The raw operators of cross-entropy whose classes are shared out over processes (shards.h).
-// Between the first two every process gathers the messages of all.
+// The raw operators of cross-entropy whose classes are sharded over processes (shards.h).
+// Between the first two every process gathers the shard statistics of all.
 #include <ATen/ops/full.h>
 
 #include "torch/cross_entropy_call.h"
@@ -9,25 +9,26 @@ namespace {
 
 constexpr double kNoFingerprint = -1.0;  // of a rank that has raised an error
 
-MergeParams merge_params(const at::Tensor& messages) {
-  const bool is_float = messages.scalar_type() == at::kFloat;
-  TORCH_CHECK(messages.dim() == 2 && messages.size(0) > 0 && messages.is_contiguous() &&
-                  messages.size(1) % kShardNumbers == message_size(0) &&
-                  (is_float || messages.scalar_type() == at::kDouble),
-              "cross_entropy_merge_shards(): argument 'messages' must hold what",
-              " cross_entropy_shard_forward returned for every shard, got ", messages.scalar_type(),
-              " of shape ", messages.sizes());
+MergeParams merge_params(const at::Tensor& shard_statistics) {
+  const bool is_float = shard_statistics.scalar_type() == at::kFloat;
+  TORCH_CHECK(shard_statistics.dim() == 2 && shard_statistics.size(0) > 0 &&
+                  shard_statistics.is_contiguous() &&
+                  shard_statistics.size(1) % kShardStatistics == shard_statistics_size(0) &&
+                  (is_float || shard_statistics.scalar_type() == at::kDouble),
+              "cross_entropy_merge_shards(): argument 'shard_statistics' must hold what",
+              " cross_entropy_shard_forward returned for every shard, got ",
+              shard_statistics.scalar_type(), " of shape ", shard_statistics.sizes());
   MergeParams params{};
   params.dtype = is_float ? DataType::float32 : DataType::float64;
-  params.shards = messages.size(0);
-  params.rows = messages.size(1) / kShardNumbers;
-  params.messages = messages.const_data_ptr();
+  params.shards = shard_statistics.size(0);
+  params.rows = shard_statistics.size(1) / kShardStatistics;
+  params.shard_statistics = shard_statistics.const_data_ptr();
   return params;
 }
 
-// The messages of all ranks, (ranks, size).
-at::Tensor all_gather(const at::Tensor& message, const ClassShard& shard) {
-  if (shard.ranks == 1) return message.unsqueeze(0);
+// The shard statistics of all ranks, (ranks, size).
+at::Tensor all_gather(const at::Tensor& own, const ClassShard& shard) {
+  if (shard.ranks == 1) return own.unsqueeze(0);
   // Boxed, since the type of a group's name differs between versions of torch.
   const auto call = [](const char* name, std::vector<c10::IValue> arguments) {
     const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
@@ -35,7 +36,7 @@ at::Tensor all_gather(const at::Tensor& message, const ClassShard& shard) {
     return arguments.front().toTensor();
   };
   const at::Tensor gathered =
-      call("_c10d_functional::all_gather_into_tensor", {message, shard.ranks, shard.group});
+      call("_c10d_functional::all_gather_into_tensor", {own, shard.ranks, shard.group});
   return call("_c10d_functional::wait_tensor", {gathered}).view({shard.ranks, -1});
 }
 
@@ -45,35 +46,35 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
     int64_t classes_before, int64_t classes_after, int64_t fingerprint) {
   CrossEntropyCall call(input, target, options, {classes_before, classes_after});
-  const at::Tensor message = call.expect_message(fingerprint);
+  const at::Tensor own = call.expect_shard_statistics(fingerprint);
   call.forward();
-  return {message, call.total_weight()};
+  return {own, call.total_weight()};
 }
 
-std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& messages,
+std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& shard_statistics,
                                                               const at::Tensor& total_weight,
                                                               const CrossEntropyOptions& options) {
-  const DeviceFunctions& functions = functions_of(messages.device());
-  check_total_weight(total_weight, messages.device());
-  MergeParams params = merge_params(messages);
-  check_alpha(messages, options.alpha, "cross_entropy_merge_shards");
-  const Exponent exponent(options.alpha);
-  exponent.fill(params);
-  const at::Tensor merged = at::empty({kShardNumbers, params.rows}, messages.options());
-  const at::Tensor losses = at::empty({params.rows}, messages.options());
+  const DeviceFunctions& functions = functions_of(shard_statistics.device());
+  check_total_weight(total_weight, shard_statistics.device());
+  MergeParams params = merge_params(shard_statistics);
+  check_alpha(shard_statistics, options.alpha, "cross_entropy_merge_shards");
+  const Alpha alpha(options.alpha);
+  alpha.fill(params);
+  const at::Tensor merged = at::empty({kShardStatistics, params.rows}, shard_statistics.options());
+  const at::Tensor losses = at::empty({params.rows}, shard_statistics.options());
   params.merged = merged.mutable_data_ptr();
   params.losses = losses.mutable_data_ptr();
-  functions.merge_shards(params, messages.device());
+  functions.merge_shards(params, shard_statistics.device());
   if (options.reduction == Reduction::none) return {losses, merged};
   const at::Tensor divisor = total_weight.to(at::kDouble);
   CrossEntropyParams rows{};
   rows.dtype = params.dtype;
   rows.shape = {params.rows, 1, 1};
   rows.losses = params.losses;
-  const at::Tensor loss = at::empty({}, messages.options());
+  const at::Tensor loss = at::empty({}, shard_statistics.options());
   const bool is_mean = options.reduction == Reduction::mean;
   functions.reduce_losses(rows, is_mean ? divisor.const_data_ptr<double>() : nullptr,
-                          loss.mutable_data_ptr(), messages.device());
+                          loss.mutable_data_ptr(), shard_statistics.device());
   return {loss, merged};
 }
 
@@ -81,17 +82,17 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& inp
                                                            const at::Tensor& target,
                                                            const CrossEntropyOptions& options,
                                                            const ClassShard& shard) {
-  at::Tensor message, total_weight;
+  at::Tensor own, total_weight;
   try {
-    std::tie(message, total_weight) = cross_entropy_shard_forward(
+    std::tie(own, total_weight) = cross_entropy_shard_forward(
         input, target, options, shard.others.before, shard.others.after, /*fingerprint=*/0);
   } catch (...) {
     const auto type = input.options().dtype(accumulate_type(input));
-    all_gather(at::full({message_size(target.numel())}, kNoFingerprint, type), shard);
+    all_gather(at::full({shard_statistics_size(target.numel())}, kNoFingerprint, type), shard);
     throw;
   }
   const auto [losses, merged] =
-      cross_entropy_merge_shards(all_gather(message, shard), total_weight, options);
+      cross_entropy_merge_shards(all_gather(own, shard), total_weight, options);
   return {losses, merged.narrow(0, 0, kStatistics)};
 }
 

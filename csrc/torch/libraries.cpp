@@ -14,8 +14,8 @@ bool same(const BuiltFrom& a, const BuiltFrom& b) {
          a.log_softmax_params == b.log_softmax_params && a.merge_params == b.merge_params;
 }
 
-// Null where it cannot be opened, of which dlerror() tells. It is found beside this file, whose
-// RUNPATH is $ORIGIN, and stays.
+// Null if it cannot be opened; dlerror() says why. It is found beside this file, whose RUNPATH is
+// $ORIGIN, and never closed.
 template <class Library>
 const Library* open(const char* file, const char* function) {
   void* handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);

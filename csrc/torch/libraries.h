@@ -1,4 +1,4 @@
-// The libraries of kernels, which lie beside this one, each opened when it is first asked for.
+// The libraries of kernels, which lie beside this one. Each is opened on first use.
 #pragma once
 
 #include "cpu/library.h"

@@ -113,9 +113,9 @@ at::Tensor composed(const LastLayer& layer) {
 }
 
 // The gradients of a mean and a sum are computed in forward, where a chunk's logits are at hand:
-// backward multiplies them by grad_output, and nobody waits for a GPU. Reduction "none" has a
-// grad_output for each row, and computes them in backward; so does everything under hooks that pack
-// saved tensors, which expect to decide what is kept until then.
+// backward multiplies them by grad_output, without synchronising with a GPU. Reduction "none" has a
+// grad_output for each row, and computes them in backward; so does every reduction under hooks that
+// pack saved tensors, which expect to decide what is kept until then.
 class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
@@ -203,7 +203,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
   };
 
   // They are handed out once, or given up by a backward that has no use for them: a loss that is
-  // kept shall not keep them. Another backward through the same graph computes them again, to the
+  // kept must not keep them. Another backward through the same graph computes them again, to the
   // same bits. In a graph that is being traced they stay.
   static void give_up(AutogradContext* context) {
     for (const char* name : {"grad_input", "grad_linear_weight", "grad_linear_bias"}) {
@@ -236,9 +236,9 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     return finished(context, computed.gradients, wanted);
   }
 
-  // For sums over rows, and for each row: 0 where none counts, which are to keep their zeros also
-  // if the factor is not finite; on a GPU nobody waits to see whether it is. With a dimension, and
-  // so not rounded to half precision before it is multiplied by.
+  // The factor of sums over rows, and that of each row: 0 where no row counts, so that zeros stay
+  // zeros if the factor is not finite (on a GPU, to see that would synchronise). Those of rows have
+  // a dimension, so that ATen does not round them to half precision first.
   static std::tuple<at::Tensor, at::Tensor> factors_of_rows_that_count(AutogradContext* context,
                                                                        const at::Tensor& factor) {
     const bool is_double = type_of(context) == at::kDouble;
@@ -246,7 +246,7 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const auto counts = context->saved_data.find("counts");
     if (counts == context->saved_data.end()) return {factor, of_rows.unsqueeze(-1)};
     const at::Tensor count = counts->second.toTensor();
-    // Not a number for the zeros: it would become a tensor that a fake mode does not know.
+    // A plain 0.0 would become a tensor that a fake mode does not know.
     return {at::where(count.any(), factor, at::zeros_like(factor)),
             at::where(count, of_rows, at::zeros_like(of_rows)).unsqueeze(-1)};
   }

@@ -24,14 +24,14 @@ struct LogSoftmaxCall {
   const DeviceFunctions& functions;
   at::Tensor input;
   ReadableLogits logits;
-  Exponent exponent;
+  Alpha kernel_alpha;
 
   LogSoftmaxCall(const at::Tensor& any_input, int64_t dim, const at::Tensor& alpha)
       : functions(functions_of(any_input.device())),
         input((check_log_softmax(any_input, dim, alpha), at_least_1d(any_input))),
         logits(input, dim < 0 ? dim + input.dim() : dim),
-        exponent(alpha) {
-    exponent.fill(params);
+        kernel_alpha(alpha) {
+    kernel_alpha.fill(params);
     params.dtype = data_type_of(input);
     params.shape = logits.layout.shape;
     params.logits = logits.tensor.const_data_ptr();
@@ -96,12 +96,12 @@ std::tuple<at::Tensor, at::Tensor> double_backward(const at::Tensor& grad,
                                                    const at::Tensor& input, int64_t dim,
                                                    const at::Tensor& alpha) {
   const auto type = accumulate_type(input);
-  const at::Tensor exponent = alpha.to(type);
-  const at::Tensor p = at::softmax(input.to(type) * exponent, dim);
+  const at::Tensor power = alpha.to(type);
+  const at::Tensor p = at::softmax(input.to(type) * power, dim);
   const at::Tensor h = grad.to(type);
   const at::Tensor mean_h = (p * h).sum(dim, /*keepdim=*/true);
   const at::Tensor total = grad_output.to(type).sum(dim, /*keepdim=*/true);
-  const at::Tensor grad_input = (mean_h - h) * p * exponent * total;
+  const at::Tensor grad_input = (mean_h - h) * p * power * total;
   return {(h - mean_h).to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 

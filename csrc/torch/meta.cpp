@@ -65,15 +65,16 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward_meta(
     int64_t classes_before, int64_t classes_after, int64_t) {
   check_cross_entropy(input, target, options, {classes_before, classes_after});
   const c10::SymInt rows = row_count(input, class_dim_of(input));
-  return {empty({rows * kShardNumbers + message_size(0)}, input, accumulate_type(input)),
-          empty({}, input, at::kDouble)};
+  return {
+      empty({rows * kShardStatistics + shard_statistics_size(0)}, input, accumulate_type(input)),
+      empty({}, input, at::kDouble)};
 }
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards_meta(
-    const at::Tensor& messages, const at::Tensor&, const CrossEntropyOptions& options) {
-  const c10::SymInt rows = messages.sym_size(1) / kShardNumbers;
-  return {empty_losses(messages, {rows}, options.reduction),
-          empty({kShardNumbers, rows}, messages, messages.scalar_type())};
+    const at::Tensor& shard_statistics, const at::Tensor&, const CrossEntropyOptions& options) {
+  const c10::SymInt rows = shard_statistics.sym_size(1) / kShardStatistics;
+  return {empty_losses(shard_statistics, {rows}, options.reduction),
+          empty({kShardStatistics, rows}, shard_statistics, shard_statistics.scalar_type())};
 }
 
 LinearGradients empty_gradients(const LastLayer& layer, GradientMask wanted) {

@@ -17,9 +17,10 @@ TORCH_LIBRARY(powergrad, m) {
       ", int classes_before=0, int classes_after=0) -> Tensor");
   m.def("cross_entropy_shard_forward(Tensor input, Tensor target, " POWERGRAD_OPTIONS
         ", int classes_before, int classes_after, int fingerprint) "
-        "-> (Tensor message, Tensor total_weight)");
-  m.def("cross_entropy_merge_shards(Tensor messages, Tensor total_weight, " POWERGRAD_OPTIONS
-        ") -> (Tensor loss, Tensor numbers)");
+        "-> (Tensor shard_statistics, Tensor total_weight)");
+  m.def(
+      "cross_entropy_merge_shards(Tensor shard_statistics, Tensor total_weight, " POWERGRAD_OPTIONS
+      ") -> (Tensor loss, Tensor merged)");
 
   m.def("linear_cross_entropy(" POWERGRAD_LAST_LAYER_WITH_DEFAULTS ") -> Tensor");
   m.def("linear_cross_entropy_forward(" POWERGRAD_LAST_LAYER

@@ -62,14 +62,13 @@ void cross_entropy_validate(const SpeculativeGradient& speculative, const at::Te
                             const at::Tensor& input, const at::Tensor& target,
                             const CrossEntropyOptions& options);
 
-// What a shard of the classes tells the others (shards.h), with the fingerprint of its arguments;
-// total_weight.
+// The shard statistics (shards.h), with the fingerprint of the arguments; total_weight.
 std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
     int64_t classes_before, int64_t classes_after, int64_t fingerprint);
-// loss; the numbers of the whole rows (kShardNumbers, rows), statistics first. From the messages of
-// all shards, (shards, message_size(rows)).
-std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& messages,
+// loss; what merges from the statistics of all shards (shards, shard_statistics_size(rows)): those
+// of the whole rows (kShardStatistics, rows).
+std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& shard_statistics,
                                                               const at::Tensor& total_weight,
                                                               const CrossEntropyOptions& options);
 

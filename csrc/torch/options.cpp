@@ -43,8 +43,8 @@ void CrossEntropyOptions::save(torch::autograd::AutogradContext* context,
 
 CrossEntropyOptions CrossEntropyOptions::load(torch::autograd::AutogradContext* context,
                                               std::vector<at::Tensor>& saved) {
-  const auto numbers = context->saved_data["options"].toTuple();
-  const auto& elements = numbers->elements();
+  const auto plain = context->saved_data["options"].toTuple();
+  const auto& elements = plain->elements();
   CrossEntropyOptions options;
   options.alpha = take_last(saved);
   if (at::Tensor weight = take_last(saved); weight.defined()) options.weight = std::move(weight);
@@ -55,8 +55,8 @@ CrossEntropyOptions CrossEntropyOptions::load(torch::autograd::AutogradContext* 
 }
 
 Reduction CrossEntropyOptions::load_reduction(torch::autograd::AutogradContext* context) {
-  const auto numbers = context->saved_data["options"].toTuple();
-  return static_cast<Reduction>(numbers->elements()[1].toInt());
+  const auto plain = context->saved_data["options"].toTuple();
+  return static_cast<Reduction>(plain->elements()[1].toInt());
 }
 
 }  // namespace powergrad

@@ -50,11 +50,11 @@ struct ReadableLogits {
   }
 };
 
-// The exponent: a number on the CPU, checked; on a GPU an address, since looking at what is there
-// would mean waiting for it.
-class Exponent {
+// alpha for the kernels: its checked value where it is on the CPU; on a GPU its address, since
+// reading it would synchronise.
+class Alpha {
  public:
-  explicit Exponent(const at::Tensor& alpha)
+  explicit Alpha(const at::Tensor& alpha)
       : value_(alpha.is_cpu() ? alpha_value(alpha) : 0.0),
         on_device_(alpha.is_cpu() ? at::Tensor() : alpha.to(at::kDouble)) {}
 

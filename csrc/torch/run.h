@@ -16,7 +16,7 @@ struct DeviceFunctions {
   void (*log_softmax_forward)(const LogSoftmaxParams&, c10::Device);
   void (*log_softmax_backward)(const LogSoftmaxParams&, c10::Device);
 
-  // See last_grad_output.h; null where the host can look at upstream gradients itself.
+  // See last_grad_output.h; null where the host can read grad_output itself.
   void* (*last_grad_output)(const CrossEntropyParams&, bool is_mean, c10::Device);
 
   // What reduction="mean" divides by: the summed weights of the targets that count. Stops at a

@@ -16,7 +16,8 @@
 namespace powergrad {
 namespace {
 
-// Elements of whole rows that are worth a thread, and blocks of one row, which have to meet.
+// How much is worth a thread: elements of whole rows, or blocks of one row, which have to be
+// merged.
 constexpr int64_t kGrain = 8192;
 constexpr int64_t kBlockGrain = 8;
 // Rows of half-precision logits keep their exponentials in a float32 row of scratch, one a thread.
@@ -198,9 +199,9 @@ void reduce_losses(const CrossEntropyParams& p, const double* divisor, void* los
 
 template <class Scalar>
 void merge_shards_of(const MergeParams& p) {
-  const int64_t stranger = find_mismatch<Scalar>(p);
+  const int64_t mismatch = find_mismatch<Scalar>(p);
   TORCH_CHECK(
-      stranger < 0, "vocab_parallel_cross_entropy(): ranks 0 and ", stranger,
+      mismatch < 0, "vocab_parallel_cross_entropy(): ranks 0 and ", mismatch,
       " of the group were called with arguments that differ (the type of 'input', the number",
       " of rows or classes, 'ignore_index', 'reduction', 'label_smoothing', a float 'alpha',",
       " whether there is a 'weight'), or one of them raised an error of its own");

@@ -1,4 +1,4 @@
-"""Launches every kernel over every way to share out rows, for compute-sanitizer to watch.
+"""Launches every kernel over every way to divide rows, for compute-sanitizer to watch.
 
 Results are not looked at: that is what the tests are for.
 """

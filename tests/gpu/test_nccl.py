@@ -1,4 +1,4 @@
-"""Classes shared out over GPUs by NCCL; a single one runs all but the exchange."""
+"""Classes sharded over GPUs by NCCL; a single one runs all but the exchange."""
 
 import os
 

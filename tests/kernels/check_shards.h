@@ -19,7 +19,8 @@ class ShardsCheck {
         reference_(reference),
         bounds_(std::move(cuts)),
         report_(report),
-        messages_((static_cast<int64_t>(bounds_.size()) + 1) * message_size(problem.rows())) {
+        shard_statistics_((static_cast<int64_t>(bounds_.size()) + 1) *
+                          shard_statistics_size(problem.rows())) {
     report.enter("shards of " + problem.describe());
     bounds_.insert(bounds_.begin(), 0);
     bounds_.push_back(problem.classes());
@@ -28,13 +29,13 @@ class ShardsCheck {
   void check() {
     for (int64_t shard = 0; shard < shards(); ++shard) forward(shard);
     MergeParams p{};
-    Block<Accumulate> merged(kShardNumbers * problem_.rows());
+    Block<Accumulate> merged(kShardStatistics * problem_.rows());
     Block<Accumulate> losses(problem_.rows());
     p.dtype = Traits<Storage>::dtype;
     p.shards = shards();
     p.rows = problem_.rows();
     p.alpha = problem_.options.alpha;
-    p.messages = messages_.data();
+    p.shard_statistics = shard_statistics_.data();
     p.merged = merged.data();
     p.losses = losses.data();
     expect_ran(run_merge_shards(report_.machine(), p, whole(), false));
@@ -47,8 +48,8 @@ class ShardsCheck {
   int64_t shards() const { return static_cast<int64_t>(bounds_.size()) - 1; }
   int64_t first(int64_t shard) const { return bounds_[shard]; }
   int64_t count(int64_t shard) const { return bounds_[shard + 1] - bounds_[shard]; }
-  Accumulate* message(int64_t shard) {
-    return messages_.data() + shard * message_size(problem_.rows());
+  Accumulate* statistics_of(int64_t shard) {
+    return shard_statistics_.data() + shard * shard_statistics_size(problem_.rows());
   }
 
   // A tensor of the shard's own.
@@ -83,21 +84,23 @@ class ShardsCheck {
 
   void forward(int64_t shard) {
     const int64_t rows = problem_.rows();
-    *message(shard) = 42;
-    Accumulate* numbers = message(shard) + 1;
+    *statistics_of(shard) = 42;
+    Accumulate* statistics = statistics_of(shard) + 1;
     if (count(shard) == 0) {
-      const Accumulate nothing[kShardNumbers] = {-static_cast<Accumulate>(kInfinity), -1, 0, -1, 0};
-      for (int64_t i = 0; i < kShardNumbers * rows; ++i) numbers[i] = nothing[i / rows];
+      const Accumulate nothing[kShardStatistics] = {-static_cast<Accumulate>(kInfinity), -1, 0, -1,
+                                                    0};
+      for (int64_t i = 0; i < kShardStatistics * rows; ++i) statistics[i] = nothing[i / rows];
       return;
     }
     const Tensor<Storage> logits = logits_of(shard);
     double weight_sum;
     CrossEntropyParams p = params(shard, logits, &weight_sum);
-    p.statistics = numbers;
-    p.sumexp_m1 = numbers + kSumexpM1 * rows;
-    p.losses = numbers + kDistance * rows;
+    p.statistics = statistics;
+    p.sumexp_m1 = statistics + kSumexpM1 * rows;
+    p.losses = statistics + kDistance * rows;
     expect_ran(run_cross_entropy_forward(report_.machine(), p, whole(), false));
-    report_.expect(messages_.band_untouched(), "a message is too long");
+    report_.expect(shard_statistics_.band_untouched(),
+                   "shard statistics are written past their end");
   }
 
   void check_merged(const Block<Accumulate>& merged, const Block<Accumulate>& losses) const {
@@ -142,7 +145,7 @@ class ShardsCheck {
   const CrossEntropyReference<Storage>& reference_;
   std::vector<int64_t> bounds_;
   Report& report_;
-  Block<Accumulate> messages_;
+  Block<Accumulate> shard_statistics_;
 };
 
 // Shards of one class, none, about a third, all others; or two halves.

@@ -78,7 +78,7 @@ def test_refusals():
     with pytest.raises(RuntimeError, match=r"ranks 0 and 2 of the group .* that differ"):
         merge(torch.stack([one, one, other]), "mean", ALPHA, total)
     for wrong in (one, one[None, :-1], one[None].half(), one[:0].view(0, 1)):
-        with pytest.raises(RuntimeError, match="argument 'messages' must hold what"):
+        with pytest.raises(RuntimeError, match="argument 'shard_statistics' must hold what"):
             merge(wrong, "mean", ALPHA, total)
     with pytest.raises(RuntimeError, match="total_weight must be what the forward operator"):
         merge(one[None], "mean", ALPHA, torch.ones(2))
