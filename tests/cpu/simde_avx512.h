@@ -62,6 +62,9 @@ POWERGRAD_INLINE __m512i widen_unsigned(__m256i x) {
 inline __m256i load_masked_halves(unsigned mask, const void* p) {
   return load_masked<__m256i>(mask, static_cast<const uint16_t*>(p));
 }
+inline __m512i load_masked_32_halves(unsigned mask, const void* p) {
+  return load_masked<__m512i>(mask, static_cast<const uint16_t*>(p));
+}
 inline void store_masked_halves(void* p, unsigned mask, __m256i x) {
   store_masked(static_cast<uint16_t*>(p), mask, x);
 }
@@ -115,6 +118,41 @@ POWERGRAD_INLINE __m512d exponent(__m512d x) {
   return map_lanes<double, double, __m512d>(x, [](double lane) { return std::logb(lane); });
 }
 
+// x - floor(x); 0 for an infinity.
+POWERGRAD_INLINE __m512 above_floor(__m512 x, int) {
+  return map_lanes<float, float, __m512>(
+      x, [](float lane) { return std::isinf(lane) ? 0.0f : lane - std::floor(lane); });
+}
+// x 2^floor(y).
+POWERGRAD_INLINE __m512 scaled(__m512 x, __m512 y) {
+  float lanes[16];
+  std::memcpy(lanes, &x, sizeof(x));
+  const float* lane = lanes;
+  return map_lanes<float, float, __m512>(y, [&lane](float power) {
+    const float factor = *lane++;
+    if (std::isnan(power)) return power;
+    return std::ldexp(factor, static_cast<int>(std::floor(std::fmax(power, -1000.0f))));
+  });
+}
+
+// Bit i is whether compare(a[i], b[i]).
+template <class Compare>
+POWERGRAD_INLINE uint32_t compare_halves(__m512i a, __m512i b, const Compare& compare) {
+  int16_t x[32];
+  int16_t y[32];
+  std::memcpy(x, &a, sizeof(a));
+  std::memcpy(y, &b, sizeof(b));
+  uint32_t mask = 0;
+  for (unsigned i = 0; i < 32; ++i) mask |= static_cast<uint32_t>(compare(x[i], y[i])) << i;
+  return mask;
+}
+POWERGRAD_INLINE uint32_t equal_halves(__m512i a, __m512i b) {
+  return compare_halves(a, b, [](int16_t x, int16_t y) { return x == y; });
+}
+POWERGRAD_INLINE uint32_t less_halves(__m512i a, __m512i b) {
+  return compare_halves(a, b, [](int16_t x, int16_t y) { return x < y; });
+}
+
 // Between integers and numbers.
 POWERGRAD_INLINE __m512i widen_signed(__m256i x) {
   return map_lanes<int32_t, int64_t, __m512i>(x, [](int32_t lane) { return lane; });
@@ -162,6 +200,14 @@ POWERGRAD_INLINE __m512d gather(__m256i offsets, const double* data, int) {
 #define _mm512_i32gather_pd powergrad_simde::gather
 #define _mm512_getexp_ps powergrad_simde::exponent
 #define _mm512_getexp_pd powergrad_simde::exponent
+#undef _mm512_scalef_ps
+#define _mm512_reduce_ps powergrad_simde::above_floor
+#define _mm512_scalef_ps powergrad_simde::scaled
+#undef _mm512_cmpeq_epi16_mask
+#define _mm512_cmpeq_epi16_mask powergrad_simde::equal_halves
+#undef _mm512_cmplt_epi16_mask
+#define _mm512_cmplt_epi16_mask powergrad_simde::less_halves
+#define _mm512_maskz_loadu_epi16 powergrad_simde::load_masked_32_halves
 #define _mm_maskz_loadu_epi8(mask, p) powergrad_simde::load_masked<__m128i>(mask, p)
 #define _mm_mask_storeu_epi8 powergrad_simde::store_masked<__m128i, char>
 #define _mm512_maskz_loadu_epi64(mask, p) powergrad_simde::load_masked<__m512i>(mask, p)
