@@ -1,0 +1,13 @@
+"""PGT and the fused last layer for TRL.
+
+============================================ ===========================================
+what is trained                              class or function
+============================================ ===========================================
+supervised fine-tuning                       PowerGradSFTTrainer
+losses of log-probabilities (DPO, GRPO, ...) selective_log_softmax, in a trainer's own loss
+============================================ ===========================================
+"""
+
+from powergrad_ext.integrations.trl.log_probs import selective_log_softmax
+
+__all__ = ["selective_log_softmax"]
