@@ -68,6 +68,7 @@ def linear_cross_entropy(
     linear_bias: Tensor | None,
     options: Options,
     chunk_rows: int | None,
+    function: dict[str, Any],
 ) -> Tensor:
     """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
 
@@ -111,7 +112,7 @@ def linear_cross_entropy(
     shard = _shard_of(linear_weight, 0) or whole
     own = local(input, of_rows, of_input_gradient)
     options, is_mean = _without_mean(options)
-    agreed = (chunk_rows, is_mean, *options.constants())
+    agreed = (chunk_rows, is_mean, *function.values(), *options.constants())
     options = options.for_operator(own)
     total_weight = vocab_parallel.agree(own, target, options, shard, *agreed)
     loss = ops.linear_cross_entropy(
@@ -121,6 +122,7 @@ def linear_cross_entropy(
         local(bias[0], of_layer, of_layer_gradient) if bias else None,
         **options.keywords(),
         chunk_rows=chunk_rows or 0,
+        **function,
         group=shard.group,
         ranks=len(shard.sizes),
         classes_before=shard.before,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     alpha: float | Tensor = 0.3,
     chunk_rows: int | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Tensor:
     r"""``cross_entropy(F.linear(input, linear_weight, linear_bias), target)`` without the logits.
 
@@ -72,6 +74,10 @@ def linear_cross_entropy(
             an eighth of the rows, from 1024 on; added to it are the float32 sum of linear_weight's
             gradient and what its product takes, copies of the rows' features and of 512 classes.
             torch's own float16 products on a CPU take a float32 copy of the chunk's logits.
+        logit_scale: multiplies the logits, bias included (Cohere, Granite); finite.
+        softcap: logits are ``softcap * tanh(logit_scale * (input W^T + b) / softcap)`` (Gemma);
+            finite and > 0. An eighth of a chunk's memory is added for the derivative. In half
+            precision tanh is rounded as torch's is.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
@@ -80,8 +86,9 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: shapes, types or devices of the layer that do not fit each other.
         TypeError: linear_weight is a DTensor and input is not.
-        ValueError: chunk_rows is not greater than 0; DTensors of different meshes; and
-        all that cross_entropy raises: before anything is computed.
+        ValueError: chunk_rows is not greater than 0; logit_scale is not finite; softcap is not
+            finite and > 0; DTensors of different meshes; and all that cross_entropy raises: before
+            anything is computed.
     """
     ignored = -100 if ignore_index is None else ignore_index
     options = Options(weight, ignored, reduction, label_smoothing, alpha)
@@ -96,6 +103,8 @@ def linear_cross_entropy(
             linear_bias=linear_bias,
             **options.keywords(),
             chunk_rows=chunk_rows,
+            logit_scale=logit_scale,
+            softcap=softcap,
         )
     name = "linear_cross_entropy"
     require_tensor(name, "input", input)
@@ -113,16 +122,17 @@ def linear_cross_entropy(
             raise ValueError(
                 f"{name}(): argument 'chunk_rows' must be greater than 0, got {chunk_rows}"
             )
+    function = _checked_function(name, logit_scale, softcap)
     options = options._replace(alpha=as_alpha(alpha))
     if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
         return dtensor.linear_cross_entropy(
-            input, linear_weight, target, linear_bias, options, chunk_rows
+            input, linear_weight, target, linear_bias, options, chunk_rows, function
         )
     if is_traced_for_torchscript() and linear_weight.dim() <= 2:
         logits = F.linear(input, linear_weight, linear_bias)
         return cross_entropy(logits, target, **options.keywords())
     if linear_weight.dim() > 2 and not linear_weight.is_nested:
-        logits = _logits_of_many(input, linear_weight, linear_bias)
+        logits = _scaled(_logits_of_many(input, linear_weight, linear_bias), **function)
         return cross_entropy(logits, target, **options.keywords())
     return ops.linear_cross_entropy(
         input,
@@ -131,7 +141,29 @@ def linear_cross_entropy(
         linear_bias,
         **options.for_operator(input).keywords(),
         chunk_rows=chunk_rows or 0,
+        **function,
     )
+
+
+def _checked_function(name: str, logit_scale: float, softcap: float | None) -> dict[str, Any]:
+    require_type(name, "logit_scale", logit_scale, Real, "float")
+    require_type(name, "softcap", softcap, (Real, type(None)), "float or None")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"{name}(): argument 'logit_scale' must be finite, got {logit_scale}")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ValueError(
+            f"{name}(): argument 'softcap' must be None, or finite and greater than 0, "
+            f"got {softcap}"
+        )
+    softcap = None if softcap is None else float(softcap)
+    return {"logit_scale": float(logit_scale), "softcap": softcap}
+
+
+def _scaled(output: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
+    """What the loss reads, of the layer's output."""
+    if softcap is not None:
+        return torch.tanh(output * (logit_scale / softcap)) * softcap
+    return output if logit_scale == 1.0 else output * logit_scale
 
 
 def _number(value: object) -> Any:
@@ -176,11 +208,12 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         device: of the layer.
         dtype: of the layer.
         weight: (C), the classes' weights, a buffer.
-        reduction, ignore_index, label_smoothing, chunk_rows: as for the function.
+        reduction, ignore_index, label_smoothing, chunk_rows, logit_scale, softcap: as for the
+            function.
         alpha: the exponent, a float or a 0-d tensor, which is not part of the state dict.
 
     Raises:
-        ValueError: alpha is not finite and > 0.
+        ValueError: alpha or softcap is not finite and > 0; logit_scale is not finite.
         RuntimeError: weight has not shape (C); label_smoothing is outside [0, 1].
         TypeError, from forward: .linear is a DTensor and nothing says what a plain input is, or
             .linear has a forward of its own.
@@ -200,6 +233,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         label_smoothing: float = 0.0,
         alpha: float | Tensor = 0.3,
         chunk_rows: int | None = None,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
     ) -> None:
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(
@@ -215,6 +250,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         self.label_smoothing = label_smoothing
         self.alpha = checked_alpha(alpha)
         self.chunk_rows = chunk_rows
+        function = _checked_function(type(self).__name__, logit_scale, softcap)
+        self.logit_scale, self.softcap = function["logit_scale"], function["softcap"]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
@@ -225,7 +262,13 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
             chunk_rows = 0 if self.chunk_rows is None else self.chunk_rows
             return torch.ops.powergrad.linear_cross_entropy(
-                input, *layer, *options, alpha=alpha, chunk_rows=chunk_rows
+                input,
+                *layer,
+                *options,
+                alpha=alpha,
+                chunk_rows=chunk_rows,
+                logit_scale=self.logit_scale,
+                softcap=self.softcap,
             )
         return self._eager_loss(input, target)
 
@@ -259,6 +302,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             label_smoothing=self.label_smoothing,
             alpha=self.alpha,
             chunk_rows=self.chunk_rows,
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
         )
 
     def __prepare_scriptable__(self) -> PowerGradLinearCrossEntropyLoss:
@@ -280,8 +325,8 @@ def _onnx_value(
     linear_bias: Tensor | None,
     *arguments: Any,
 ) -> Any:
-    options, (*_, gradients) = split_options(arguments)
-    logits = F.linear(input, linear_weight, linear_bias)
+    options, (_, logit_scale, softcap, *_, gradients) = split_options(arguments)
+    logits = _scaled(F.linear(input, linear_weight, linear_bias), logit_scale, softcap)
     value = onnx_value(logits, target, *options, any(gradients))
     if value is NotImplemented:
         return value

@@ -158,7 +158,8 @@ at::Tensor shape_of_logits(const LastLayer& layer) {
 
 void check_last_layer(const LastLayer& layer) {
   static constexpr const char* op = "linear_cross_entropy";
-  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, shard] = layer;
+  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, function, shard] =
+      layer;
   const auto check_factor = [&input = input](const at::Tensor& tensor, const char* name) {
     check_dense(tensor, op, name);
     check_same_device(input, tensor, op, name);
@@ -187,6 +188,12 @@ void check_last_layer(const LastLayer& layer) {
   }
   TORCH_CHECK_VALUE(chunk_rows >= 0, op,
                     "(): argument 'chunk_rows' must be None or greater than 0, got ", chunk_rows);
+  TORCH_CHECK_VALUE(std::isfinite(function.scale), op,
+                    "(): argument 'logit_scale' must be finite, got ", function.scale);
+  const double softcap = function.softcap.value_or(1.0);
+  TORCH_CHECK_VALUE(std::isfinite(softcap) && softcap > 0.0, op,
+                    "(): argument 'softcap' must be None, or finite and greater than 0, got ",
+                    softcap);
   check_cross_entropy(shape_of_logits(layer), target, options, shard.others);
 }
 

@@ -31,7 +31,7 @@ at::Tensor largest_row_weight(const at::Tensor& target, const CrossEntropyOption
 }
 
 // What the rows' gradients are divided by before the products, and what is left to multiply the
-// sums by: divisor = scale * total, where total is what the reduction divides by.
+// sums by: scale / divisor = logit_scale / total, where total is what the reduction divides by.
 struct Division {
   at::Tensor divisor;
   at::Tensor scale;
@@ -44,15 +44,18 @@ struct Division {
 // weight.
 Division division_of(const at::Tensor& total, const LastLayer& layer) {
   constexpr double kLargest = 16.0;
+  const double logit_scale = layer.function.scale;
   const at::Tensor one = at::ones_like(total);
-  if (layer.input.scalar_type() != at::kHalf || layer.target.numel() == 0) return {total, one};
+  if (layer.input.scalar_type() != at::kHalf || layer.target.numel() == 0) {
+    return {logit_scale == 1.0 ? total : total / logit_scale, one};
+  }
   const at::Tensor largest =
       layer.options.has_weight() ? largest_row_weight(layer.target, layer.options) : one;
   // A total of 0 leaves rows that count without a gradient (NaN) and the others with 0.
   // So do rows that all weigh nothing, whatever their total.
   const at::Tensor is_zero = (total == 0).logical_or(largest == 0);
   const at::Tensor divisor = at::where(is_zero, total, largest / kLargest);
-  return {divisor, at::where(is_zero, one, divisor / total)};
+  return {divisor, at::where(is_zero, one, divisor / total) * logit_scale};
 }
 
 }  // namespace
@@ -100,6 +103,23 @@ at::Tensor linear_cross_entropy(const LastLayer& layer) {
 
 namespace {
 
+// The whole logits, differentiable.
+at::Tensor logits_of(const LastLayer& layer) {
+  const at::Tensor output = at::linear(layer.input, layer.linear_weight, layer.linear_bias);
+  const auto& [scale, softcap] = layer.function;
+  if (softcap.has_value()) return (output * layer.function.factor()).tanh() * *softcap;
+  return scale == 1.0 ? output : output * scale;
+}
+
+// The gradient of the layer's output, for that of the logits.
+at::Tensor gradient_of_output(const at::Tensor& gradient, const at::Tensor& logits,
+                              const LogitFunction& function) {
+  const at::Tensor scaled = function.scale == 1.0 ? gradient : gradient * function.scale;
+  if (!function.softcap.has_value()) return scaled;
+  const at::Tensor tanh = logits / *function.softcap;
+  return scaled - scaled * tanh * tanh;
+}
+
 // By its definition. For torch.func, whose levels each have to see the operators, and for the
 // gradient of probabilities, which are as large as the logits.
 at::Tensor composed(const LastLayer& layer) {
@@ -107,9 +127,8 @@ at::Tensor composed(const LastLayer& layer) {
                               "linear_cross_entropy(): transforms of torch.func and the derivative"
                               " for 'target' are not implemented where classes are sharded over",
                               " processes");
-  return POWERGRAD_DISPATCHED(cross_entropy)(
-      at::linear(layer.input, layer.linear_weight, layer.linear_bias), layer.target, layer.options,
-      /*inplace_backward=*/false);
+  return POWERGRAD_DISPATCHED(cross_entropy)(logits_of(layer), layer.target, layer.options,
+                                             /*inplace_backward=*/false);
 }
 
 // The gradients of a mean and a sum are computed in forward, where a chunk's logits are at hand:
@@ -145,7 +164,8 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     const ClassShard& shard = layer.shard;
     context->saved_data["layer"] = c10::ivalue::Tuple::create(
         {static_cast<int64_t>(input.scalar_type()), wanted[2], layer.chunk_rows, shard.group,
-         shard.ranks, shard.others.before, shard.others.after});
+         shard.ranks, shard.others.before, shard.others.after, layer.function.scale,
+         layer.function.softcap});
     return loss;
   }
 
@@ -180,6 +200,8 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
       layer.shard = {saved_layer(context, 3).toStringRef(),
                      saved_layer(context, 4).toInt(),
                      {saved_layer(context, 5).toInt(), saved_layer(context, 6).toInt()}};
+      layer.function = {saved_layer(context, 7).toDouble(),
+                        saved_layer(context, 8).toOptional<double>()};
       statistics = tensors[4];
       divisor = tensors[5];
       scale = context->saved_data["scale"].toTensor();
@@ -284,12 +306,13 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
     TORCH_CHECK(!layer.shard.is_sharded(),
                 "backward with create_graph=True is not implemented where classes are sharded over",
                 " processes");
-    const at::Tensor logits = at::linear(layer.input, layer.linear_weight, layer.linear_bias);
+    const at::Tensor logits = logits_of(layer);
     const auto [loss, statistics, total_weight] = POWERGRAD_DISPATCHED(cross_entropy_forward)(
         logits.detach(), layer.target, layer.options, /*needs_backward=*/true);
-    const at::Tensor gradient = POWERGRAD_DISPATCHED(cross_entropy_backward)(
+    const at::Tensor of_logits = POWERGRAD_DISPATCHED(cross_entropy_backward)(
         grad_output, logits, layer.target, statistics, total_weight, layer.options,
         /*classes_before=*/0, /*classes_after=*/0);
+    const at::Tensor gradient = gradient_of_output(of_logits, logits, layer.function);
     const auto as_rows = [](const at::Tensor& tensor) {
       return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor;
     };
@@ -298,7 +321,8 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
             wanted[2] ? as_rows(gradient).sum(0) : at::Tensor()};
   }
 
-  // The type of input, whether the gradient of a bias was wanted, chunk_rows, the shard.
+  // The type of input, whether the gradient of a bias was wanted, chunk_rows, the shard, the
+  // function of the logits.
   static c10::IValue saved_layer(AutogradContext* context, int which) {
     return context->saved_data["layer"].toTuple()->elements()[which];
   }
@@ -309,7 +333,8 @@ class LinearCrossEntropyFunction : public Function<LinearCrossEntropyFunction> {
 
 at::Tensor linear_cross_entropy_autograd(const LastLayer& layer) {
   static constexpr const char* op = "linear_cross_entropy";
-  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, shard] = layer;
+  const auto& [input, linear_weight, target, linear_bias, options, chunk_rows, function, shard] =
+      layer;
   const at::Tensor bias = linear_bias.value_or(at::Tensor());
   refuse_nested(input, target, options, op);
   check_not_nested(linear_weight, op, "linear_weight");

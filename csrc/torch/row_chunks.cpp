@@ -1,11 +1,13 @@
 // One matrix product makes a chunk's logits, cross_entropy_backward_ turns them into their gradient
-// where they lie, and two matrix products make of that the chunk's share of the gradients.
+// where they lie, and two matrix products make of that the chunk's share of the gradients. A scale
+// of the logits is a factor of the product and of the divisor; a cap is applied where they lie.
 #include "torch/row_chunks.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/tanh_backward.h>
 
 #include <algorithm>
 
@@ -31,6 +33,10 @@ int64_t rows_of_chunk(const LastLayer& layer) {
   return std::min(rows,
                   std::clamp(rows / (is_half ? 8 : 12) / kMultiple * kMultiple, kLeast, kMost));
 }
+
+// How many rows of a chunk are differentiated at a time where logits are capped: tanh is kept
+// beside them, and shall not add much to what a chunk takes.
+int64_t rows_of_block(int64_t chunk_rows) { return std::max<int64_t>(1, chunk_rows / 8); }
 
 LastLayer with_rows(LastLayer layer) {
   if (layer.input.dim() == 1) {
@@ -101,6 +107,10 @@ RowChunks::RowChunks(const LastLayer& layer, GradientMask wanted)
                 wanted[2] ? new_empty({weight.size(0)}, wide).zero_() : none()};
   if (input.size(0) == 0) std::get<1>(gradients_).zero_();
   buffer_ = new_empty({chunk_rows_, weight.size(0)}, input.options());
+  const bool with_gradient = wanted[0] || wanted[1] || wanted[2];
+  if (layer_.function.softcap.has_value() && with_gradient) {
+    tanh_ = new_empty({rows_of_block(chunk_rows_), weight.size(0)}, input.options());
+  }
 }
 
 template <class Body>
@@ -123,7 +133,7 @@ void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
     losses.narrow(0, first, count).copy_(loss);
     if (layer_.shard.is_sharded()) statistics.narrow(1, first, count).copy_(of_rows);
     if (!with_gradient) return;
-    cross_entropy_backward_(chunk, one, target, of_rows, divisor, mean, layer_.shard.others);
+    differentiate(chunk, one, target, of_rows, divisor, mean);
     add_gradients(chunk, first, count);
   });
 }
@@ -131,15 +141,17 @@ void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
 void RowChunks::backward(const at::Tensor& grad_output, Reduction reduction,
                          const at::Tensor& statistics, const at::Tensor& divisor) {
   const auto options = layer_.options.with(reduction);
+  const bool per_row = reduction == Reduction::none;
+  const double scale = layer_.function.scale;
+  const at::Tensor scaled = per_row && scale != 1.0 ? grad_output * scale : grad_output;
   for_each_chunk([&](int64_t first, int64_t count) {
     const at::Tensor target = layer_.target.narrow(0, first, count);
     at::Tensor chunk = logits(first, count);
     const at::Tensor of_rows = layer_.shard.is_sharded()
                                    ? statistics.narrow(1, first, count)
                                    : std::get<1>(reduce(chunk, target, /*needs_backward=*/true));
-    cross_entropy_backward_(
-        chunk, reduction == Reduction::none ? grad_output.narrow(0, first, count) : grad_output,
-        target, of_rows, divisor, options, layer_.shard.others);
+    differentiate(chunk, per_row ? scaled.narrow(0, first, count) : scaled, target, of_rows,
+                  divisor, options);
     add_gradients(chunk, first, count);
   });
 }
@@ -153,11 +165,14 @@ LinearGradients RowChunks::gradients() const {
 at::Tensor RowChunks::logits(int64_t first, int64_t count) const {
   at::Tensor result = buffer_.narrow(0, 0, count);
   const at::Tensor input = layer_.input.narrow(0, first, count);
+  const at::Tensor weight = layer_.linear_weight.t();
+  const double factor = layer_.function.factor();
   if (layer_.linear_bias.has_value()) {
-    at::addmm_out(result, *layer_.linear_bias, input, layer_.linear_weight.t());
+    at::addmm_out(result, *layer_.linear_bias, input, weight, /*beta=*/factor, /*alpha=*/factor);
   } else {
-    at::mm_out(result, input, layer_.linear_weight.t());
+    result.addmm_(input, weight, /*beta=*/0.0, /*alpha=*/factor);
   }
+  if (layer_.function.softcap.has_value()) result.tanh_().mul_(*layer_.function.softcap);
   return result;
 }
 
@@ -171,6 +186,27 @@ std::tuple<at::Tensor, at::Tensor> RowChunks::reduce(const at::Tensor& logits,
   const auto [losses, statistics, total_weight] =
       cross_entropy_forward(logits, target, options, needs_backward);
   return {losses, statistics};
+}
+
+// Makes of a chunk's logits the gradient of the layer's output, but for the logits' scale.
+void RowChunks::differentiate(at::Tensor& logits, const at::Tensor& grad_output,
+                              const at::Tensor& target, const at::Tensor& statistics,
+                              const at::Tensor& divisor, const CrossEntropyOptions& options) {
+  const OtherClasses& others = layer_.shard.others;
+  if (!layer_.function.softcap.has_value()) {
+    cross_entropy_backward_(logits, grad_output, target, statistics, divisor, options, others);
+    return;
+  }
+  for (int64_t first = 0; first < logits.size(0); first += tanh_.size(0)) {
+    const int64_t count = std::min(tanh_.size(0), logits.size(0) - first);
+    at::Tensor block = logits.narrow(0, first, count);
+    const at::Tensor tanh = tanh_.narrow(0, 0, count).copy_(block).div_(*layer_.function.softcap);
+    cross_entropy_backward_(
+        block, grad_output.dim() == 0 ? grad_output : grad_output.narrow(0, first, count),
+        target.narrow(0, first, count), statistics.narrow(1, first, count), divisor, options,
+        others);
+    at::tanh_backward_out(block, block, tanh);
+  }
 }
 
 void RowChunks::add_gradients(const at::Tensor& gradient, int64_t first, int64_t count) {

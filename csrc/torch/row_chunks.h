@@ -18,7 +18,8 @@ class RowChunks {
   RowChunks(const LastLayer& layer, GradientMask wanted);
 
   // Writes the losses (rows) and, where classes are sharded, the statistics (kStatistics, rows).
-  // Computes the gradients that are wanted, of the losses' sum divided by a float64 scalar.
+  // Computes the gradients that are wanted, of the losses' sum divided by a float64 scalar, which
+  // holds the derivative of the logits' scale.
   void forward(const at::Tensor& losses, const at::Tensor& statistics, const at::Tensor& divisor);
 
   // Computes the gradients for the grad_output of each row, reduction "none", or for a scalar that
@@ -33,6 +34,9 @@ class RowChunks {
   at::Tensor logits(int64_t first, int64_t count) const;
   std::tuple<at::Tensor, at::Tensor> reduce(const at::Tensor& logits, const at::Tensor& target,
                                             bool needs_backward) const;
+  void differentiate(at::Tensor& logits, const at::Tensor& grad_output, const at::Tensor& target,
+                     const at::Tensor& statistics, const at::Tensor& divisor,
+                     const CrossEntropyOptions& options);
   void add_gradients(const at::Tensor& gradient, int64_t first, int64_t count);
   // body(first row, how many)
   template <class Body>
@@ -43,7 +47,8 @@ class RowChunks {
   int64_t chunk_rows_;
   GradientMask wanted_;
   LinearGradients gradients_;
-  at::Tensor buffer_;  // a chunk's logits, then their gradient
+  at::Tensor buffer_;  // a chunk's logits, then the gradient of the layer's output
+  at::Tensor tanh_;    // of a block of its rows, where logits are capped
 };
 
 }  // namespace powergrad

@@ -21,6 +21,7 @@ OPTIONS = {
         "label_smoothing": 0.1,
         "ignore_index": 3,
     },
+    "capped": {"logit_scale": 0.7, "softcap": 2.0},
 }
 
 

@@ -178,14 +178,15 @@ def test_log_softmax(dim, device):
 
 
 def linear_arguments(device, dtype, reduction):
-    """Of the layer; the options, chunk_rows last."""
+    """Of the layer; the options, chunk_rows and the function of the logits."""
     input, linear_weight, linear_bias = (
         make_logits(shape, dtype, device, seed=seed)
         for seed, shape in enumerate([(9, 6), (10, 6), (10,)])
     )
     target = torch.arange(9, device=device)
     weight = torch.linspace(0.5, 1.5, 10, device=device)
-    return (input, linear_weight, target, linear_bias), (weight, -100, reduction, 0.1, ALPHA, 4)
+    options = (weight, -100, reduction, 0.1, ALPHA, 4, 0.7, 3.0)
+    return (input, linear_weight, target, linear_bias), options
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["whole", "shard"])
@@ -204,10 +205,10 @@ def test_linear_operators(name, dtype, reduction, wanted, shard, device):
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_linear_cross_entropy(reduction, device):
-    layer, (*rest, alpha, rows) = linear_arguments(device, torch.float32, reduction)
+    layer, (*rest, alpha, rows, scale, cap) = linear_arguments(device, torch.float32, reduction)
     layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
     torch.library.opcheck(
         operator("linear_cross_entropy"),
         (*layer, *rest),
-        {"alpha": alpha, "chunk_rows": rows},
+        {"alpha": alpha, "chunk_rows": rows, "logit_scale": scale, "softcap": cap},
     )
