@@ -76,16 +76,41 @@ FITS = {
     "MixtralForCausalLM": {"output_router_logits": True},
     "CohereForCausalLM": {"logit_scale": 0.25},
     "GraniteForCausalLM": {"logits_scaling": 3.0},
-    "Gemma2ForCausalLM": {"final_logit_softcapping": None},
+    "Cohere2ForCausalLM": {"logit_scale": 0.25},
+    "GraniteForCausalLM, one": {"logits_scaling": 1.0},
+    "HyperCLOVAXForCausalLM": {"logits_scaling": 3.0},
+    "MiniCPM3ForCausalLM": {
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 4,
+        "num_key_value_heads": 2,
+        "dim_model_base": 8,
+    },
+    "Gemma2ForCausalLM": {"final_logit_softcapping": 0.6},
+    "Gemma2ForCausalLM, not capped": {"final_logit_softcapping": None},
+    "Gemma3ForCausalLM": {"final_logit_softcapping": 0.6},
+    "RecurrentGemmaForCausalLM": {"logits_soft_cap": 0.6, "use_cache": False},
+    "PaliGemmaForConditionalGeneration": {},
+    "Gemma3ForConditionalGeneration": {},
     "MambaForCausalLM": {},
     "XLNetLMHeadModel": {},
     "BartForCausalLM": {},
     "TrOCRForCausalLM": {},
-    "T5ForConditionalGeneration": {},
+    "T5ForConditionalGeneration": {"scale_decoder_outputs": True},
+    "T5ForConditionalGeneration, not scaled": {"scale_decoder_outputs": False},
     "BartForConditionalGeneration": {},
     "MarianMTModel": {},
     "BertForMaskedLM": {},
     "LlavaForConditionalGeneration": {},
+}
+# The classes of their configurations of text and of images, and options of the former.
+MULTIMODAL = {
+    "LlavaForConditionalGeneration": ("LlamaConfig", "CLIPVisionConfig", {}),
+    "PaliGemmaForConditionalGeneration": (
+        "Gemma2Config",
+        "SiglipVisionConfig",
+        {"final_logit_softcapping": 0.6},
+    ),
+    "Gemma3ForConditionalGeneration": ("Gemma3TextConfig", "SiglipVisionConfig", {}),
 }
 
 
@@ -105,17 +130,15 @@ def family(name, options=None):
     """A model of random weights, none of them 0 or 1."""
     name = name.split(",")[0]
     made = getattr(transformers, name)
-    if name == "LlavaForConditionalGeneration":
-        text = shrunk(transformers.LlamaConfig(), {})
-        vision = transformers.CLIPVisionConfig(
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            image_size=4,
-            patch_size=2,
+    if name in MULTIMODAL:
+        text, vision, options = MULTIMODAL[name]
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "image_size": 4, "patch_size": 2}
+        layers = {"num_hidden_layers": 1, "num_attention_heads": 1}
+        config = made.config_class(
+            vision_config=getattr(transformers, vision)(**sizes, **layers),
+            text_config=shrunk(getattr(transformers, text)(), options),
+            image_token_id=45,
         )
-        config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=45)
     else:
         config = shrunk(made.config_class(), FITS.get(name, {}) if options is None else options)
     torch.manual_seed(0)
@@ -206,8 +229,6 @@ def test_a_count_that_the_models_loss_leaves_out():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("Gemma2ForCausalLM", {}, "caps its logits, final_logit_softcapping=30.0"),
-        ("RecurrentGemmaForCausalLM", {}, "caps its logits, logits_soft_cap=30.0"),
         ("LlamaModel", {}, "takes no labels"),
         ("BertForTokenClassification", {}, "must be a torch.nn.Linear, got None"),
         ("FSMTForConditionalGeneration", {}, "must be a torch.nn.Linear, got Embedding"),
@@ -220,9 +241,6 @@ def test_refused_before_anything_is_changed(name, options, why):
             langs=["de", "en"], src_vocab_size=CLASSES, tgt_vocab_size=CLASSES
         )
         model = made(shrunk(config, options))
-    elif name == "RecurrentGemmaForCausalLM":
-        with torch.device("meta"):
-            model = made(made.config_class(num_hidden_layers=3))
     else:
         model = made(shrunk(made.config_class(), options))
     with pytest.raises((TypeError, ValueError), match=why):
@@ -244,10 +262,17 @@ def unfit(change):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda head, hidden: 30 * torch.tanh(head(hidden) / 30), r"\(div, 30\)"),
-        (lambda head, hidden: head(hidden).tanh(), "calls torch.Tensor.tanh"),
-        (lambda head, hidden: head(hidden) * 0.5, r"\(mul, 0.5\)"),
-        (lambda head, hidden: head(hidden) + torch.ones(CLASSES), r"\(add, a tensor"),
+        (
+            lambda head, hidden: 30 * torch.tanh(head(hidden) / 30),
+            r"makes 30 \* tanh\(0.0333333 \* z\) of its logits z, and not z,",
+        ),
+        (lambda head, hidden: head(hidden).tanh(), r"makes 1 \* tanh\(z\) of"),
+        (lambda head, hidden: head(hidden).tanh().tanh(), "caps its logits twice"),
+        (lambda head, hidden: head(hidden) * 0.5, r"makes 0.5 \* z of"),
+        (lambda head, hidden: head(hidden).mul_(0.5), "calls torch.Tensor.mul_"),
+        (lambda head, hidden: head(hidden) * torch.tensor(0.5), r"by a tensor \(\)"),
+        (lambda head, hidden: head(hidden) / 0, "divides its logits by 0"),
+        (lambda head, hidden: head(hidden) + torch.ones(CLASSES), r"adds a tensor \(48,\) to"),
         (lambda head, hidden: head(hidden)[:, :, :], "getitem"),
         (lambda head, hidden: head(hidden).transpose(0, 1), "transpose"),
         (lambda head, hidden: head(hidden).view(-1, 2 * CLASSES), "views its logits"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from powergrad_ext import linear_cross_entropy
+from powergrad_ext.integrations.transformers.changes import Changes
 from powergrad_ext.integrations.transformers.logits import FusedLogits
-
-# What a model does to its layer's output: "mul" or "div" by a number, "add" a tensor (1, classes).
-Step = tuple[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class Settings:
     shifts_labels: bool
     counts_items: bool
     """Whether the model's loss is divided by num_items_in_batch."""
-    steps: tuple[Step, ...]
-    """The scale of the logits."""
+    changes: Changes
+    """A scale and a cap of the logits."""
 
 
 class FusedCall:
@@ -34,25 +32,26 @@ class FusedCall:
 
     Args:
         model: the model's class name.
-        options: of linear_cross_entropy.
+        settings: of fuse_last_layer.
         target: labels that are aligned with the logits, -100 where none counts.
         reduction: "mean" or "sum".
-        steps: what the model will do to the logits.
+        offset: (1, classes), what the model will add to its layer's output.
     """
 
     def __init__(
         self,
         model: str,
-        options: dict[str, Any],
+        settings: Settings,
         target: Tensor,
         reduction: str,
-        steps: tuple[Step, ...],
+        offset: Tensor | None,
     ) -> None:
         self.model = model
-        self.options = options
+        self.options = settings.options | settings.changes.options()
+        self.changes = replace(settings.changes, has_offset=offset is not None)
+        self.offset = offset
         self.target = target.reshape(-1)
         self.reduction = reduction
-        self.steps = steps
         self.is_made = self.is_taken = False
 
     def misfit(self, why: str) -> RuntimeError:
@@ -76,16 +75,9 @@ class FusedCall:
                 f"{tuple(hidden.shape)}, {rows}, got {self.target.numel()}"
             )
         self.is_made = True
-        shape = (*hidden.shape[:-1], weight.shape[0])
-        dtype = hidden.dtype
-        for kind, operand in self.steps:
-            if isinstance(operand, Tensor):
-                offset = operand.reshape(-1).to(weight)
-                bias = offset if bias is None else bias + offset
-            else:
-                factor = operand if kind == "mul" else 1.0 / operand
-                hidden = hidden * factor
-                bias = None if bias is None else bias * factor
+        if self.offset is not None:
+            offset = self.offset.reshape(-1).to(weight)
+            bias = offset if bias is None else bias + offset
         loss = linear_cross_entropy(
             hidden.reshape(rows, -1),
             weight,
@@ -94,25 +86,12 @@ class FusedCall:
             reduction=self.reduction,
             **self.options,
         )
-        return FusedLogits.of(loss, self, shape, dtype)
+        shape = (*hidden.shape[:-1], weight.shape[0])
+        return FusedLogits.of(loss, self, shape, hidden.dtype, Changes())
 
-    def require_step(self, number: int, kind: str, operand: Any) -> int:
-        """1 if this is the next planned step, 0 if it changes nothing; else an error."""
-        if kind != "add" and not isinstance(operand, Tensor) and operand == 1.0:
-            return 0
-        if number < len(self.steps):
-            planned, expected = self.steps[number]
-            if kind == planned and (
-                operand is expected if isinstance(expected, Tensor) else operand == expected
-            ):
-                return 1
-        shown = f"a tensor {tuple(operand.shape)}" if isinstance(operand, Tensor) else operand
-        raise self.misfit(f"it changes its logits ({kind}, {shown})")
-
-    def require_all_steps(self, number: int) -> None:
-        if number != len(self.steps):
-            kind, operand = self.steps[number]
-            raise self.misfit(f"it does not apply its own {kind} of {operand} to its logits")
+    def require_changes(self, made: Changes) -> None:
+        if not made.are_close_to(self.changes):
+            raise self.misfit(f"it makes {made} of its logits z, and not {self.changes},")
 
     def take(self, loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor:
         """The loss, if cross_entropy's arguments are those that it was computed for."""

@@ -14,19 +14,14 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from powergrad_ext.integrations.transformers.call import FusedCall, Settings
+from powergrad_ext.integrations.transformers.changes import planned_changes
 from powergrad_ext.integrations.transformers.labels import (
     calls_loss_function,
-    forward_code,
     labels_are_shifted,
     shifted,
 )
-from powergrad_ext.integrations.transformers.logits import FusedLogits
 from powergrad_ext.integrations.transformers.losses import base_model, checked_options
-
-# Attributes of configurations by which models scale and cap their logits. They apply only where the
-# model's forward names them: a multimodal model may omit what its language model does.
-SCALES = {"logit_scale": "mul", "lm_head_multiplier": "mul", "logits_scaling": "div"}
-CAPS = ("final_logit_softcapping", "logits_soft_cap")
+from powergrad_ext.integrations.transformers.outputs import without_logits
 
 
 def fuse_last_layer(
@@ -51,7 +46,7 @@ def fuse_last_layer(
 
     Labels are aligned with the logits or shifted, summed or averaged as the model's own loss has
     them; mixtures of experts keep the loss of their router. A layer's bias, the final_logits_bias
-    of BART and a scale of the logits (Cohere, Granite) are taken into account.
+    of BART, a scale of the logits (Cohere, Granite) and a cap (Gemma) are taken into account.
 
     Args:
         model: causal, masked, encoder-decoder or multimodal, whose ``get_output_embeddings()`` is a
@@ -64,8 +59,7 @@ def fuse_last_layer(
     Raises:
         TypeError: a model without labels, a last layer that is not a torch.nn.Linear with its own
             forward, is quantised or has a LoRA adapter.
-        ValueError: alpha is not finite or not > 0; label_smoothing is not in [0, 1]; logits that
-            are capped (Gemma 2).
+        ValueError: alpha is not finite or not > 0; label_smoothing is not in [0, 1].
         RuntimeError: when the model is called with labels, and does with its logits what does not
             fit, such as masks and slices, or does not take its loss from them.
     """
@@ -74,18 +68,12 @@ def fuse_last_layer(
     name = type(base).__name__
     if "labels" not in inspect.signature(type(base).forward).parameters:
         raise TypeError(f"{name} takes no labels, so that it has no loss to fuse")
-    named = forward_code(type(base)).co_names
-    config = base.config.get_text_config()
-    for cap in CAPS:
-        if cap in named and getattr(config, cap, None):
-            raise ValueError(f"{name} caps its logits, {cap}={getattr(config, cap)}: not fused")
-    scales = [(kind, getattr(config, each, None)) for each, kind in SCALES.items() if each in named]
     layers = _linear_layers(base)
     settings = Settings(
         options,
         shifts_labels=labels_are_shifted(base),
         counts_items=calls_loss_function(type(base)),
-        steps=tuple((kind, scale) for kind, scale in scales if scale not in (None, 1.0)),
+        changes=planned_changes(base),
     )
     to_fuse: list[Any] = [(base, _fused_model), *((layer, _fused_layer) for layer in layers)]
     for module, to_class in to_fuse:
@@ -188,7 +176,7 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for layer in layers:
                 layer._fused_call = None
         call.require_taken()
-        return _without_logits(output)
+        return without_logits(output)
 
     return _subclass(base, forward, _fused_model)
 
@@ -219,10 +207,8 @@ def _call(model: Any, labels: Tensor, kwargs: dict[str, Any]) -> FusedCall:
         target = shifted(labels, -100) if given is None else given
     counts = settings.counts_items and kwargs.get("num_items_in_batch") is not None
     reduction = "sum" if counts else "mean"
-    steps = settings.steps
-    if hasattr(model, "final_logits_bias"):
-        steps = (*steps, ("add", model.final_logits_bias))
-    return FusedCall(type(model).__name__, settings.options, target, reduction, steps)
+    offset = getattr(model, "final_logits_bias", None)
+    return FusedCall(type(model).__name__, settings, target, reduction, offset)
 
 
 def _fused_layers(model: Any) -> list[Any]:
@@ -234,12 +220,3 @@ def _fused_layers(model: Any) -> list[Any]:
             f"resize_token_embeddings() maybe: call fuse_last_layer() again; it is {layer!r}"
         )
     return layers
-
-
-def _without_logits(output: Any) -> Any:
-    if isinstance(output, tuple):
-        return tuple(None if isinstance(each, FusedLogits) else each for each in output)
-    for name, value in list(output.items()):
-        if isinstance(value, FusedLogits):
-            output[name] = None
-    return output

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import resolve_name
 
+from powergrad_ext.integrations.transformers.changes import Changes
+
 if TYPE_CHECKING:
     from powergrad_ext.integrations.transformers.call import FusedCall
 
@@ -17,29 +19,44 @@ class FusedLogits(Tensor):
     """Stands for logits (..., classes) that do not exist; holds their loss, a scalar.
 
     A tensor, so that hooks on the layer's output see a tensor of the graph. It supports operations
-    that leave logits unchanged and those that the call has planned; cross-entropy returns the loss.
-    Every other operation is refused, since its result would not be that of the logits.
+    that leave logits unchanged, and keeps account of those that scale and cap them; cross-entropy
+    returns the loss if it was computed for them. Every other operation is refused, since its result
+    would not be that of the logits.
     """
 
     call: FusedCall
     logits_shape: tuple[int, ...]
     logits_dtype: torch.dtype
-    steps_done: int
+    changes: Changes
 
     @classmethod
     def of(
-        cls, loss: Tensor, call: FusedCall, shape: tuple[int, ...], dtype: torch.dtype
+        cls,
+        loss: Tensor,
+        call: FusedCall,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        changes: Changes,
     ) -> FusedLogits:
         made: FusedLogits = loss.as_subclass(cls)
-        made.call, made.logits_shape, made.logits_dtype, made.steps_done = call, shape, dtype, 0
+        made.call, made.logits_shape, made.logits_dtype = call, shape, dtype
+        made.changes = changes
         return made
 
-    def like(self, loss: Tensor, shape: tuple[int, ...] | None = None, steps: int = 0) -> Any:
-        """The same stand-in around another tensor, in another shape, after more of the plan."""
-        shape = self.logits_shape if shape is None else shape
-        made = FusedLogits.of(loss, self.call, shape, self.logits_dtype)
-        made.steps_done = self.steps_done + steps
-        return made
+    def like(
+        self,
+        loss: Tensor,
+        shape: tuple[int, ...] | None = None,
+        changes: Changes | None = None,
+    ) -> FusedLogits:
+        """The same stand-in around another tensor, in another shape, after more changes."""
+        return FusedLogits.of(
+            loss,
+            self.call,
+            self.logits_shape if shape is None else shape,
+            self.logits_dtype,
+            self.changes if changes is None else changes,
+        )
 
     @classmethod
     def __torch_function__(
@@ -71,7 +88,7 @@ def _loss(
         raise input.call.misfit("it gives weights to its classes")
     if label_smoothing != 0.0:
         raise input.call.misfit("it smooths its labels")
-    input.call.require_all_steps(input.steps_done)
+    input.call.require_changes(input.changes)
     with torch._C.DisableTorchFunctionSubclass():
         loss = input.clone()
     return input.call.take(loss, target, ignore_index, reduction)
@@ -125,18 +142,41 @@ def _detach(logits: FusedLogits) -> FusedLogits:
     return logits.like(loss)
 
 
-def _alike(logits: FusedLogits, shape: tuple[int, ...] | None = None, steps: int = 0) -> Any:
+def _alike(
+    logits: FusedLogits,
+    shape: tuple[int, ...] | None = None,
+    changes: Changes | None = None,
+) -> FusedLogits:
     with torch._C.DisableTorchFunctionSubclass():
         loss = logits.clone()
-    return logits.like(loss, shape, steps)
+    return logits.like(loss, shape, changes)
 
 
-def _planned(kind: str) -> Any:
-    def rule(logits: FusedLogits, operand: Any) -> Any:
-        steps = logits.call.require_step(logits.steps_done, kind, operand)
-        return _alike(logits, steps=steps)
+def _times(logits: FusedLogits, factor: Any) -> FusedLogits:
+    if isinstance(factor, Tensor):
+        raise logits.call.misfit(f"it multiplies its logits by a tensor {tuple(factor.shape)}")
+    return _alike(logits, changes=logits.changes.times(factor))
 
-    return rule
+
+def _over(logits: FusedLogits, divisor: Any) -> FusedLogits:
+    if isinstance(divisor, Tensor) or divisor == 0:
+        raise logits.call.misfit(f"it divides its logits by {divisor}")
+    return _alike(logits, changes=logits.changes.times(1.0 / divisor))
+
+
+def _plus(logits: FusedLogits, summand: Any) -> FusedLogits:
+    changes = logits.changes.offset() if summand is logits.call.offset else None
+    if changes is None:
+        shown = f"a tensor {tuple(summand.shape)}" if isinstance(summand, Tensor) else summand
+        raise logits.call.misfit(f"it adds {shown} to its logits")
+    return _alike(logits, changes=changes)
+
+
+def _tanh(logits: FusedLogits) -> FusedLogits:
+    changes = logits.changes.capped()
+    if changes is None:
+        raise logits.call.misfit("it caps its logits twice")
+    return _alike(logits, changes=changes)
 
 
 def _getter(name: str) -> Any:
@@ -163,7 +203,9 @@ _RULES: dict[Any, Any] = {
     Tensor.reshape: _view,
     Tensor.to: _to,
     Tensor.detach: _detach,
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.add_), _planned("add")),
-    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.mul_), _planned("mul")),
-    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_), _planned("div")),
+    # None of those in place: an alias of the logits would not follow.
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), _plus),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), _times),
+    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), _over),
+    **dict.fromkeys((torch.tanh, Tensor.tanh), _tanh),
 }
