@@ -17,7 +17,7 @@ the Trainer's arguments.
 Models whose forward never calls ``loss_function`` (BartForCausalLM, T5, XLNet, all masked language
 models that make their own CrossEntropyLoss) are refused by ``set_loss_function``. Models whose
 logits ``fuse_last_layer`` does not know how to make are refused when it is called, or at the first
-call with labels: soft caps, masks and slices of the logits. The guide has tables of what works with
+call with labels: masks and slices of the logits. The guide has tables of what works with
 which model and with which option of the Trainer.
 
 TRL's SFTTrainer computes a loss of its own, in chunks, and asks neither of the first two.
