@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from operator import itemgetter
 from pathlib import Path
 
 from examples.evidence.needs import needed_by
@@ -29,11 +30,6 @@ QUANTITIES = (
 )
 
 
-def accuracy(metrics: Metrics) -> float:
-    """Return what picks a rate."""
-    return metrics["accuracy"]
-
-
 def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     """Return 8 seeds of 8 arms, or less of everything."""
     size = QUICK if options.quick else FULL
@@ -46,7 +42,7 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
         ],
         rates=(0.02, 0.08, 0.32),
         seeds=range(2 if options.quick else 8),
-        objective=accuracy,
+        objective=itemgetter("accuracy"),
     )
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:

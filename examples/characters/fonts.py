@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.sparse.csgraph import connected_components
 
 SYSTEM = Path("/usr/share/fonts")
+COLLECTIONS = {".ttc", ".otc"}
+SUFFIXES = {".ttf", ".otf", *COLLECTIONS}
 SIZE = 32
 """Pixels of an image's side."""
 MARGIN = 2
@@ -53,11 +55,8 @@ def find(folder: Path, characters: Sequence[str]) -> list[Face]:
     return faces
 
 
-SUFFIXES = {".ttf", ".otf", ".ttc", ".otc"}
-
-
 def _fonts_in(path: Path) -> list[TTFont]:
-    if path.suffix.lower() in {".ttc", ".otc"}:
+    if path.suffix.lower() in COLLECTIONS:
         return list(TTCollection(path, lazy=True).fonts)
     return [TTFont(path, lazy=True)]
 

@@ -42,7 +42,7 @@ def loss(metrics: Metrics) -> float:
 
 def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     """Return 8 seeds of 5 arms, or less of everything."""
-    texts, _ = load()
+    texts = load()
     size = QUICK if options.quick else FULL
     base = base_model(texts, size, folder / "base.pt")
     study = Study(
@@ -55,7 +55,8 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
         return measure(base, texts, size, arm, rate, seed, part)
 
-    return command.Plan(study, vars(size), run)
+    tokens = {part: len(text) for part, text in texts.new.items()}
+    return command.Plan(study, vars(size) | {"new": tokens}, run)
 
 
 EXPERIMENT = command.Experiment(

@@ -33,8 +33,8 @@ class Texts:
 
 
 @cache
-def load() -> tuple[Texts, ByteLevelBPETokenizer]:
-    """Return both texts in tokens, and what made tokens of them, from their training parts."""
+def load() -> Texts:
+    """Return both texts in tokens, which are those of their training parts."""
     old = split(bible.scripture_content.split("\n"))
     new = split(p for topic in sorted(topics) for p in topics[topic].split("\n\n"))
     tokenizer = ByteLevelBPETokenizer()
@@ -43,7 +43,7 @@ def load() -> tuple[Texts, ByteLevelBPETokenizer]:
     def encode(parts: dict[str, str]) -> dict[str, Tensor]:
         return {part: torch.tensor(tokenizer.encode(text).ids) for part, text in parts.items()}
 
-    return Texts(encode(old), encode(new)), tokenizer
+    return Texts(encode(old), encode(new))
 
 
 def split(paragraphs: Iterable[str]) -> dict[str, str]:

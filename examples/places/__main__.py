@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from operator import itemgetter
 from pathlib import Path
 
 from examples.evidence.needs import needed_by
@@ -33,11 +34,6 @@ QUANTITIES = (
 )
 
 
-def accuracy(metrics: Metrics) -> float:
-    """Return what picks a rate."""
-    return metrics["accuracy"]
-
-
 def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     """Return 8 seeds of 12 arms, or less of everything."""
     gazetteer = data.load()
@@ -50,7 +46,7 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
         ],
         rates=(0.04, 0.16, 0.64),
         seeds=range(2 if options.quick else 8),
-        objective=accuracy,
+        objective=itemgetter("accuracy"),
     )
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:

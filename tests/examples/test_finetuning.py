@@ -157,7 +157,7 @@ def test_arms_of_a_seed_are_pairs(made_up, monkeypatch):
 
 
 def test_rates_are_picked_without_the_test_data(made_up, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "load", lambda: (made_up, None))
+    monkeypatch.setattr(finetuning, "load", lambda: made_up)
     monkeypatch.setattr(finetuning, "QUICK", SIZE)
     options = finetuning.command.parse(finetuning.EXPERIMENT, ["--quick"])
     plan = finetuning.plan(options, tmp_path)
