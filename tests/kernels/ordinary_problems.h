@@ -108,12 +108,12 @@ void check_many_rows(Reports& reports) {
 }
 
 // Contiguous rows of few classes, which the CPU transposes: every number of classes up to two times
-// 16 bytes, then some around 16 and 64; more rows than a vector and fewer; every kind of target;
-// the first and the last class as a target, and a row that does not count among others.
+// 16 bytes, then some around 16 and 64, and the most; more rows than a vector and fewer; every kind
+// of target; the first and the last class as a target, and a row that does not count among others.
 template <class Storage>
 void check_few_classes(Reports& reports) {
   Random random = random_for<Storage>(8);
-  std::vector<int64_t> sizes = {17, 31, 32, 63, 65, 100, 150};
+  std::vector<int64_t> sizes = {17, 31, 32, 63, 65, 100, 300};
   for (int64_t classes = 1; classes <= 16; ++classes) sizes.push_back(classes);
   int64_t turn = 0;
   for (const int64_t classes : sizes) {
