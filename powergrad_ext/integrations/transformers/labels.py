@@ -79,7 +79,8 @@ def aligned_models(output: str) -> list[str]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for model in base.__subclasses__():
+    models: list[type] = base.__subclasses__()
+    for model in models:
         yield model
         yield from _subclasses(model)
 
