@@ -148,7 +148,7 @@ def linear_cross_entropy(
 def _checked_function(name: str, logit_scale: float, softcap: float | None) -> dict[str, Any]:
     require_type(name, "logit_scale", logit_scale, Real, "float")
     require_type(name, "softcap", softcap, (Real, type(None)), "float or None")
-    if not math.isfinite(logit_scale):
+    if not -math.inf < logit_scale < math.inf:  # isfinite() is not traced
         raise ValueError(f"{name}(): argument 'logit_scale' must be finite, got {logit_scale}")
     if softcap is not None and not 0.0 < softcap < math.inf:
         raise ValueError(

@@ -107,8 +107,7 @@ RowChunks::RowChunks(const LastLayer& layer, GradientMask wanted)
                 wanted[2] ? new_empty({weight.size(0)}, wide).zero_() : none()};
   if (input.size(0) == 0) std::get<1>(gradients_).zero_();
   buffer_ = new_empty({chunk_rows_, weight.size(0)}, input.options());
-  const bool with_gradient = wanted[0] || wanted[1] || wanted[2];
-  if (layer_.function.softcap.has_value() && with_gradient) {
+  if (layer_.function.softcap.has_value() && wants_gradients()) {
     tanh_ = new_empty({rows_of_block(chunk_rows_), weight.size(0)}, input.options());
   }
 }
@@ -125,7 +124,7 @@ void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
                         const at::Tensor& divisor) {
   const at::Tensor one = at::ones({}, losses.options());
   const auto mean = layer_.options.with(Reduction::mean);
-  const bool with_gradient = wanted_[0] || wanted_[1] || wanted_[2];
+  const bool with_gradient = wants_gradients();
   for_each_chunk([&](int64_t first, int64_t count) {
     const at::Tensor target = layer_.target.narrow(0, first, count);
     at::Tensor chunk = logits(first, count);
@@ -140,6 +139,7 @@ void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
 
 void RowChunks::backward(const at::Tensor& grad_output, Reduction reduction,
                          const at::Tensor& statistics, const at::Tensor& divisor) {
+  if (!wants_gradients()) return;
   const auto options = layer_.options.with(reduction);
   const bool per_row = reduction == Reduction::none;
   const double scale = layer_.function.scale;

@@ -31,6 +31,7 @@ class RowChunks {
   LinearGradients gradients() const;
 
  private:
+  bool wants_gradients() const { return wanted_[0] || wanted_[1] || wanted_[2]; }
   at::Tensor logits(int64_t first, int64_t count) const;
   std::tuple<at::Tensor, at::Tensor> reduce(const at::Tensor& logits, const at::Tensor& target,
                                             bool needs_backward) const;
