@@ -58,15 +58,21 @@ def test_each_pair_counts_once(gazetteer):
 
 
 def test_names_are_read_character_by_character():
+    """One name to train with in so many countries that its characters are known, and others."""
     assert data.spelled("ÑÉ") == f"n{ACCENTS[1]}e{ACCENTS[0]}"
-    often = [("ab", str(at)) for at in range(data.SEEN_OFTEN)]
-    known = data.gazetteer([*often, ("aQb" * 9, "X")])
+    name = next(
+        word for word in ("Ab", "Aba", "Abab", "Aab") if data.part_of(word.lower()) == "train"
+    )
+    often = [(name, str(at)) for at in range(data.SEEN_OFTEN)]
+    known = data.gazetteer([*often, (name.upper(), "0"), ("aqb" * 9, "0")])
+    assert known.characters == 2 + len("ab")
+    assert known.parts["train"].names[0, : len(name)].tolist() == [
+        2 + "ab".index(c) for c in name.lower()
+    ]
     everything = torch.cat([part.names for part in known.parts.values()])
-    longest = everything[everything.ne(data.PADDING).all(dim=1)][0]
-    if known.characters == 4:  # a and b, if "ab" is a name to train with
-        assert longest.tolist() == ([2, 1, 3] * 9)[: data.LENGTH]
-    short = everything[(everything == data.PADDING).any(dim=1)]
-    assert short[:, 2:].eq(data.PADDING).all()
+    assert len(everything) == data.SEEN_OFTEN + 1, "capitals make no other name"
+    (longest,) = everything[everything.ne(data.PADDING).all(dim=1)]
+    assert longest.tolist() == ([2, data.UNKNOWN, 3] * 9)[: data.LENGTH]
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
