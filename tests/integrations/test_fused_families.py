@@ -36,6 +36,7 @@ SIZES = {
     "decoder_ffn_dim": 24,
     "num_hidden_layers": 1,
     "num_layers": 1,
+    "num_decoder_layers": 1,
     "n_layer": 1,
     "encoder_layers": 1,
     "decoder_layers": 1,
@@ -191,6 +192,33 @@ def test_a_family(name):
     if name.startswith("Mixtral"):  # trainer_loss has not the router's
         loss = loss + model.router_aux_loss_coef * right.aux_loss
     torch.testing.assert_close(loss, right.loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "GraniteForCausalLM"])
+def test_scaled_and_capped_logits_compiled(name):
+    model = family(name, FITS[name])
+    fuse_last_layer(model, alpha=0.3)
+    expected = gradients(model, **batch_of())
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    loss = compiled(**batch_of()).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected[0].loss)
+    for each, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[1][each], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["Gemma2ForCausalLM", "T5ForConditionalGeneration", "BartForConditionalGeneration"]
+)
+def test_generation_afterwards(name):
+    model = family(name, FITS[name]).eval()
+    tokens, options = batch_of()["input_ids"], {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(tokens, **options)
+    fuse_last_layer(model)
+    model.train()(**batch_of()).loss.backward()
+    assert torch.equal(model.eval().generate(tokens, **options), expected)
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
