@@ -1,0 +1,136 @@
+"""Kernels that do not belong to the binding beside them: made-up libraries stand in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import REPOSITORY, run
+from torch.utils.cpp_extension import include_paths
+
+from powergrad_ext import _build
+from powergrad_ext._build import tools
+
+PROGRAM = """
+#include <cstdio>
+#include <exception>
+
+#include <c10/util/Exception.h>
+
+#include "torch/libraries.h"
+
+template <class Library>
+void open(const char* name, const Library& (*get)()) {
+  try {
+    get();
+    std::printf("%s: opened\\n", name);
+  } catch (const c10::NotImplementedError& error) {
+    std::printf("%s: not implemented: %s\\n", name, error.what_without_backtrace());
+  } catch (const c10::Error& error) {
+    std::printf("%s: %s\\n", name, error.what_without_backtrace());
+  }
+}
+
+int main() {
+  open("cpu", powergrad::cpu_library);
+  open("cuda", powergrad::cuda_library);
+}
+"""
+# A table begins with what the library was built from; that alone is read here.
+KERNELS = """
+#include "built_from.h"
+
+namespace powergrad {
+constexpr BuiltFrom kOther{SOURCES, kBuiltFrom.cross_entropy_params + CROSS_ENTROPY,
+                           kBuiltFrom.log_softmax_params + LOG_SOFTMAX,
+                           kBuiltFrom.merge_params + MERGE};
+}
+
+POWERGRAD_EXPORT const void* FUNCTION() { return &powergrad::kOther; }
+"""
+RIGHT = {"SOURCES": '"of the test"', "CROSS_ENTROPY": "0", "LOG_SOFTMAX": "0", "MERGE": "0"}
+LIBRARIES = {"cpu": _build.CPU_LIBRARY, "cuda": _build.CUDA_LIBRARY}
+REFUSED = "{0}: {1} was not built from the sources of the module beside it ({2}, not of the test)"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "main.cpp").write_text(PROGRAM)
+    (folder / "kernels.cpp").write_text(KERNELS)
+    (folder / "sources_version.h").write_text('#define POWERGRAD_SOURCES "of the test"\n')
+    libraries = Path(torch.__file__).parent / "lib"
+    command = [
+        *tools.compiler(),
+        _build.STANDARD,
+        "-I.",
+        f"-I{REPOSITORY / 'csrc'}",
+        *(f"-I{path}" for path in include_paths()),
+        "main.cpp",
+        str(REPOSITORY / "csrc" / "torch" / "libraries.cpp"),
+        f"-L{libraries}",
+        f"-Wl,-rpath,$ORIGIN:{libraries}",
+        "-lc10",
+        "-ldl",
+        "-o",
+        "open_both",
+    ]
+    run(*command, cwd=folder)
+    return folder / "open_both"
+
+
+@pytest.fixture
+def opened(program: Path, tmp_path: Path):
+    """What the program says of libraries that were built with these macros, both alike."""
+
+    def result(**changed: str) -> dict[str, str]:
+        for device, name in LIBRARIES.items():
+            macros = {"FUNCTION": f"powergrad_{device}_library"} | RIGHT | changed
+            command = [*tools.compiler(), _build.STANDARD, "-shared", "-fPIC"]
+            command += ["-I.", f"-I{REPOSITORY / 'csrc'}"]
+            command += [f"-D{macro}={value}" for macro, value in macros.items()]
+            run(*command, "kernels.cpp", "-o", tmp_path / name, cwd=program.parent)
+        return said()
+
+    def said() -> dict[str, str]:
+        shutil.copy(program, tmp_path)
+        lines = run(tmp_path / program.name, cwd=tmp_path).stdout.splitlines()
+        return {line.partition(":")[0]: line for line in lines}
+
+    result.of_none = said
+    return result
+
+
+def test_those_of_the_same_sources_are_opened(opened):
+    assert opened() == {"cpu": "cpu: opened", "cuda": "cuda: opened"}
+
+
+@pytest.mark.parametrize("struct", ["CROSS_ENTROPY", "LOG_SOFTMAX", "MERGE"])
+def test_structs_of_another_size_are_refused(opened, struct):
+    """As another compiler may lay them out: kernels would read other fields."""
+    for device, line in opened(**{struct: "8"}).items():
+        assert line.startswith(REFUSED.format(device, LIBRARIES[device], "of the test"))
+
+
+def test_other_sources_are_refused(opened):
+    for device, line in opened(SOURCES='"of another"').items():
+        assert line.startswith(REFUSED.format(device, LIBRARIES[device], "of another"))
+        assert line.endswith("install powergrad_ext again")
+
+
+def test_a_library_without_a_table_is_refused(opened):
+    for device, line in opened(FUNCTION="something_else").items():
+        assert line.startswith(REFUSED.format(device, LIBRARIES[device], "unknown"))
+
+
+def test_libraries_that_are_not_there(opened):
+    """That of CUDA may be missing: a caller tells by the type of the error."""
+    said = opened.of_none()
+    assert said["cpu"].startswith(f"cpu: {_build.CPU_LIBRARY}: cannot open")
+    assert said["cpu"].endswith("install powergrad_ext again")
+    assert said["cuda"].startswith(
+        "cuda: not implemented: powergrad_ext was built without kernels for cuda ("
+        f"{_build.CUDA_LIBRARY}: cannot open"
+    )
