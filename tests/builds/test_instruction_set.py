@@ -1,4 +1,4 @@
-"""The choice of an instruction set on a processor that lacks one: two made-up sets stand in."""
+"""The choice of an instruction set on a processor that lacks one: three made-up sets stand in."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ PROGRAM = """
 namespace powergrad {
 bool no() { return false; }
 bool yes() { return true; }
-const InstructionSet kSets[] = {{"lacking", no, {}}, {"present", yes, {}}};
-InstructionSets instruction_sets() { return {kSets, kSets + 2}; }
+// The best first.
+const InstructionSet kSets[] = {{"lacking", no, {}}, {"present", yes, {}}, {"slow", yes, {}}};
+InstructionSets instruction_sets() { return {kSets, kSets + 3}; }
 const InstructionSet* find_instruction_set(const char* name) {
   for (const InstructionSet& set : kSets) {
     if (std::strcmp(set.name, name) == 0) return &set;
@@ -78,8 +79,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("", "present"),
         ("present", "present"),
+        ("slow", "slow"),
         ("lacking", "POWERGRAD_ISA=lacking is not supported by this processor, which supports: pr"),
-        ("sse2", "POWERGRAD_ISA=sse2 is not an instruction set; this processor supports: present"),
+        (
+            "sse2",
+            "POWERGRAD_ISA=sse2 is not an instruction set; this processor supports: present, s",
+        ),
     ],
 )
 def test_choice(program: Path, value: str, said: str) -> None:

@@ -81,53 +81,59 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "open_both"
 
 
-@pytest.fixture
-def opened(program: Path, tmp_path: Path):
-    """What the program says of libraries that were built with these macros, both alike."""
+class Opener:
+    """Runs the program beside the libraries that were made for it."""
 
-    def result(**changed: str) -> dict[str, str]:
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.sources = program.parent
+        self.program = Path(shutil.copy(program, folder))
+
+    def open(self, **changed: str) -> dict[str, str]:
+        """What it says of libraries with these macros, by device; both are built alike."""
         for device, name in LIBRARIES.items():
             macros = {"FUNCTION": f"powergrad_{device}_library"} | RIGHT | changed
             command = [*tools.compiler(), _build.STANDARD, "-shared", "-fPIC"]
             command += ["-I.", f"-I{REPOSITORY / 'csrc'}"]
             command += [f"-D{macro}={value}" for macro, value in macros.items()]
-            run(*command, "kernels.cpp", "-o", tmp_path / name, cwd=program.parent)
-        return said()
+            output = self.program.with_name(name)
+            run(*command, "kernels.cpp", "-o", output, cwd=self.sources)
+        return self.open_none()
 
-    def said() -> dict[str, str]:
-        shutil.copy(program, tmp_path)
-        lines = run(tmp_path / program.name, cwd=tmp_path).stdout.splitlines()
+    def open_none(self) -> dict[str, str]:
+        lines = run(self.program, cwd=self.program.parent).stdout.splitlines()
         return {line.partition(":")[0]: line for line in lines}
 
-    result.of_none = said
-    return result
+
+@pytest.fixture
+def opener(program: Path, tmp_path: Path) -> Opener:
+    return Opener(program, tmp_path)
 
 
-def test_those_of_the_same_sources_are_opened(opened):
-    assert opened() == {"cpu": "cpu: opened", "cuda": "cuda: opened"}
+def test_those_of_the_same_sources_are_opened(opener: Opener) -> None:
+    assert opener.open() == {"cpu": "cpu: opened", "cuda": "cuda: opened"}
 
 
 @pytest.mark.parametrize("struct", ["CROSS_ENTROPY", "LOG_SOFTMAX", "MERGE"])
-def test_structs_of_another_size_are_refused(opened, struct):
+def test_structs_of_another_size_are_refused(opener: Opener, struct: str) -> None:
     """As another compiler may lay them out: kernels would read other fields."""
-    for device, line in opened(**{struct: "8"}).items():
+    for device, line in opener.open(**{struct: "8"}).items():
         assert line.startswith(REFUSED.format(device, LIBRARIES[device], "of the test"))
 
 
-def test_other_sources_are_refused(opened):
-    for device, line in opened(SOURCES='"of another"').items():
+def test_other_sources_are_refused(opener: Opener) -> None:
+    for device, line in opener.open(SOURCES='"of another"').items():
         assert line.startswith(REFUSED.format(device, LIBRARIES[device], "of another"))
         assert line.endswith("install powergrad_ext again")
 
 
-def test_a_library_without_a_table_is_refused(opened):
-    for device, line in opened(FUNCTION="something_else").items():
+def test_a_library_without_a_table_is_refused(opener: Opener) -> None:
+    for device, line in opener.open(FUNCTION="something_else").items():
         assert line.startswith(REFUSED.format(device, LIBRARIES[device], "unknown"))
 
 
-def test_libraries_that_are_not_there(opened):
+def test_libraries_that_are_not_there(opener: Opener) -> None:
     """That of CUDA may be missing: a caller tells by the type of the error."""
-    said = opened.of_none()
+    said = opener.open_none()
     assert said["cpu"].startswith(f"cpu: {_build.CPU_LIBRARY}: cannot open")
     assert said["cpu"].endswith("install powergrad_ext again")
     assert said["cuda"].startswith(

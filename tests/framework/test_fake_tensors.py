@@ -63,6 +63,22 @@ def test_log_softmax(dim):
         assert description(pg.log_softmax(mode.from_tensor(logits), dim)) == description(real)
 
 
+def test_gradient_of_log_softmax():
+    """In the strides of the logits, which those of the gradient that it is given need not be."""
+    logits = torch.randn(7, 5, 2).transpose(0, -1)
+
+    def gradient_for(logits):
+        logits = logits.detach().requires_grad_()
+        output = pg.log_softmax(logits, 1)
+        return torch.autograd.grad(output, logits, torch.ones_like(output))[0]
+
+    real = gradient_for(logits)
+    assert real.stride() == logits.stride() != pg.log_softmax(logits, 1).stride()
+    assert description(gradient_for(logits.to("meta"))) == description(real)
+    with FakeTensorMode() as mode:
+        assert description(gradient_for(mode.from_tensor(logits))) == description(real)
+
+
 def test_wrong_arguments_are_seen_without_data():
     logits = torch.randn(3, 5, device="meta")
     with pytest.raises(ValueError, match="to match target batch_size"):

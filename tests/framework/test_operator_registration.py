@@ -203,6 +203,15 @@ def test_linear_operators(name, dtype, reduction, wanted, shard, device):
     torch.library.opcheck(operator(name), arguments)
 
 
+@pytest.mark.parametrize("name", LINEAR_OPERATORS)
+def test_linear_operators_of_one_row(name, device):
+    """Whose gradient has no dimension of rows either."""
+    (input, linear_weight, target, bias), options = linear_arguments(device, torch.float32, "mean")
+    layer = (input[0], linear_weight, target[0], bias)
+    arguments = LINEAR_OPERATORS[name]((*layer, *options, "", 1, 0, 0), [True] * 3)
+    torch.library.opcheck(operator(name), arguments)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_linear_cross_entropy(reduction, device):
     layer, (*rest, alpha, rows, scale, cap) = linear_arguments(device, torch.float32, reduction)

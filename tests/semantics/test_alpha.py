@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import check, check_log_softmax, make_logits, make_problem
 from oracle import assert_gradient, definition
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import powergrad_ext as pg
 from powergrad_ext import reference
@@ -132,3 +133,37 @@ def test_change_after_the_gradient_was_computed_in_forward():
     problem.alpha.fill_(2.0)
     (gradient,) = torch.autograd.grad(loss, logits, upstream)
     assert_gradient(gradient, expected.gradient, 1)
+
+
+def under_torch_func(call, logits):
+    torch.func.grad(lambda z: call(z).sum())(logits)
+
+
+def under_a_fake_mode(call, logits):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        call(logits)
+
+
+def in_inference_mode(call, logits):
+    with torch.inference_mode():
+        call(logits)
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "log_softmax"])
+@pytest.mark.parametrize(
+    ("first", "alpha"),
+    [(under_torch_func, 0.8125), (under_a_fake_mode, 0.8135), (in_inference_mode, 0.8145)],
+    ids=["torch.func", "a fake mode", "inference mode"],
+)
+def test_a_number_that_was_first_seen_elsewhere(first, alpha, function):
+    """The tensor that is made of it and kept for the next step belongs to no mode or transform."""
+    alpha += 0.01 * (function == "log_softmax")  # in no other test
+    logits = make_logits((2, 5), torch.float64)
+    first(lambda z: CALLS[function](z, alpha), logits)
+    logits.requires_grad_()
+    found, right = (
+        torch.autograd.grad(CALLS[function](logits, each).square().sum(), logits)
+        for each in (alpha, torch.tensor(alpha, dtype=torch.float64))
+    )
+    assert type(found[0]) is torch.Tensor
+    torch.testing.assert_close(found, right, rtol=0, atol=0)

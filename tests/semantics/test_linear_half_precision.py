@@ -110,6 +110,16 @@ def test_weights_far_from_one(dtype, unit, kind, device):
     check(layer, target, dtype, **options)
 
 
+@HALF
+def test_smoothing_that_outweighs_the_targets(dtype, device):
+    """Each row has a share of classes a million times as heavy as that of the targets."""
+    layer = make_layer(400, 6, 7, dtype, device)
+    target = torch.full((400,), 2, device=device)
+    weight = torch.linspace(0.5, 1.5, 7, device=device)
+    weight[2] = 1e-6
+    check(layer, target, dtype, weight=weight, label_smoothing=0.1)
+
+
 @pytest.mark.parametrize("largest", [1.0, 3e4, 1e30])
 @HALF
 def test_losses_of_weights_far_from_one(dtype, largest, device):

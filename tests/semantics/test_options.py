@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import check, make_problem
+from oracle import assert_gradient, assert_loss, definition
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 SMOOTHINGS = pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
@@ -61,6 +62,21 @@ def test_probabilities_that_do_not_add_up_to_one(device):
     problem = make_problem((9, 5), torch.float32, device, targets="probabilities")
     problem.target *= torch.linspace(0.0, 3.0, 9, device=device)[:, None]
     check(problem)
+
+
+@REDUCTIONS
+def test_gradient_of_the_target_alone(reduction, device):
+    """As a student's logits that are not trained, and a teacher's probabilities that are."""
+    problem = make_problem(
+        (9, 5), torch.float32, device, targets="probabilities", weighted=True, reduction=reduction
+    )
+    target = problem.target.requires_grad_()
+    loss = problem.loss(problem.logits, target)
+    upstream = problem.upstream(loss)
+    (gradient,) = torch.autograd.grad(loss, target, upstream)
+    expected = problem.expected(definition, upstream)
+    assert_loss(loss.detach(), expected.loss)
+    assert_gradient(gradient, expected.target_gradient, 1)
 
 
 def test_weight_in_the_type_of_half_logits(device):

@@ -61,6 +61,44 @@ def test_forward_without_backward_saves_nothing(dtype, device):
     torch.testing.assert_close(loss, with_statistics[0], rtol=4e-6, atol=0)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_what_backward_does_not_need_is_not_returned(requires_grad, device):
+    """Whether autograd keeps it or not: compilers plan with the sizes that a fake tensor has."""
+    problem = make_problem((6, 50), torch.float32, device)
+    logits = problem.logits.requires_grad_(requires_grad)
+    raw = raw_arguments(problem)
+    for needs_backward, shape in ((False, (0, 6)), (True, (3, 6))):
+        statistics = OPS.cross_entropy_forward(logits, *raw, needs_backward)[1]
+        assert statistics.shape == shape
+    for needs_backward, shape in ((False, (0, 6)), (True, (2, 6))):
+        statistics = OPS.log_softmax_forward(logits, 1, ALPHA, needs_backward)[1]
+        assert statistics.shape == shape
+
+
+def test_statistics_in_another_type_and_order(device):
+    """As whoever kept them may give them back: the gradient has the same bits."""
+    problem = make_problem((6, 50), torch.float32, device)
+    target, *options = raw_arguments(problem)
+    logits, ones = problem.logits, torch.ones(6, 50, device=device)
+    _, of_loss, total = OPS.cross_entropy_forward(logits, target, *options, True)
+    _, of_output = OPS.log_softmax_forward(logits, 1, ALPHA, True)
+
+    def gradients(change):
+        return (
+            OPS.cross_entropy_backward(
+                ones[0, 0], logits, target, change(of_loss), change(total), *options
+            ),
+            OPS.log_softmax_backward(ones, logits, 1, ALPHA, change(of_output)),
+        )
+
+    def in_columns(tensor):
+        return tensor.t().contiguous().t()
+
+    right = gradients(torch.clone)
+    for change in (torch.Tensor.double, torch.Tensor.float, in_columns):
+        torch.testing.assert_close(gradients(change), right, rtol=0, atol=0)
+
+
 def test_total_weight(device):
     """What the mean divides by: summed weights, of the rows that count."""
     problem = make_problem((6, 50), torch.float32, device, weighted=True)

@@ -25,11 +25,8 @@ def raw_options(problem):
     return problem.weight, *options.values(), ALPHA
 
 
-@pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS.keys())
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("shape", [(9, CLASSES), (3, CLASSES, 37)], ids=str)
-def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
-    problem = make_problem(shape, dtype, device, **options)
+def check_ranks(problem, sizes):
+    """What ranks that have so many of the classes each would compute is right, all together."""
     target, options = problem.target, raw_options(problem)
     reduction = options[2]
     shards = problem.logits.split(sizes, 1)
@@ -55,6 +52,21 @@ def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
     assert torch.equal(total, alone)
 
 
+@pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("shape", [(9, CLASSES), (3, CLASSES, 37)], ids=str)
+def test_what_ranks_would_compute(shape, options, sizes, dtype, device, isa):
+    check_ranks(make_problem(shape, dtype, device, **options), sizes)
+
+
+@pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS.keys())
+def test_logits_far_below_0(sizes, dtype, device):
+    """A rank without classes has no maximum: 0 would be the highest."""
+    problem = make_problem((9, CLASSES), dtype, device, label_smoothing=0.1, weighted=True)
+    problem.logits -= 64.0
+    check_ranks(problem, sizes)
+
+
 def test_refusals():
     logits, target = torch.randn(4, 5), torch.tensor([0, 3, 9, 11])
     forward = OPS.cross_entropy_shard_forward
@@ -77,7 +89,8 @@ def test_refusals():
 
     with pytest.raises(RuntimeError, match=r"ranks 0 and 2 of the group .* that differ"):
         merge(torch.stack([one, one, other]), "mean", ALPHA, total)
-    for wrong in (one, one[None, :-1], one[None].half(), one[:0].view(0, 1)):
+    strided = torch.stack([one, one], 1).t()
+    for wrong in (one, one[None, :-1], one[None].half(), one[:0].view(0, 1), strided):
         with pytest.raises(RuntimeError, match="argument 'shard_statistics' must hold what"):
             merge(wrong, "mean", ALPHA, total)
     with pytest.raises(RuntimeError, match="total_weight must be what the forward operator"):

@@ -115,8 +115,14 @@ UPSTREAM = torch.linspace(-1.0, 2.0, 24).reshape(4, 6)
 
 @pytest.mark.parametrize(
     "upstream",
-    [UPSTREAM, transposed(UPSTREAM), UPSTREAM[:, :1].expand(4, 6), UPSTREAM[0, 0].expand(4, 6)],
-    ids=["contiguous", "transposed", "one per image", "one for all, as sum() sends"],
+    [
+        UPSTREAM,
+        transposed(UPSTREAM),
+        UPSTREAM[:, :1].expand(4, 6),
+        UPSTREAM[:1].expand(4, 6),
+        UPSTREAM[0, 0].expand(4, 6),
+    ],
+    ids=["contiguous", "transposed", "one per image", "one per pixel", "one for all, as of sum()"],
 )
 def test_upstream_gradient(upstream, device):
     problem = make_problem((4, 5, 6), torch.float32, device, reduction="none")
