@@ -158,7 +158,7 @@ def in_inference_mode(call, logits):
 def test_a_number_that_was_first_seen_elsewhere(first, alpha, function):
     """The tensor that is made of it and kept for the next step belongs to no mode or transform."""
     alpha += 0.01 * (function == "log_softmax")  # in no other test
-    logits = make_logits((2, 5), torch.float64)
+    logits = make_logits((2, 5), torch.float64, torch.device("cpu"))
     first(lambda z: CALLS[function](z, alpha), logits)
     logits.requires_grad_()
     found, right = (
