@@ -155,6 +155,14 @@ def test_a_change_of_kernels_is_another_version_and_one_of_the_binding_is_not(
     assert version() != before
 
 
+def test_a_file_of_another_name_is_another_version(tmp_path: Path) -> None:
+    (tmp_path / "a.h").write_text("one")
+    (tmp_path / "b.h").write_text("two")
+    before = _build.hash_of_files(tmp_path)
+    (tmp_path / "b.h").rename(tmp_path / "c.h")
+    assert _build.hash_of_files(tmp_path) != before
+
+
 def test_odd_paths_are_quoted() -> None:
     part = ninja.Object("a b.o", [Path("/a $b: c/d'e.cpp")], ["c++", "-Wl,-rpath,$ORIGIN"])
     rules = ninja.rules([ninja.Library("l.so", [part], [])], "out", ["c++"])

@@ -242,3 +242,30 @@ def test_targets_that_weigh_nothing(dtype, reduction):
         rows = [x.grad[[0, 1, 3]], layer.grad]
         assert all(g.isnan().all() if reduction == "mean" else g.eq(0.0).all() for g in rows)
         assert x.grad[2].eq(0.0).all()
+
+
+@HALF
+def test_chunks_whose_sums_cancel(dtype, device):
+    """One row is left of both: rounding either chunk's sum, a hundred times it, would hide it."""
+    input, weight, bias = make_layer(128, 6, 5, dtype, device)
+    layer = [torch.cat([input, input]), weight, bias]
+    target = torch.zeros(256, dtype=torch.int64, device=device)
+    grad_output = torch.ones(256, device=device)
+    grad_output[128:] = -1.0
+    grad_output[200] = -2.0
+
+    def gradient_of_bias(loss_of, layer):
+        layer = [tensor.detach().requires_grad_() for tensor in layer]
+        loss = loss_of(*layer)
+        return torch.autograd.grad(loss, layer[2], grad_output.to(loss))[0].double()
+
+    def ours(input, weight, bias):
+        options = {"reduction": "none", "alpha": ALPHA, "chunk_rows": 128}
+        return pg.linear_cross_entropy(input, weight, target, linear_bias=bias, **options)
+
+    def identity(*layer):
+        return F.cross_entropy(ALPHA * F.linear(*layer), target, reduction="none") / ALPHA
+
+    found = gradient_of_bias(ours, layer)
+    right = gradient_of_bias(identity, [tensor.double() for tensor in layer])
+    assert (found - right).abs().max() <= TOLERANCE[dtype] * right.abs().max()
