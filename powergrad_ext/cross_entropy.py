@@ -25,7 +25,7 @@ from powergrad_ext.batching import (
     register_vmap,
     split,
 )
-from powergrad_ext.exporting import is_traced_for_torchscript, refuse_scripts, register_onnx
+from powergrad_ext.exporting import is_exporting, refuse_scripts, register_onnx
 from powergrad_ext.operators import accumulate_dtype
 from powergrad_ext.options import Options, require_tensor, require_type, split_options
 
@@ -118,7 +118,7 @@ def cross_entropy(
     if torch.compiler.is_compiling() or type(input) is FakeTensor:
         keywords = Options(*options).for_operator(input).keywords()
         return ops.cross_entropy(input, target, **keywords, inplace_backward=inplace_backward)
-    if is_traced_for_torchscript():
+    if torch._C._is_tracing() and is_exporting():
         return onnx_value(input, target, *options, False)[0]
     try:
         return _C.cross_entropy(input, target, *options, inplace_backward)

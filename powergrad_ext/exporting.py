@@ -17,14 +17,13 @@ import torch
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 
-def _is_exporting() -> bool:
+def is_exporting() -> bool:
+    """Whether torch.onnx.export is running.
+
+    Where it traces for TorchScript (dynamo=False), which torch._C._is_tracing() tells, losses are
+    traced as torch's operators.
+    """
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
-
-
-def is_traced_for_torchscript() -> bool:
-    """Whether torch.onnx.export(dynamo=False) is tracing: losses are torch's operators for it."""
-    is_compiling = torch.compiler.is_compiling()  # whose tracer does not know the next question
-    return not is_compiling and torch._C._is_tracing() and _is_exporting()
 
 
 def register_onnx(operator: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -35,7 +34,7 @@ def register_onnx(operator: str) -> Callable[[Callable[..., Any]], Callable[...,
 
     def register(rule: Callable[..., Any]) -> Callable[..., Any]:
         def trace(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
-            if _is_exporting():
+            if is_exporting():
                 with mode:
                     outputs = rule(*args, **kwargs)
                 if outputs is not NotImplemented:

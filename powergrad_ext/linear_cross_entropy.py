@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, checked_alpha
 from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy, onnx_value
-from powergrad_ext.exporting import is_traced_for_torchscript, refuse_scripts, register_onnx
+from powergrad_ext.exporting import is_exporting, refuse_scripts, register_onnx
 from powergrad_ext.options import Options, require_tensor, require_type, split_options
 
 ops = torch.ops.powergrad
@@ -128,11 +128,12 @@ def linear_cross_entropy(
         return dtensor.linear_cross_entropy(
             input, linear_weight, target, linear_bias, options, chunk_rows, function
         )
-    if is_traced_for_torchscript() and linear_weight.dim() <= 2:
-        logits = F.linear(input, linear_weight, linear_bias)
-        return cross_entropy(logits, target, **options.keywords())
-    if linear_weight.dim() > 2 and not linear_weight.is_nested:
-        logits = _scaled(_logits_of_many(input, linear_weight, linear_bias), **function)
+    # The compiler's tracer does not know torch._C._is_tracing.
+    is_traced = not torch.compiler.is_compiling() and torch._C._is_tracing() and is_exporting()
+    has_many = linear_weight.dim() > 2 and not linear_weight.is_nested
+    if is_traced or has_many:
+        layer = _logits_of_many if has_many else F.linear
+        logits = _scaled(layer(input, linear_weight, linear_bias), **function)
         return cross_entropy(logits, target, **options.keywords())
     return ops.linear_cross_entropy(
         input,

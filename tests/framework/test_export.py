@@ -132,22 +132,27 @@ def test_onnx_of_every_option_of_a_loss(ours, dynamo):
 def test_onnx_of_the_modules_of_losses(smoothing, dynamo):
     options = {"reduction": "mean", "label_smoothing": smoothing, "ignore_index": 1}
     weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5])
+    function = {"logit_scale": 3.0, "softcap": 2.0}
     fused = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True, weight=weight, **options)
+    capped = pg.PowerGradLinearCrossEntropyLoss(4, 5, weight=weight, **options, **function)
     x, target = torch.randn(3, 4), torch.tensor([0, 4, 1])
 
     class Loss(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.fused = fused
+            self.capped = capped
             self.loss = pg.PowerGradCrossEntropyLoss(weight, **options)
 
         def forward(self, x):
-            return self.fused(x, target), self.loss(self.fused.linear(x), target)
+            logits = self.fused.linear(x)
+            return self.fused(x, target), self.loss(logits, target), self.capped(x, target)
 
     found = evaluate(onnx_model(Loss(), x, dynamo), x)
-    logits = fused.linear.double()(x.double())
-    expected = torch.nn.functional.cross_entropy(logits, target, weight.double(), **options)
-    for each in found:
+    plain = fused.linear.double()(x.double())
+    scaled = 2.0 * torch.tanh(3.0 * capped.linear.double()(x.double()) / 2.0)
+    for each, logits in zip(found, (plain, plain, scaled), strict=True):
+        expected = torch.nn.functional.cross_entropy(logits, target, weight.double(), **options)
         torch.testing.assert_close(each, expected.detach().float(), rtol=1e-5, atol=1e-6)
 
 
