@@ -134,7 +134,7 @@ wheels: $(VENV)/.wheels ## make the wheels for all Pythons and all torches, into
 
 # A copy without the package, so that what is tested is what the wheel installed.
 INSTALLED = build/installed/$(notdir $(PYTHON))-$(subst ~=,-,$(subst ==,-,$(firstword $(TORCH))))
-test-installed: ## run tests against WHEEL, in an environment of its own (PYTHON=... TORCH=... TESTS=...)
+test-installed: ## install WHEEL in a new environment and test it (PYTHON=... TORCH=... TESTS=...)
 	@rm -rf $(addprefix $(INSTALLED)/,bench docs examples scripts tests) && mkdir -p $(INSTALLED)
 	@git ls-files -z --cached --others --exclude-standard ':!powergrad_ext' ':!csrc' | \
 	    xargs -0 cp --parents --target-directory=$(INSTALLED)

@@ -78,7 +78,7 @@ def shown(alpha: float | Tensor) -> str:
 
 
 def _has_value(alpha: Tensor) -> bool:
-    """Whether it can be read: it is neither a meta tensor nor of a subclass, as FakeTensor."""
+    """Whether there is a value to read: not in a meta tensor, nor in a subclass like FakeTensor."""
     return type(alpha) is Tensor and not alpha.is_meta
 
 

@@ -190,7 +190,7 @@ def check(wheel: Path) -> None:
 
 
 def test(wheel: Path, python: Python, torch_minor: str) -> None:
-    """Run the tests of wheels in an environment of its own."""
+    """Install the wheel in a new environment and run tests/wheels there."""
     words = [f"WHEEL={wheel}", f"PYTHON={python.path}", f"TORCH=torch~={torch_minor}.0"]
     subprocess.run(["make", "test-installed", *words], cwd=REPOSITORY, check=True)
 

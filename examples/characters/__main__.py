@@ -8,8 +8,7 @@ from pathlib import Path
 
 from examples.evidence.needs import needed_by
 
-INSTALL = "pip install --no-build-isolation --editable '.[evidence]'"
-with needed_by("examples.characters", INSTALL):
+with needed_by("examples.characters"):
     from examples.evidence import command
     from examples.evidence.report import Quantity
     from examples.evidence.study import Arm, Metrics, Study
@@ -34,16 +33,9 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     """Return 8 seeds of 8 arms, or less of everything."""
     size = QUICK if options.quick else FULL
     parts = load(options.fonts, JIS_LEVEL_1[: size.characters])
-    study = Study(
-        arms=[
-            Arm(network, alpha)
-            for network in NETWORKS
-            for alpha in ((0.25, 1.0) if options.quick else ALPHAS)
-        ],
-        rates=(0.02, 0.08, 0.32),
-        seeds=range(2 if options.quick else 8),
-        objective=itemgetter("accuracy"),
-    )
+    alphas = (0.25, 1.0) if options.quick else ALPHAS
+    accuracy = itemgetter("accuracy")
+    study = Study.of(NETWORKS, alphas, (0.02, 0.08, 0.32), accuracy, quick=options.quick)
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
         return measure(parts, size, arm, rate, seed, part)

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+EVIDENCE = "pip install --no-build-isolation --editable '.[evidence]'"
+
 
 @contextmanager
-def needed_by(example: str, install: str) -> Iterator[None]:
+def needed_by(example: str, install: str = EVIDENCE) -> Iterator[None]:
     """Import inside; what is missing ends the program with how to install it."""
     try:
         yield

@@ -6,7 +6,7 @@ the best one, so all arms search equally long. Only the runs at the chosen rates
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
@@ -43,6 +43,20 @@ class Study:
     rates: Sequence[float]
     seeds: Sequence[int]
     objective: Callable[[Metrics], float]
+
+    @classmethod
+    def of(
+        cls,
+        networks: Iterable[str],
+        alphas: Iterable[float],
+        rates: Sequence[float],
+        objective: Callable[[Metrics], float],
+        *,
+        quick: bool,
+    ) -> Study:
+        """Return every network at every alpha over 8 seeds, or over 2 for a quick look."""
+        arms = [Arm(network, alpha) for network in networks for alpha in alphas]
+        return cls(arms, rates, range(2 if quick else 8), objective)
 
     @property
     def runs(self) -> int:

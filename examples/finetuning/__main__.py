@@ -7,8 +7,7 @@ from pathlib import Path
 
 from examples.evidence.needs import needed_by
 
-INSTALL = "pip install --no-build-isolation --editable '.[evidence]'"
-with needed_by("examples.finetuning", INSTALL):
+with needed_by("examples.finetuning"):
     from examples.evidence import command
     from examples.evidence.report import Quantity
     from examples.evidence.study import Arm, Metrics, Study
@@ -45,12 +44,8 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     texts = load()
     size = QUICK if options.quick else FULL
     base = base_model(texts, size, folder / "base.pt")
-    study = Study(
-        arms=[Arm("transformer", a) for a in ((1.0, 1.43) if options.quick else ALPHAS)],
-        rates=(2.5e-4, 1e-3, 4e-3),
-        seeds=range(2 if options.quick else 8),
-        objective=loss,
-    )
+    alphas = (1.0, 1.43) if options.quick else ALPHAS
+    study = Study.of(("transformer",), alphas, (2.5e-4, 1e-3, 4e-3), loss, quick=options.quick)
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
         return measure(base, texts, size, arm, rate, seed, part)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from examples.evidence.needs import needed_by
 
-INSTALL = "pip install --no-build-isolation --editable '.[evidence]'"
-with needed_by("examples.places", INSTALL):
+with needed_by("examples.places"):
     from examples.evidence import command
     from examples.evidence.report import Quantity
     from examples.evidence.study import Arm, Metrics, Study
@@ -38,16 +37,9 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     """Return 8 seeds of 12 arms, or less of everything."""
     gazetteer = data.load()
     size = QUICK if options.quick else FULL
-    study = Study(
-        arms=[
-            Arm(network, alpha)
-            for network in NETWORKS
-            for alpha in ((0.25, 1.0) if options.quick else ALPHAS)
-        ],
-        rates=(0.04, 0.16, 0.64),
-        seeds=range(2 if options.quick else 8),
-        objective=itemgetter("accuracy"),
-    )
+    alphas = (0.25, 1.0) if options.quick else ALPHAS
+    accuracy = itemgetter("accuracy")
+    study = Study.of(NETWORKS, alphas, (0.04, 0.16, 0.64), accuracy, quick=options.quick)
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
         return measure(gazetteer, size, arm, rate, seed, part)

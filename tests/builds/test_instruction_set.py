@@ -7,12 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-from commands import REPOSITORY, run
-from torch.utils.cpp_extension import include_paths
-
-from powergrad_ext import _build
-from powergrad_ext._build import tools
+from commands import compile_program
 
 PROGRAM = """
 #include <cstdio>
@@ -53,25 +48,7 @@ int main() {
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("instruction_set")
-    (folder / "main.cpp").write_text(PROGRAM)
-    (folder / "sources_version.h").write_text('#define POWERGRAD_SOURCES "of the test"\n')
-    libraries = Path(torch.__file__).parent / "lib"
-    command = [
-        *tools.compiler(),
-        _build.STANDARD,
-        "-I.",
-        f"-I{REPOSITORY / 'csrc'}",
-        *(f"-I{path}" for path in include_paths()),
-        "main.cpp",
-        str(REPOSITORY / "csrc" / "torch" / "instruction_set.cpp"),
-        f"-L{libraries}",
-        f"-Wl,-rpath,{libraries}",
-        "-lc10",
-        "-o",
-        "choose",
-    ]
-    run(*command, cwd=folder)
-    return folder / "choose"
+    return compile_program(folder, "choose", PROGRAM, "instruction_set.cpp")
 
 
 @pytest.mark.parametrize(

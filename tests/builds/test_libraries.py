@@ -6,9 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from commands import REPOSITORY, run
-from torch.utils.cpp_extension import include_paths
+from commands import REPOSITORY, compile_program, run
 
 from powergrad_ext import _build
 from powergrad_ext._build import tools
@@ -58,27 +56,8 @@ REFUSED = "{0}: {1} was not built from the sources of the module beside it ({2},
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("libraries")
-    (folder / "main.cpp").write_text(PROGRAM)
     (folder / "kernels.cpp").write_text(KERNELS)
-    (folder / "sources_version.h").write_text('#define POWERGRAD_SOURCES "of the test"\n')
-    libraries = Path(torch.__file__).parent / "lib"
-    command = [
-        *tools.compiler(),
-        _build.STANDARD,
-        "-I.",
-        f"-I{REPOSITORY / 'csrc'}",
-        *(f"-I{path}" for path in include_paths()),
-        "main.cpp",
-        str(REPOSITORY / "csrc" / "torch" / "libraries.cpp"),
-        f"-L{libraries}",
-        f"-Wl,-rpath,$ORIGIN:{libraries}",
-        "-lc10",
-        "-ldl",
-        "-o",
-        "open_both",
-    ]
-    run(*command, cwd=folder)
-    return folder / "open_both"
+    return compile_program(folder, "open_both", PROGRAM, "libraries.cpp")
 
 
 class Opener:

@@ -64,7 +64,7 @@ class Changes:
 
 
 def planned_changes(model: PreTrainedModel) -> Changes:
-    """Those of the model's configuration, as far as its forward makes them."""
+    """The changes that the configuration asks for, if the model's forward reads them from it."""
     code = forward_code(type(model))
     strings = tuple(each for each in code.co_consts if isinstance(each, str))
     named = {*code.co_names, *code.co_varnames, *strings}  # PaliGemma's is an argument of getattr

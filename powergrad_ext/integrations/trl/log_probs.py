@@ -63,9 +63,6 @@ def selective_log_softmax(
             )
     if row_mask is not None:
         index = index.masked_fill(row_mask == 0, -100)
-    if temperature != 1.0:
-        hidden_states = hidden_states / temperature
-        linear_bias = None if linear_bias is None else linear_bias / temperature
     losses = linear_cross_entropy(
         hidden_states.reshape(-1, hidden_states.shape[-1]),
         linear_weight,
@@ -74,5 +71,6 @@ def selective_log_softmax(
         reduction="none",
         alpha=alpha,
         chunk_rows=chunk_rows,
+        logit_scale=1.0 / temperature,
     )
     return -losses.reshape(shape)
