@@ -101,8 +101,9 @@ def vocab_parallel_cross_entropy(
 def _remembered_shard(classes: int, group: Any) -> Shard:
     """The shard of a process that holds so many classes.
 
-    In a group that has none yet, all ranks know that and exchange them here. Later some may know
-    what others do not: these ask in the exchange of statistics, in which all take part.
+    If the group has none yet, every rank is here for the first time, and they exchange sizes at
+    once. Later one rank may know the sizes while another does not. That rank says so in the
+    exchange of statistics, which all ranks join.
     """
     known = _sizes.setdefault(group, {})
     if not known:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from powergrad_ext import vocab_parallel
-from powergrad_ext.options import Options
+from powergrad_ext.options import LastLayerOptions, Options
 
 ops = torch.ops.powergrad
 
@@ -67,8 +67,7 @@ def linear_cross_entropy(
     target: Tensor,
     linear_bias: Tensor | None,
     options: Options,
-    chunk_rows: int | None,
-    function: dict[str, Any],
+    last_layer: LastLayerOptions,
 ) -> Tensor:
     """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
 
@@ -112,17 +111,17 @@ def linear_cross_entropy(
     shard = _shard_of(linear_weight, 0) or whole
     own = local(input, of_rows, of_input_gradient)
     options, is_mean = _without_mean(options)
-    agreed = (chunk_rows, is_mean, *function.values(), *options.constants())
+    agreed = (*last_layer, is_mean, *options.constants())
     options = options.for_operator(own)
     total_weight = vocab_parallel.agree(own, target, options, shard, *agreed)
+    last_layer.require_values("linear_cross_entropy")
     loss = ops.linear_cross_entropy(
         own,
         local(linear_weight, of_layer, of_layer_gradient),
         target,
         local(bias[0], of_layer, of_layer_gradient) if bias else None,
         **options.keywords(),
-        chunk_rows=chunk_rows or 0,
-        **function,
+        **last_layer.keywords(),
         group=shard.group,
         ranks=len(shard.sizes),
         classes_before=shard.before,

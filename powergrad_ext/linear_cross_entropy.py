@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,7 +17,13 @@ from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, checked_alpha
 from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy, onnx_value
 from powergrad_ext.exporting import is_exporting, refuse_scripts, register_onnx
-from powergrad_ext.options import Options, require_tensor, require_type, split_options
+from powergrad_ext.options import (
+    LastLayerOptions,
+    Options,
+    require_tensor,
+    require_type,
+    split_options,
+)
 
 ops = torch.ops.powergrad
 Shape = Sequence[int]
@@ -77,7 +82,8 @@ def linear_cross_entropy(
         logit_scale: multiplies the logits, bias included (Cohere, Granite); finite.
         softcap: logits are ``softcap * tanh(logit_scale * (input W^T + b) / softcap)`` (Gemma);
             finite and > 0. An eighth of a chunk's memory is added for the derivative. In half
-            precision tanh is rounded as torch's is.
+            precision the derivative is that of the rounded logits: its error is up to twice that of
+            torch's tanh.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
@@ -116,24 +122,19 @@ def linear_cross_entropy(
         label_smoothing=_number(label_smoothing),
     )
     options.require_types(name)
-    if chunk_rows is not None:
-        require_type(name, "chunk_rows", chunk_rows, Integral, "int or None")
-        if chunk_rows < 1:
-            raise ValueError(
-                f"{name}(): argument 'chunk_rows' must be greater than 0, got {chunk_rows}"
-            )
-    function = _checked_function(name, logit_scale, softcap)
+    last_layer = LastLayerOptions.of(name, chunk_rows, logit_scale, softcap)
     options = options._replace(alpha=as_alpha(alpha))
     if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
         return dtensor.linear_cross_entropy(
-            input, linear_weight, target, linear_bias, options, chunk_rows, function
+            input, linear_weight, target, linear_bias, options, last_layer
         )
+    last_layer.require_values(name)
     # The compiler's tracer does not know torch._C._is_tracing.
     is_traced = not torch.compiler.is_compiling() and torch._C._is_tracing() and is_exporting()
     has_many = linear_weight.dim() > 2 and not linear_weight.is_nested
     if is_traced or has_many:
         layer = _logits_of_many if has_many else F.linear
-        logits = _scaled(layer(input, linear_weight, linear_bias), **function)
+        logits = _scaled(layer(input, linear_weight, linear_bias), logit_scale, softcap)
         return cross_entropy(logits, target, **options.keywords())
     return ops.linear_cross_entropy(
         input,
@@ -141,23 +142,8 @@ def linear_cross_entropy(
         target,
         linear_bias,
         **options.for_operator(input).keywords(),
-        chunk_rows=chunk_rows or 0,
-        **function,
+        **last_layer.keywords(),
     )
-
-
-def _checked_function(name: str, logit_scale: float, softcap: float | None) -> dict[str, Any]:
-    require_type(name, "logit_scale", logit_scale, Real, "float")
-    require_type(name, "softcap", softcap, (Real, type(None)), "float or None")
-    if not -math.inf < logit_scale < math.inf:  # isfinite() is not traced
-        raise ValueError(f"{name}(): argument 'logit_scale' must be finite, got {logit_scale}")
-    if softcap is not None and not 0.0 < softcap < math.inf:
-        raise ValueError(
-            f"{name}(): argument 'softcap' must be None, or finite and greater than 0, "
-            f"got {softcap}"
-        )
-    softcap = None if softcap is None else float(softcap)
-    return {"logit_scale": float(logit_scale), "softcap": softcap}
 
 
 def _scaled(output: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
@@ -250,9 +236,9 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         self.ignore_index = -100 if ignore_index is None else ignore_index
         self.label_smoothing = label_smoothing
         self.alpha = checked_alpha(alpha)
-        self.chunk_rows = chunk_rows
-        function = _checked_function(type(self).__name__, logit_scale, softcap)
-        self.logit_scale, self.softcap = function["logit_scale"], function["softcap"]
+        last_layer = LastLayerOptions.of(type(self).__name__, chunk_rows, logit_scale, softcap)
+        last_layer.require_values(type(self).__name__)
+        self.chunk_rows, self.logit_scale, self.softcap = last_layer
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
@@ -312,7 +298,12 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         refuse_scripts("linear_cross_entropy")
         return self
 
-    extra_repr = PowerGradCrossEntropyLoss.extra_repr  # of the same attributes
+    def extra_repr(self) -> str:
+        options = PowerGradCrossEntropyLoss.extra_repr(self)  # type: ignore[arg-type]
+        return (
+            f"{options}, chunk_rows={self.chunk_rows}, logit_scale={self.logit_scale}, "
+            f"softcap={self.softcap}"
+        )
 
 
 # ONNX

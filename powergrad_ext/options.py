@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -65,6 +67,46 @@ class Options(NamedTuple):
         pairs = zip(self, tensors, strict=True)
         whole: list[Any] = [option if tensor is None else tensor for option, tensor in pairs]
         return Options(*whole)
+
+
+class LastLayerOptions(NamedTuple):
+    """The further options of linear_cross_entropy."""
+
+    chunk_rows: int | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        """By name, as the operators take them."""
+        return {**self._asdict(), "chunk_rows": self.chunk_rows or 0}
+
+    @classmethod
+    def of(cls, function: str, chunk_rows: Any, logit_scale: Any, softcap: Any) -> LastLayerOptions:
+        """TypeError for an option of another type; all ranks get numbers of the same types."""
+        if chunk_rows is not None:
+            require_type(function, "chunk_rows", chunk_rows, Integral, "int or None")
+            chunk_rows = operator.index(chunk_rows)
+        require_type(function, "logit_scale", logit_scale, Real, "float")
+        if softcap is not None:
+            require_type(function, "softcap", softcap, Real, "float or None")
+            softcap = float(softcap)
+        return cls(chunk_rows, float(logit_scale), softcap)
+
+    def require_values(self, function: str) -> None:
+        """ValueError; where classes are sharded only after the ranks agree about the values."""
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise ValueError(
+                f"{function}(): argument 'chunk_rows' must be greater than 0, got {self.chunk_rows}"
+            )
+        if not -math.inf < self.logit_scale < math.inf:  # isfinite() is not traced
+            raise ValueError(
+                f"{function}(): argument 'logit_scale' must be finite, got {self.logit_scale}"
+            )
+        if self.softcap is not None and not 0.0 < self.softcap < math.inf:
+            raise ValueError(
+                f"{function}(): argument 'softcap' must be None, or finite and greater than 0, "
+                f"got {self.softcap}"
+            )
 
 
 def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:

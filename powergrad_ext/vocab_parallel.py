@@ -197,7 +197,7 @@ def exchange(
         )
     except Exception:
         if not torch.compiler.is_compiling():
-            # What seems wrong may be so for the sizes of another layer alone.
+            # The error may come from remembered sizes that belong to another layer.
             answer = REFUSED if shard.is_certain else ASKED
             gathered = _answer(answer, input, math.prod(_row_shape(input)), shard)
             if not shard.is_certain:
@@ -210,9 +210,10 @@ def exchange(
 
 
 def require_sizes(gathered: Tensor) -> None:
-    """SizesDifferError where every rank raises it, since all look at the same answers.
+    """Raises SizesDifferError on all ranks or on none, since all of them read the same answers.
 
-    On a GPU those look that ask themselves.
+    On a GPU only ranks that do not know the sizes call this, because reading would synchronise the
+    others.
     """
     answers = set(gathered[:, 0].tolist())
     if answers == {ASKED} or (len(answers) > 1 and not gathered.is_cuda):

@@ -18,8 +18,8 @@ class RowChunks {
   RowChunks(const LastLayer& layer, GradientMask wanted);
 
   // Writes the losses (rows) and, where classes are sharded, the statistics (kStatistics, rows).
-  // Computes the gradients that are wanted, of the losses' sum divided by a float64 scalar, which
-  // holds the derivative of the logits' scale.
+  // Computes the gradients that are wanted, of the losses' sum divided by `divisor`, a float64
+  // scalar. Except in float16, `divisor` is already divided by logit_scale.
   void forward(const at::Tensor& losses, const at::Tensor& statistics, const at::Tensor& divisor);
 
   // Computes the gradients for the grad_output of each row, reduction "none", or for a scalar that

@@ -1,6 +1,7 @@
 """The last layer sharded over its classes and fused with the loss, in real processes."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -243,6 +244,15 @@ def arguments_that_differ(mesh):
     error, message = ((RuntimeError, "an error of its own"), (IndexError, "out of bounds"))[rank]
     with pytest.raises(error, match=message):
         pg.linear_cross_entropy(input, layer, target + CLASSES * rank)
+    for name, valid, invalid in (
+        ("chunk_rows", 4, 0),
+        ("logit_scale", 1.0, math.inf),
+        ("softcap", 2.0, -1.0),
+    ):
+        with pytest.raises(ValueError, match=name):  # of all ranks: after they agreed
+            pg.linear_cross_entropy(input, layer, target, **{name: invalid})
+        with pytest.raises(RuntimeError, match="arguments that differ"):
+            pg.linear_cross_entropy(input, layer, target, **{name: (valid, invalid)[rank]})
     for options in (
         {"reduction": ("sum", "mean")[rank]},
         {"alpha": 0.3 + rank},

@@ -110,6 +110,10 @@ def test_repr_shows_alpha(alpha):
     assert "label_smoothing=0.1" in repr(make_loss(alpha))
     assert "alpha=0.5" in repr(pg.PowerGradLogSoftmax(alpha=alpha))
     assert "dim=-1" in repr(pg.PowerGradLogSoftmax(alpha=alpha))
+    layer = {"chunk_rows": 3, "logit_scale": 0.5, "softcap": 30.0}
+    shown = repr(pg.PowerGradLinearCrossEntropyLoss(4, 7, alpha=alpha, **layer))
+    assert "alpha=0.5" in shown
+    assert "chunk_rows=3, logit_scale=0.5, softcap=30.0" in shown
 
 
 def losses(alpha):

@@ -364,3 +364,15 @@ def test_a_model_that_masks_its_labels_is_refused():
     with pytest.raises(RuntimeError, match="labels are not those of the call"):
         model(**batch | {"labels": batch["labels"].clamp(min=5, max=6)})
     assert model(**batch | {"labels": batch["labels"].clamp(min=6)}).loss.isfinite()
+
+
+def test_a_model_that_masks_its_labels_in_place_is_refused():
+    class Masking(transformers.BartForCausalLM):
+        def forward(self, labels=None, **batch):
+            return super().forward(labels=labels.masked_fill_(labels == 5, -100), **batch)
+
+    model = Masking(family("BartForCausalLM").config).train()
+    fuse_last_layer(model)
+    batch = batch_of()
+    with pytest.raises(RuntimeError, match="labels are not those of the call"):
+        model(**batch | {"labels": batch["labels"].clamp(min=5, max=6)})

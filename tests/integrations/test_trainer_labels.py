@@ -145,6 +145,34 @@ def test_a_models_own_loss(name, asked):
         torch.testing.assert_close(trainer_loss(1.0)(outputs, batch["labels"]), outputs.loss)
 
 
+IN_A_PROCESS_WITH_A_MODEL_OF_ONES_OWN = """
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
+from powergrad_ext.integrations.transformers import trainer_loss
+outputs = CausalLMOutputWithPast(logits=torch.randn(1, 3, 4))
+labels = torch.tensor([[0, 1, 2]])
+class Other(PreTrainedModel):
+    def forward(self, input_ids, labels=None) -> MaskedLMOutput:
+        return torch.nn.functional.cross_entropy(input_ids, labels)
+trainer_loss()(outputs, labels)
+class Aligned(PreTrainedModel):
+    def forward(self, input_ids, labels=None):
+        return torch.nn.functional.cross_entropy(input_ids, labels)
+try:
+    trainer_loss()(outputs, labels)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_model_of_ones_own_may_return_any_outputs():
+    """Where its forward does not say which, and does not shift its labels."""
+    command = [sys.executable, "-c", IN_A_PROCESS_WITH_A_MODEL_OF_ONES_OWN]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told.startswith("trainer_loss(): shift_labels must be given")
+
+
 def test_shift_labels_can_be_said():
     logits, (_, labels) = torch.randn(4, 11, VOCABULARY), sequences()
     outputs = modeling_outputs.CausalLMOutputWithPast(logits=logits)

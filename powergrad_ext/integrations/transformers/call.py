@@ -50,7 +50,7 @@ class FusedCall:
         self.options = settings.options | settings.changes.options()
         self.changes = replace(settings.changes, has_offset=offset is not None)
         self.offset = offset
-        self.target = target.reshape(-1)
+        self.target = target.reshape(-1).clone()  # the model may mask its labels in place
         self.reduction = reduction
         self.is_made = self.is_taken = False
 

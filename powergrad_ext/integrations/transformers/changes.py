@@ -23,7 +23,8 @@ POWERS = {("hyperclovax", "logits_scaling"): 1, ("minicpm3", "logits_scaling"): 
 class Changes:
     """``softcap * tanh(scale * (z + offset) / softcap)`` of the layer's output z.
 
-    Made step by step: tanh fixes what came before it, and leaves a cap of 1 to be multiplied.
+    Operations are recorded in order: those before tanh change `scale`; tanh sets `softcap` to 1,
+    and those after it multiply `softcap`.
     """
 
     has_offset: bool = False
@@ -67,7 +68,7 @@ def planned_changes(model: PreTrainedModel) -> Changes:
     """The changes that the configuration asks for, if the model's forward reads them from it."""
     code = forward_code(type(model))
     strings = tuple(each for each in code.co_consts if isinstance(each, str))
-    named = {*code.co_names, *code.co_varnames, *strings}  # PaliGemma's is an argument of getattr
+    named = {*code.co_names, *strings}  # PaliGemma's is an argument of getattr
     config = model.config.get_text_config(decoder=True)
     changes = Changes()
     for name, power in SCALES.items():

@@ -62,20 +62,20 @@ def output_shifts_labels(outputs: Any) -> bool | None:
         return None
     if not any(word in name for name in names for word in SHIFTED_OUTPUTS):
         return None
-    return None if any(aligned_models(name) for name in names) else True
+    return None if an_aligned_model_returns(names) else True
 
 
-def aligned_models(output: str) -> list[str]:
-    """Models in this process that return such outputs and do not shift their labels.
+def an_aligned_model_returns(outputs: list[str]) -> bool:
+    """Whether a model in this process does not shift its labels and may return such outputs.
 
     CpmAntForCausalLM returns those of Llama. The library imports a model's module when the model is
-    asked for, so that no other model can have made the outputs.
+    asked for, so that no other model can have made the outputs. A model that is not the library's
+    may return any of them, unless its forward's annotation names them.
     """
-    return [
-        model.__name__
-        for model in _subclasses(PreTrainedModel)
-        if output in _aligned_outputs(model)
-    ]
+    return any(
+        named is None or not named.isdisjoint(outputs)
+        for named in map(_aligned_outputs, _subclasses(PreTrainedModel))
+    )
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -86,15 +86,19 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 @functools.cache
-def _aligned_outputs(model: type) -> frozenset[str]:
-    """The names of the outputs of a head that does not shift its labels; none of another class."""
+def _aligned_outputs(model: type) -> frozenset[str] | None:
+    """The names of the outputs of a head that does not shift its labels; none of another class.
+
+    None if the head may return any, since it is not the library's and its forward does not say.
+    """
     if "labels" not in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
         return frozenset()
     loss_type = re.search("|".join(LOSS_MAPPING), model.__name__)  # as PreTrainedModel.__init__
     if class_shifts_labels(model, loss_type[0] if loss_type else None, encoder_decoder=False):
         return frozenset()
     returned = inspect.unwrap(model.forward).__annotations__  # type: ignore[attr-defined]
-    return frozenset(re.findall(r"\w*Output\w*", str(returned.get("return"))))
+    named = frozenset(re.findall(r"\w*Output\w*", str(returned.get("return"))))
+    return named if named or model.__module__.startswith("transformers.") else None
 
 
 def shifted(labels: Tensor, ignore_index: int) -> Tensor:

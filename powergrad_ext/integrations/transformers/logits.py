@@ -203,7 +203,7 @@ _RULES: dict[Any, Any] = {
     Tensor.reshape: _view,
     Tensor.to: _to,
     Tensor.detach: _detach,
-    # None of those in place: an alias of the logits would not follow.
+    # In-place operations are refused: other references to the logits would not see the change.
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), _plus),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), _times),
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), _over),
