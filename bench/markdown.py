@@ -12,8 +12,9 @@ from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, OF_LOG_SOFTMAX, Gr
 from .memory import Peak
 from .peers import COPY, DEFAULT_ALPHA, WITHOUT, heading_of, name_of_ours, others, ours
 from .report import TITLES, median_milliseconds, memory_cells, verdict_cells
-from .requirements import ALL_OTHERS, ALPHA_ONE, COMPILERS, DEFAULT, LARGE, Verdict
+from .requirements import ALL_OTHERS, ALPHA_ONE, COMPILERS, DEFAULT, LARGE
 from .result import Result
+from .verdicts import Verdict
 
 IN_SHORT = (
     ("cifar10", "float32"),

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from bench import headline, linear, markdown, overhead, plots, sweep
 from bench.cases import FRESH
 from bench.memory import peaks_of
-from bench.requirements import DEFAULT, judge
+from bench.requirements import DEFAULT
 from bench.result import Record, Result, machine_of, read, results_of
+from bench.verdicts import judge
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"

@@ -26,17 +26,9 @@ from .cases import (
 from .estimates import Samples
 from .memory import Peak
 from .peers import COPY, Peer, heading_of, is_ours
-from .requirements import (
-    AIM_MET,
-    ALPHA_ONE,
-    DEFAULT,
-    KEPT,
-    MISSED,
-    NOT_MEASURED,
-    OPEN,
-    Verdict,
-)
+from .requirements import ALPHA_ONE, DEFAULT
 from .result import Result
+from .verdicts import AIM_MET, KEPT, MISSED, NOT_MEASURED, OPEN, Verdict
 
 COLOURS = {AIM_MET: "green", KEPT: "green", OPEN: "yellow", MISSED: "red", NOT_MEASURED: "dim"}
 HEADING_WIDTH = 8

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from rich.console import Console
 
-from bench import cases, command_line, memory, report, requirements
+from bench import cases, command_line, memory, report, requirements, verdicts
 from bench.allocator import keeps_memory
 from bench.cases import CASES, DTYPES, FRESH, MODES, Group
 from bench.explain import command_lines
@@ -152,8 +152,8 @@ def print_times(
     """Print tables, verdicts, and who did not take part."""
     console.print(*report.time_tables(results, registry(options.alpha)))
     kept = keeps_memory(options.allocator)
-    verdicts = requirements.judge(results, options.device, kept, peaks)
-    console.print(report.verdict_table(verdicts))
+    judged = verdicts.judge(results, options.device, kept, peaks)
+    console.print(report.verdict_table(judged))
     console.print(*report.skipped_lines(results), sep="\n", soft_wrap=True)
 
 

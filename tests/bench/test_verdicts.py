@@ -19,8 +19,9 @@ from bench.cases import (
 )
 from bench.memory import Peak
 from bench.peers import WITHOUT, heading_of
-from bench.requirements import DEFAULT, LARGE, REQUIREMENTS, Verdict, judge
+from bench.requirements import DEFAULT, LARGE, REQUIREMENTS
 from bench.result import Result
+from bench.verdicts import Verdict, judge
 
 LARGE_VOCABULARY = "F.cross_entropy / ours, α=0.3: C ≥ 32000"
 
