@@ -18,6 +18,9 @@ struct RationalAlpha {};
 struct AnyAlpha {};
 // Forward without backward: only exp(t) is needed.
 struct NoAlpha {};
+// For the entropy of a row: the pair (exp(t), t exp(t)) on the CPU; any alpha, and a third sum, on
+// CUDA devices.
+struct EntropyTerms {};
 
 // Kernels specialise it for each kind, over the type that they compute in.
 template <class Kind, class V>

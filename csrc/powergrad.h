@@ -7,6 +7,11 @@
 //     loss = -sum_j target_j log p_j                          (ordinary cross-entropy)
 //     dz_j = p'_j W - target_j                                (p' where cross-entropy has p)
 //
+// With a row weight r and z-loss, which keeps lse = log sum_j exp(z_j) near 0:
+//
+//     loss = r (-sum_j target_j log p_j + z_loss lse^2)
+//     dz_j = r (p'_j (W + 2 z_loss lse) - target_j)
+//
 // PowerGrad Transform: arXiv 2111.12495. alpha = 1 is ordinary cross-entropy.
 //
 // Sums are kept as "1 + r". With m = max z, sum_j exp(z_j - m) is exactly 1 (the maximum's term)
@@ -91,6 +96,11 @@ struct Strides {
 enum Statistic { kMaximum, kAlphaSumexpM1, kTargetWeight, kStatistics };
 inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has no target
 
+// What a model is judged by, of softmax(z) whatever alpha is, for index targets: log p of the
+// target, -sum_j p_j log p_j, and 1 where the target's logit is the maximum of a row that is not
+// NaN, else 0. All are 0 for rows that do not count.
+enum Metric { kLogProb, kEntropy, kCorrect, kMetrics };
+
 // "storage" is the logits' own type; "accumulate" is float, or double for float64 logits.
 struct CrossEntropyParams {
   DataType dtype;
@@ -115,14 +125,19 @@ struct CrossEntropyParams {
   const void* weight;        // (all shards' classes) accumulate; null: all ones
   const double* weight_sum;  // scalar, the sum over these classes; null: all ones
   double label_smoothing;    // q becomes (1 - s) q + s / (all shards' classes)
+  const void* row_weight;    // (rows) accumulate; null: all ones. Rows of weight 0 do not count
+  double z_loss;
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward
   void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
                      // null: no backward follows, and the alpha sum is skipped
-  void* sumexp_m1;   // (rows) accumulate, r of "1 + r"; null: rows are whole. Given for shards,
-                     // whose losses are only sum_j target_j (m - z_j), with m = 0 for a row of
-                     // -infinity, which is not NaN yet (shards.h)
+  void* sumexp_m1;   // (rows) accumulate, r of "1 + r", for z-loss and for shards; written by
+                     // forward and, where z_loss is not 0, read by backward. Or null
+  void* metrics;     // (kMetrics, rows) accumulate; null: none are asked for
+  bool is_shard;     // the logits are a shard of their rows, which are merged after forward
+                     // (shards.h): losses are only sum_j target_j (m - z_j), with m = 0 for a row
+                     // of -infinity, which is not NaN yet; metrics only what ShardStatistic says
 
   // Backward, and forward with gradient.
   void* gradient;  // (outer, classes, inner) storage; may be the logits in backward; or null

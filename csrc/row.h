@@ -49,9 +49,17 @@ POWERGRAD_FUNCTION Scalar nan_if_infinite(Scalar maximum) {
   return maximum - maximum;
 }
 
+POWERGRAD_FUNCTION bool has_metrics(const CrossEntropyParams& p) { return p.metrics != nullptr; }
+
 // Whether every class has a target: probabilities or label smoothing.
 POWERGRAD_FUNCTION bool has_dense_target(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
+}
+
+// The factor of a row's loss and gradient.
+template <class Scalar, class Params>
+POWERGRAD_FUNCTION Scalar row_weight_of(const Params& p, int64_t row) {
+  return p.row_weight != nullptr ? static_cast<const Scalar*>(p.row_weight)[row] : Scalar(1);
 }
 
 // The index target of a row, which counts the classes of whole rows; -1 for probabilities.
@@ -83,12 +91,15 @@ struct IndexTarget {
   Scalar weighted_target = 0;  // target_index, label smoothing included
 
   IndexTarget() = default;
-  POWERGRAD_FUNCTION IndexTarget(const CrossEntropyParams& p, int64_t index_of_all) {
-    if (p.target_index == nullptr) return;
-    ignored = index_of_all == p.ignore_index;
-    if (ignored) return;
-    index = own_class(p, index_of_all);
-    if (index >= 0) set_weights(p);
+  POWERGRAD_FUNCTION static IndexTarget of_row(const CrossEntropyParams& p, int64_t row) {
+    IndexTarget target;
+    const int64_t index_of_all = target_index(p, row);
+    target.ignored = (p.target_index != nullptr && index_of_all == p.ignore_index) ||
+                     row_weight_of<Scalar>(p, row) == 0;
+    if (p.target_index == nullptr || target.ignored) return target;
+    target.index = own_class(p, index_of_all);
+    if (target.index >= 0) target.set_weights(p);
+    return target;
   }
   POWERGRAD_FUNCTION static IndexTarget of_class(const CrossEntropyParams& p, int64_t index) {
     IndexTarget target;
@@ -109,6 +120,63 @@ struct IndexTarget {
   }
 };
 
+// Adds z-loss to the loss of a row, and the row's weight; log_sum is log(1 + r).
+template <class Scalar, class Params, class Loss>
+POWERGRAD_FUNCTION Loss weighted_loss(const Params& p, int64_t row, Loss loss, Loss maximum,
+                                      Loss log_sum) {
+  if (p.z_loss != 0.0) {
+    const Loss lse = maximum + log_sum;
+    loss += static_cast<Loss>(p.z_loss) * lse * lse;
+  }
+  return p.row_weight != nullptr ? loss * row_weight_of<Scalar>(p, row) : loss;
+}
+
+// 2 z_loss lse, by which z-loss raises the weight W of p'.
+template <class Scalar>
+POWERGRAD_FUNCTION Scalar z_loss_weight(const CrossEntropyParams& p, Scalar maximum,
+                                        Scalar log_sum) {
+  return static_cast<Scalar>(2.0 * p.z_loss) * (maximum + log_sum);
+}
+
+template <class Scalar, class Params>
+POWERGRAD_FUNCTION Scalar& metric(const Params& p, int64_t rows, Metric which, int64_t row) {
+  return static_cast<Scalar*>(p.metrics)[which * rows + row];
+}
+template <class Scalar, class Params>
+POWERGRAD_FUNCTION void write_metrics(const Params& p, int64_t rows, int64_t row, Scalar log_prob,
+                                      Scalar entropy, Scalar correct) {
+  metric<Scalar>(p, rows, kLogProb, row) = log_prob;
+  metric<Scalar>(p, rows, kEntropy, row) = entropy;
+  metric<Scalar>(p, rows, kCorrect, row) = correct;
+}
+// Those of a row that counts. entropy_sum is the sum of exp(z_j - m) (m - z_j): both terms of the
+// entropy are >= 0, so nothing cancels.
+template <class Scalar, class Params>
+POWERGRAD_FUNCTION void compute_metrics(const Params& p, int64_t rows, int64_t row, Scalar maximum,
+                                        Scalar z_target, Scalar sumexp_m1, Scalar log_sum,
+                                        Scalar entropy_sum) {
+  const Scalar log_prob = -((maximum - z_target) + log_sum);
+  const Scalar entropy = log_sum + entropy_sum / (1 + sumexp_m1);
+  const bool correct = z_target == maximum && log_sum == log_sum;
+  write_metrics<Scalar>(p, rows, row, log_prob, entropy, correct ? Scalar(1) : Scalar(0));
+}
+// What stands in their place in a shard (ShardStatistic), which has no third.
+template <class Scalar>
+POWERGRAD_FUNCTION void write_metrics_of_shard(const CrossEntropyParams& p, int64_t row,
+                                               Scalar z_target, Scalar entropy_sum) {
+  metric<Scalar>(p, p.shape.rows(), kLogProb, row) = z_target;
+  metric<Scalar>(p, p.shape.rows(), kEntropy, row) = entropy_sum;
+}
+// Of a row that does not count.
+template <class Scalar>
+POWERGRAD_FUNCTION void write_no_metrics(const CrossEntropyParams& p, int64_t row) {
+  if (p.is_shard) {
+    write_metrics_of_shard<Scalar>(p, row, 0, 0);
+  } else {
+    write_metrics<Scalar>(p, p.shape.rows(), row, 0, 0, 0);
+  }
+}
+
 // The factor of a row's gradient.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_t row) {
@@ -116,6 +184,7 @@ POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_
   if (p.grad_output != nullptr) {
     value = static_cast<const Scalar*>(p.grad_output)[row * p.grad_output_stride];
   }
+  if (p.row_weight != nullptr) value *= row_weight_of<Scalar>(p, row);
   return p.total_weight == nullptr ? value : value / static_cast<Scalar>(*p.total_weight);
 }
 
@@ -153,6 +222,13 @@ struct SoftmaxRow {
         target_weight(row_target_weight),
         share(row_target_weight / (1 + alpha_sumexp_m1)),
         missing(alpha_sumexp_m1 * share) {}
+
+  // Raises the weight of p' above W: that of z-loss (z_loss_weight). The difference from 1 stays
+  // exact, since only `missing` knows of it.
+  POWERGRAD_FUNCTION void add_weight(Scalar alpha_sumexp_m1, Scalar weight) {
+    share = (target_weight + weight) / (1 + alpha_sumexp_m1);
+    missing = alpha_sumexp_m1 * share - weight;
+  }
 
   // p'_j W - target_j of a logit z. The first difference is an explicit fma, since the compiler
   // would otherwise fuse a target_j that is a product into it: the difference would then be that

@@ -9,12 +9,22 @@
 namespace powergrad {
 
 // Shard statistics, which a shard sends to the others, `accumulate` type: the fingerprint of its
-// arguments, followed by (kShardStatistics, rows). Those of a row are its statistics, then r, the
-// sum of exp(z - m) without the maximum's, and the distance, sum_j target_j (m - z_j). A shard
-// without classes has a maximum of -infinity, sums of -1, and zeros.
-enum ShardStatistic { kSumexpM1 = kStatistics, kDistance, kShardStatistics };
-POWERGRAD_FUNCTION int64_t shard_statistics_size(int64_t rows) {
-  return 1 + kShardStatistics * rows;
+// arguments, followed by those of rows, (kShardStatistics, rows). Those of a row are its
+// statistics, then r, the sum of exp(z - m) without the maximum's, and the distance, sum_j target_j
+// (m - z_j); where metrics are asked for, two more: the target's logit, 0 where another shard has
+// it, in place of kLogProb, and the sum of exp(z_j - m) (m - z_j) in place of kEntropy. A shard
+// without classes has a maximum of -infinity, sums of -1, and zeros. A row that does not count has
+// r = -1, and zeros.
+enum ShardStatistic {
+  kSumexpM1 = kStatistics,
+  kDistance,
+  kShardStatistics,
+  kTargetLogit = kShardStatistics,
+  kEntropySum,
+  kShardStatisticsWithMetrics
+};
+POWERGRAD_FUNCTION int64_t shard_statistics_size(int64_t rows, bool has_metrics) {
+  return 1 + (has_metrics ? kShardStatisticsWithMetrics : kShardStatistics) * rows;
 }
 
 struct MergeParams {
@@ -23,16 +33,22 @@ struct MergeParams {
   int64_t rows;
   double alpha;
   const double* alpha_on_device;  // CUDA: read in place of alpha, unless null
-  const void* shard_statistics;   // (shards, shard_statistics_size(rows)) accumulate
-  void* merged;                   // (kShardStatistics, rows) accumulate: of the whole rows
-  void* losses;                   // (rows) accumulate, unreduced
+  const void* row_weight;         // as in CrossEntropyParams, as is the next
+  double z_loss;
+  const void* shard_statistics;  // (shards, shard_statistics_size(rows, has_metrics)) accumulate
+  void* merged;                  // (kShardStatistics, rows) accumulate: of the whole rows
+  void* losses;                  // (rows) accumulate, unreduced
+  void* metrics;  // (kMetrics, rows) accumulate: of the whole rows; null: not asked for
+
+  POWERGRAD_FUNCTION bool has_metrics() const { return metrics != nullptr; }
 };
 
 namespace {
 
 template <class Scalar>
 POWERGRAD_FUNCTION const Scalar* statistics_of_shard(const MergeParams& p, int64_t shard) {
-  return static_cast<const Scalar*>(p.shard_statistics) + shard * shard_statistics_size(p.rows);
+  return static_cast<const Scalar*>(p.shard_statistics) +
+         shard * shard_statistics_size(p.rows, p.has_metrics());
 }
 
 // The first shard whose arguments differ from those of shard 0; -1 if there is none.
@@ -57,6 +73,23 @@ POWERGRAD_FUNCTION Scalar exp_of_difference(Scalar factor, Scalar a, Scalar b) {
   return std::exp(exponent) * (1 + (exponent - exponent == 0 ? correction : Scalar(0)));
 }
 
+// Of the whole row: the sum of exp(z_j - m) (m - z_j), and the target's logit. Those of a shard are
+// relative to its own maximum.
+template <class Scalar>
+struct MergedMetrics {
+  Scalar entropy_sum = 0;
+  Scalar target_logit = 0;
+
+  POWERGRAD_FUNCTION void add(Scalar its_entropy_sum, Scalar its_target_logit, Scalar its_sumexp_m1,
+                              Scalar its_maximum, Scalar maximum) {
+    target_logit += its_target_logit;
+    if (its_maximum == -std::numeric_limits<Scalar>::infinity()) return;  // all exponentials are 0
+    const Scalar below = maximum - its_maximum;
+    entropy_sum += (its_entropy_sum + (1 + its_sumexp_m1) * below) *
+                   exp_of_difference(Scalar(1), its_maximum, maximum);
+  }
+};
+
 // Adds in the order of the shards, so that every process gets the same bits.
 template <class Scalar>
 POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alpha) {
@@ -75,12 +108,17 @@ POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alph
   Scalar alpha_sumexp_m1 = statistic(kAlphaSumexpM1, highest) + nan_if_infinite(maximum);
   Scalar target_weight = 0;
   Scalar distance = 0;
+  MergedMetrics<Scalar> metrics;
   for (int64_t i = 0; i < p.shards; ++i) {
     const Scalar of_shard = statistic(kMaximum, i);
     const Scalar its_weight = statistic(kTargetWeight, i);
     target_weight += its_weight;
     distance +=
         statistic(kDistance, i) + its_weight * (reference_of(maximum) - reference_of(of_shard));
+    if (p.has_metrics()) {
+      metrics.add(statistic(kEntropySum, i), statistic(kTargetLogit, i), statistic(kSumexpM1, i),
+                  of_shard, maximum);
+    }
     if (i == highest) continue;
     sumexp_m1 += (1 + statistic(kSumexpM1, i)) * exp_of_difference(Scalar(1), of_shard, maximum);
     alpha_sumexp_m1 +=
@@ -92,8 +130,18 @@ POWERGRAD_FUNCTION void merge_row(const MergeParams& p, int64_t row, Scalar alph
   merged[kTargetWeight * p.rows] = target_weight;
   merged[kSumexpM1 * p.rows] = sumexp_m1;
   merged[kDistance * p.rows] = distance;
+  Scalar& loss = static_cast<Scalar*>(p.losses)[row];
+  if (sumexp_m1 == -1) {  // the row does not count
+    loss = 0;
+    if (p.has_metrics()) write_metrics<Scalar>(p, p.rows, row, 0, 0, 0);
+    return;
+  }
+  const Scalar log_sum = std::log1p(sumexp_m1);
   // Both terms are >= 0, so nothing cancels.
-  static_cast<Scalar*>(p.losses)[row] = distance + target_weight * std::log1p(sumexp_m1);
+  loss = weighted_loss<Scalar>(p, row, distance + target_weight * log_sum, maximum, log_sum);
+  if (!p.has_metrics()) return;
+  compute_metrics(p, p.rows, row, maximum, metrics.target_logit, sumexp_m1, log_sum,
+                  metrics.entropy_sum);
 }
 
 }  // namespace

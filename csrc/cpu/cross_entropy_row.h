@@ -139,7 +139,7 @@ struct CrossEntropyRow {
   template <class Kind>
   static void reduce(const Params& p, int64_t row, int64_t begin, int64_t end,
                      Workspace& workspace) {
-    const IndexTarget<Scalar> target(p, target_index(p, row));
+    const auto target = IndexTarget<Scalar>::of_row(p, row);
     if (target.ignored) return;
     const DenseTarget<Storage> target_of = dense_target(p, row);
     const Storage* z = logits(p, row);
@@ -151,6 +151,7 @@ struct CrossEntropyRow {
       reduce_exponentials<Kind>(p.alpha, z + first, count, keep.from(first), state);
       state.target_weight = state.distance = 0.0;
       if (has_dense_target(p)) reduce_dense_target(target_of, z, first, count, state);
+      if (has_metrics(p)) state.entropy_sum = sum_entropy_terms(z + first, count);
     }
   }
 
@@ -180,11 +181,12 @@ struct CrossEntropyRow {
 
   static void merge(const Params& p, int64_t row, Workspace& workspace) {
     Scalar& loss = static_cast<Scalar*>(p.losses)[row];
-    const IndexTarget<Scalar> target(p, target_index(p, row));
+    const auto target = IndexTarget<Scalar>::of_row(p, row);
     if (target.ignored) {
       loss = 0;
       write_statistics(p, row, 0, 0, 0);
-      write_sumexp_m1(p, row, 0);
+      write_sumexp_m1(p, row, -1);
+      if (has_metrics(p)) write_no_metrics<Scalar>(p, row);
       return;
     }
     const int64_t count = block_count(p.shape);
@@ -200,23 +202,37 @@ struct CrossEntropyRow {
       }
       if (p.target_probabilities == nullptr) state.target_weight = smoothing_weight(p);
     }
+    double z_target = 0.0;
     if (target.index >= 0) {
-      const double z = load_scalar(logits(p, row) + target.index);
+      z_target = load_scalar(logits(p, row) + target.index);
       state.target_weight += target.point_weight;
-      state.distance += target.point_weight * (reference_of(state.maximum) - z);
+      state.distance += target.point_weight * (reference_of(state.maximum) - z_target);
     }
-    if (p.sumexp_m1 != nullptr) {
+    const double entropy_sum =
+        has_metrics(p) ? merge_entropy_sums(count, workspace.blocks, state.maximum) : 0.0;
+    if (p.is_shard) {
       write_sumexp_m1(p, row, state.sumexp_m1);
       loss = static_cast<Scalar>(state.distance);
       write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.target_weight);
+      if (has_metrics(p)) {
+        write_metrics_of_shard(p, row, static_cast<Scalar>(z_target),
+                               static_cast<Scalar>(entropy_sum));
+      }
       return;
     }
     const double undefined = nan_if_infinite(state.maximum);
+    const auto sumexp_m1 = static_cast<Scalar>(state.sumexp_m1 + undefined);
+    const Scalar log_sum = log1p(sumexp_m1);
     // Both terms are >= 0, so nothing cancels.
-    loss = static_cast<Scalar>(state.distance +
-                               state.target_weight *
-                                   log1p(static_cast<Scalar>(state.sumexp_m1 + undefined)));
+    const double of_target = state.distance + state.target_weight * log_sum;
+    loss = static_cast<Scalar>(
+        weighted_loss<Scalar>(p, row, of_target, state.maximum, double{log_sum}));
     write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + undefined, state.target_weight);
+    write_sumexp_m1(p, row, sumexp_m1);
+    if (!has_metrics(p)) return;
+    compute_metrics(p, p.shape.rows(), row, static_cast<Scalar>(state.maximum),
+                    static_cast<Scalar>(z_target), sumexp_m1, log_sum,
+                    static_cast<Scalar>(entropy_sum));
   }
 
   static void write_sumexp_m1(const Params& p, int64_t row, double sumexp_m1) {
@@ -230,6 +246,17 @@ struct CrossEntropyRow {
     *statistic(p, kMaximum, row) = static_cast<Scalar>(maximum);
     *statistic(p, kAlphaSumexpM1, row) = static_cast<Scalar>(alpha_sumexp_m1);
     *statistic(p, kTargetWeight, row) = static_cast<Scalar>(target_weight);
+  }
+
+  static SoftmaxRow<Scalar> softmax_of(const Params& p, int64_t row) {
+    const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
+    SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
+                               *statistic(p, kTargetWeight, row));
+    if (p.z_loss != 0.0) {
+      const Scalar log_sum = log1p(static_cast<const Scalar*>(p.sumexp_m1)[row]);
+      softmax.add_weight(alpha_sumexp_m1, z_loss_weight(p, softmax.maximum, log_sum));
+    }
+    return softmax;
   }
 
   // With the exponentials that the reduction kept, or without them.
@@ -246,10 +273,9 @@ struct CrossEntropyRow {
                   const Workspace* workspace) {
     const Storage* z = logits(p, row);
     Storage* out = gradient(p, row);
-    const IndexTarget<Scalar> target(p, target_index(p, row));
+    const auto target = IndexTarget<Scalar>::of_row(p, row);
     const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
-                                     *statistic(p, kTargetWeight, row));
+    const SoftmaxRow<Scalar> softmax = softmax_of(p, row);
     const DenseTarget<Storage> target_of = dense_target(p, row);
     const Scalar scale = grad_output_of_row<Scalar>(p, row);
     for (int64_t k = begin; k < end; ++k) {

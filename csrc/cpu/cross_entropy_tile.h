@@ -51,6 +51,8 @@ class CrossEntropyTiles {
         const V distance = masked(less(no_class, target.number), target.point_weight * below);
         loss.distance = loss.distance + distance;
       }
+      // Before exponentials take the place of packed logits.
+      if (has_metrics(p_)) sum_entropy(logits, vector, rows, maximum);
       LaneSums<V> sums =
           reduce_lanes<Kind>(p_.alpha, logits, vector, classes, maximum, [&](int64_t c, V powered) {
             if (exponentials.data != nullptr) exponentials.keep(vector, c, powered);
@@ -58,12 +60,23 @@ class CrossEntropyTiles {
       const V ignored = target.ignored();
       const auto counts = equal(ignored, zero);
       const auto write = [&](V value, void* to) { rows.store(masked(counts, value), to); };
-      if (p_.sumexp_m1 != nullptr) {
-        write(sums.sumexp_m1, p_.sumexp_m1);
-      } else {
+      V z_weight = zero;
+      if (!p_.is_shard) {
         sums = sums.with_nan_if_infinite(maximum);
+        const V log_sum = log1p(sums.sumexp_m1);
         // Both terms are >= 0, so nothing cancels.
-        loss.distance = multiply_add(loss.target_weight, log1p(sums.sumexp_m1), loss.distance);
+        loss.distance = multiply_add(loss.target_weight, log_sum, loss.distance);
+        if (p_.z_loss != 0.0) {
+          const V lse = maximum + log_sum;
+          const V weight = V::broadcast(static_cast<Scalar>(p_.z_loss));
+          loss.distance = multiply_add(weight * lse, lse, loss.distance);
+          z_weight = z_loss_weights(maximum, log_sum);
+        }
+        if (p_.row_weight != nullptr) loss.distance = loss.distance * rows.load(p_.row_weight);
+      }
+      if (has_metrics(p_)) finish_metrics(rows, target, z_target, maximum, sums.sumexp_m1);
+      if (p_.sumexp_m1 != nullptr) {
+        rows.store(masked(counts, sums.sumexp_m1) - ignored, p_.sumexp_m1);
       }
       write(loss.distance, p_.losses);
       if (p_.statistics != nullptr) {
@@ -74,6 +87,7 @@ class CrossEntropyTiles {
       if (p_.gradient == nullptr) return;
       gradient.softmax.set(vector, maximum, sums.alpha_sumexp_m1, loss.target_weight, scale(rows),
                            ignored);
+      if (p_.z_loss != 0.0) gradient.softmax.add_weight(vector, sums.alpha_sumexp_m1, z_weight);
       set_target(gradient, vector, target, z_target);
     });
     if (p_.gradient == nullptr) return;
@@ -91,9 +105,14 @@ class CrossEntropyTiles {
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
       const RowLanes<V> rows(tile, vector);
       const LaneTargets<V> target = targets_.read(rows);
-      gradient.softmax.set(vector, rows.load(statistic(kMaximum)),
-                           rows.load(statistic(kAlphaSumexpM1)),
-                           rows.load(statistic(kTargetWeight)), scale(rows), target.ignored());
+      const V maximum = rows.load(statistic(kMaximum));
+      const V alpha_sumexp_m1 = rows.load(statistic(kAlphaSumexpM1));
+      gradient.softmax.set(vector, maximum, alpha_sumexp_m1, rows.load(statistic(kTargetWeight)),
+                           scale(rows), target.ignored());
+      if (p_.z_loss != 0.0) {
+        const V log_sum = log1p(rows.load(p_.sumexp_m1));
+        gradient.softmax.add_weight(vector, alpha_sumexp_m1, z_loss_weights(maximum, log_sum));
+      }
       set_target(gradient, vector, target, logits.gather(vector, target.number));
     });
     write_again(tile, gradient, dense, logits);
@@ -119,9 +138,51 @@ class CrossEntropyTiles {
 
   Scalar* statistic(Statistic which) const { return statistic_of_rows<Scalar>(p_, which); }
 
+  // Not inlined, as the next: GCC 12 fails on masks of doubles for baseline SSE2 otherwise.
+  __attribute__((noinline)) void sum_entropy(const TileLogits<Storage>& logits,
+                                             const TileVector& vector, const RowLanes<V>& rows,
+                                             V maximum) const {
+    const V sum = sum_entropy_terms(logits, vector, p_.shape.classes, maximum);
+    rows.store(sum, metric(kEntropy));
+  }
+  // From the sum that is in the entropy's place. Of a shard it stays there (ShardStatistic).
+  __attribute__((noinline)) void finish_metrics(const RowLanes<V>& rows,
+                                                const LaneTargets<V>& target, V z_target, V maximum,
+                                                V sumexp_m1) const {
+    const V one = V::broadcast(1);
+    const V ignored = target.ignored();
+    const auto counts = equal(ignored, V::broadcast(0));
+    const V entropy_sum = rows.load(metric(kEntropy));
+    if (p_.is_shard) {
+      rows.store(masked(less(V::broadcast(kNoClass), target.number), z_target), metric(kLogProb));
+      rows.store(masked(counts, entropy_sum), metric(kEntropy));
+      return;
+    }
+    const V log_sum = log1p(sumexp_m1);
+    const V entropy = log_sum + entropy_sum / (one + sumexp_m1);
+    const V defined = z_target + (log_sum - log_sum);  // a NaN equals nothing
+    const V correct = masked(equal(defined, maximum), one);
+    rows.store(masked(counts, (z_target - maximum) - log_sum), metric(kLogProb));
+    rows.store(masked(counts, entropy), metric(kEntropy));
+    rows.store(correct * (one - ignored), metric(kCorrect));
+  }
+
+  Scalar* metric(Metric which) const {
+    return static_cast<Scalar*>(p_.metrics) + which * p_.shape.rows();
+  }
+
   V scale(const RowLanes<V>& rows) const {
     const bool is_common = p_.grad_output == nullptr || p_.grad_output_stride == 0;
-    return is_common ? common_scale_ : rows.load(p_.grad_output) / divisor_;
+    if (p_.row_weight == nullptr) {
+      return is_common ? common_scale_ : rows.load(p_.grad_output) / divisor_;
+    }
+    const V weights = rows.load(p_.row_weight);
+    return is_common ? common_scale_ * weights : rows.load(p_.grad_output) * weights / divisor_;
+  }
+
+  // z_loss_weight, lane by lane.
+  V z_loss_weights(V maximum, V log_sum) const {
+    return V::broadcast(static_cast<Scalar>(2.0 * p_.z_loss)) * (maximum + log_sum);
   }
 
   // Exponentials are kept over the packed logits, or else in a gradient that is wide enough.

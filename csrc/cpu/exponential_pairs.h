@@ -72,9 +72,11 @@ PlainExponential<V> masked(Mask mask, const PlainExponential<V>& x) {
   return {masked(mask, x.plain)};
 }
 
-// The evaluators of alpha.h, over Exponential or ExactExponential.
+// The evaluators of alpha.h, over Exponential or ExactExponential. kSecondOfLargest is the second
+// number of the pair of a row's largest logit; the first is 1.
 template <int kNumerator, int kDenominator, class Exp>
 struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Exp> {
+  static constexpr int kSecondOfLargest = 1;
   Exp root;
   explicit Evaluator(double) : root(1.0L / kDenominator) {}
   template <class V>
@@ -85,6 +87,7 @@ struct Evaluator<RationalAlpha<kNumerator, kDenominator>, Exp> {
 
 template <class Exp>
 struct Evaluator<AnyAlpha, Exp> {
+  static constexpr int kSecondOfLargest = 1;
   Exp plain;
   Exp powered;
   explicit Evaluator(double alpha) : plain(1.0), powered(alpha) {}
@@ -96,11 +99,25 @@ struct Evaluator<AnyAlpha, Exp> {
 
 template <class Exp>
 struct Evaluator<NoAlpha, Exp> {
+  static constexpr int kSecondOfLargest = 1;
   Exp plain;
   explicit Evaluator(double) : plain(1.0) {}
   template <class V>
   PlainExponential<V> operator()(V z, V reference) const {
     return {plain(z, reference)};
+  }
+};
+
+// The pair (exp(t), t exp(t)), of which the maximum's second is 0.
+template <class Exp>
+struct Evaluator<EntropyTerms, Exp> {
+  static constexpr int kSecondOfLargest = 0;
+  Exp plain;
+  explicit Evaluator(double) : plain(1.0) {}
+  template <class V>
+  TwoExponentials<V> operator()(V z, V reference) const {
+    const V exponential = plain(z, reference);
+    return {exponential, plain.exponent(z, reference) * exponential};
   }
 };
 

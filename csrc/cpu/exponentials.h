@@ -54,6 +54,10 @@ class Exponential {
     scale_ = V::broadcast(scale);
     lowest_ = V::broadcast(static_cast<typename V::Scalar>(V::kUnderflow / scale));
   }
+  // z - reference, no less than where the result becomes 0: finite but for NaN.
+  V exponent(V z, V reference) const {
+    return maximum(lowest_, z - reference);  // in this order: keeps NaN
+  }
   V operator()(V z, V reference) const {
     return exp2_of_product<kPrecision>(scale_, z - reference, lowest_);
   }
@@ -82,6 +86,7 @@ class ExactExponential {
     upper_ = V::broadcast(static_cast<typename V::Scalar>(-upper));
     lower_ = V::broadcast(static_cast<typename V::Scalar>(upper - octave));
   }
+  V exponent(V z, V reference) const { return maximum(lowest_, z - reference); }
   V operator()(V z, V reference) const {
     const V difference = z - reference;
     // What rounding took from the difference (Knuth). Far away it may be NaN, and is not needed.

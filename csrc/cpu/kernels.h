@@ -37,6 +37,7 @@ struct BlockState {
   double target_weight;    // sum of target_j
   double distance;         // sum of target_j (maximum - z_j)
   double alpha_factor;     // exp(alpha (maximum - row maximum)), set by merge
+  double entropy_sum;      // sum of exp(z - maximum) (maximum - z), where metrics are asked for
 };
 
 // Memory that a kernel works in; threads on one row share it. Owned by the caller.

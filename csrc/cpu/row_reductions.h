@@ -240,6 +240,25 @@ void reduce_exponentials(double alpha, const Storage* z, int64_t count,
   sum_exponentials<Exact>(alpha, z, count, largest, kept, state);
 }
 
+// Of one column block, relative to its own maximum.
+template <class Storage>
+double sum_entropy_terms(const Storage* z, int64_t count) {
+  BlockState terms;
+  reduce_exponentials<EntropyTerms>(1.0, z, count, KeptRow<Storage>{nullptr, nullptr}, terms);
+  return -terms.alpha_sumexp_m1;
+}
+
+// The sum over the row of the blocks' entropy sums, where they have been merged otherwise.
+inline double merge_entropy_sums(int64_t count, const BlockState* blocks, double row_maximum) {
+  double sum = 0.0;
+  for (int64_t k = 0; k < count; ++k) {
+    if (blocks[k].maximum == -kInfinity) continue;  // all exponentials are 0
+    const double below = row_maximum - blocks[k].maximum;
+    sum += (blocks[k].entropy_sum + (1.0 + blocks[k].sumexp_m1) * below) * std::exp(-below);
+  }
+  return sum;
+}
+
 // Merges the blocks' states (see powergrad.h) and sets in each the factor of its exponentials.
 inline void merge_exponentials(double alpha, int64_t count, BlockState* blocks, BlockState& row) {
   int64_t highest = 0;

@@ -35,6 +35,13 @@ class TileSoftmax {
     has_remote_[vector.number] = any_of(remote, vector.lanes);
   }
 
+  // As in SoftmaxRow, after set.
+  void add_weight(const TileVector& vector, V alpha_sumexp_m1, V weight) {
+    const V share = (target_weight_.at(vector) + weight) / (V::broadcast(1) + alpha_sumexp_m1);
+    share_.set(vector, share);
+    missing_.set(vector, alpha_sumexp_m1 * share - weight);
+  }
+
   // Of one class, with its powered exponentials. As in SoftmaxRow, where p' is above 1/2 it is
   // 1 - p' that is known to full precision. That is the case for the largest logit only: its
   // exponential is exactly 1, and were another one 1, p' would not be above 1/2.

@@ -58,6 +58,7 @@ LaneSums<V> sum_lanes(const Evaluate& evaluate, const Column<V, T>& z, int64_t c
   });
   // One of the largest is left out.
   const V ties = V::broadcast(static_cast<typename V::Scalar>(classes - 1)) - others;
+  if constexpr (Evaluate::kSecondOfLargest == 0) return {plain.total + ties, powered.total};
   return {plain.total + ties, powered.total + ties};
 }
 
@@ -108,6 +109,7 @@ struct LanewiseEvaluator {
   Evaluator<Kind, Exponential<V>> fast;
   Evaluator<Kind, ExactExponential<V>> exact;
   V remote;
+  static constexpr int kSecondOfLargest = 1;
   auto operator()(V z, V reference) const {
     const auto is_remote = equal(remote, V::broadcast(1));
     return select(is_remote, exact(z, reference), fast(z, reference));
@@ -130,6 +132,19 @@ LaneSums<V> reduce_lanes(double alpha, const TileLogits<Storage>& logits, const 
   const LanewiseEvaluator<Kind, V> lanewise{fast, Evaluator<Kind, ExactExponential<V>>(alpha),
                                             remote};
   return logits.with_columns_again([&](const auto& columns) { return sum(lanewise, columns); });
+}
+
+// The entropy sums of one vector of a tile, by exact exponentials in all lanes: they are rarely
+// asked for.
+template <class V, class Storage>
+V sum_entropy_terms(const TileLogits<Storage>& logits, const TileVector& vector, int64_t classes,
+                    V largest) {
+  const Evaluator<EntropyTerms, ExactExponential<V>> evaluate(1.0);
+  const LaneSums<V> sums = logits.with_columns([&](const auto& columns) {
+    return sum_lanes(
+        evaluate, columns.of(vector), classes, largest, [](int64_t, V) {}, [](int64_t) {});
+  });
+  return V::broadcast(0) - sums.alpha_sumexp_m1;
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ struct RowTargets {
     if (p.target_index != nullptr && rows.active) read_targets(p, rows.row, target);
 #pragma unroll
     for (int r = 0; r < Rows::kRows; ++r) {
-      index[r] = rows.active ? checked_index(p, target[r]) : kIgnored;
+      index[r] = rows.active ? checked_index(p, rows.row + r, target[r]) : kIgnored;
       logit[r] = 0;
       if (is_class(r) && (writes_losses || rows.owns_class(index[r]))) {
         logit[r] = to_number(*logits.at(r, index[r]));
@@ -69,7 +69,8 @@ struct RowTargets {
       read_numbers(static_cast<const int64_t*>(p.target_index) + row, target);
     }
   }
-  __device__ static int checked_index(const CrossEntropyParams& p, int64_t target) {
+  __device__ static int checked_index(const CrossEntropyParams& p, int64_t row, int64_t target) {
+    if (row_weight_of<Scalar>(p, row) == 0) return kIgnored;
     if (p.target_index == nullptr) return kNone;
     check_target(p, target);
     return target == p.ignore_index ? kIgnored : static_cast<int>(own_class(p, target));

@@ -46,6 +46,7 @@ template <class Scalar>
 struct ExponentialSums {
   Scalar plain = 0;    // of exp(t)
   Scalar powered = 0;  // of exp(alpha t)
+  Scalar entropy = 0;  // of -t exp(t), for EntropyTerms
 };
 
 // Evaluator<Kind, Scalar> computes kExponentials exponentials of an element, one for each scale;
@@ -82,6 +83,13 @@ struct Evaluator<AnyAlpha, Scalar> {
 };
 
 template <class Scalar>
+struct Evaluator<EntropyTerms, Scalar> : Evaluator<AnyAlpha, Scalar> {
+  using Evaluator<AnyAlpha, Scalar>::Evaluator;
+};
+template <class Kind>
+inline constexpr bool kHasEntropy = std::is_same_v<Kind, EntropyTerms>;
+
+template <class Scalar>
 struct Evaluator<NoAlpha, Scalar> {
   static constexpr int kExponentials = 1;
   static constexpr bool kTwoSums = false;
@@ -101,6 +109,11 @@ __device__ __forceinline__ void add_exponentials(const Evaluator<Kind, Scalar>& 
 #pragma unroll
   for (int k = 0; k < E::kExponentials; ++k) e[k] = exponential(t * evaluate.scale[k]);
   E::add(e, sums);
+  // 0 times an infinite t would be NaN; where t is NaN, the exponential is.
+  if constexpr (kHasEntropy<Kind>) {
+    sums.entropy =
+        std::fma(-std::fmax(t, static_cast<Scalar>(-kLargest<Scalar>)), e[0], sums.entropy);
+  }
 }
 template <class Kind, class Scalar>
 __device__ __forceinline__ ExponentialSums<Scalar> exponentials(

@@ -21,7 +21,8 @@ cudaError_t launch_log_softmax_backward(const LogSoftmaxParams& params, cudaStre
 inline constexpr int kSumPartials = 1024;
 
 // The divisor of the mean: the summed weights of the targets that count, or the number of rows for
-// probabilities. Asserts that every target is in range. Unless `speculative_grad_output` (one
+// probabilities; each times its row weight. Asserts that every target that counts is in range and
+// that no row weight is negative. Unless `speculative_grad_output` (one
 // accumulate) is null, *params.next_speculation is copied to it, for the forward that follows.
 cudaError_t launch_total_weight(const CrossEntropyParams& params, double* total_weight,
                                 void* speculative_grad_output, double* partials,

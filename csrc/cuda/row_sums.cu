@@ -89,6 +89,21 @@ struct TargetWeight {
   }
 };
 
+// The same times the row's weight, which has to be >= 0. Targets of rows of weight 0 are not read.
+template <class Scalar>
+struct WeightedRow {
+  CrossEntropyParams params;
+  __device__ int64_t read(int64_t row) const { return row; }
+  __device__ double operator()(int64_t row) const {
+    const Scalar row_weight = row_weight_of<Scalar>(params, row);
+    POWERGRAD_DEVICE_ASSERT(row_weight >= 0 && "cross_entropy: a row_weight is negative or NaN");
+    if (row_weight == 0) return 0.0;
+    if (params.target_index == nullptr) return static_cast<double>(row_weight);
+    return static_cast<double>(row_weight) *
+           TargetWeight<Scalar>{params}(target_index(params, row));
+  }
+};
+
 // Also copies the last grad_output, which another stream may change, for all blocks of forward to
 // speculate on the same number.
 template <class Scalar>
@@ -140,6 +155,9 @@ cudaError_t launch_total_weight(const CrossEntropyParams& p, double* total_weigh
     using Scalar = decltype(scalar);
     const StoreTotalWeight<Scalar> finish{total_weight, p.next_speculation,
                                           speculative_grad_output};
+    if (p.row_weight != nullptr) {
+      return sum_rows(p.shape.rows(), partials, WeightedRow<Scalar>{p}, finish, stream);
+    }
     if (p.target_index == nullptr) {
       return sum_rows(p.shape.rows(), partials, EveryRow{}, finish, stream);
     }

@@ -87,7 +87,8 @@ class SoftmaxReduction {
 
  private:
   static constexpr int kUnrollRun = 2 * kUnroll<Storage, kDenseTarget>;
-  static constexpr int kSums = kDenseTarget ? 5 : 3;
+  static constexpr int kSumsOfTarget = kDenseTarget ? 2 : 0;
+  static constexpr int kSums = 3 + kSumsOfTarget + (kHasEntropy<Kind> ? 1 : 0);
   static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
   static constexpr int kSumsBytes = kSums * kMaximaBytes;
   static constexpr int kNowhere = -1;
@@ -102,6 +103,10 @@ class SoftmaxReduction {
   // A later pass has found a higher maximum.
   __device__ void rescale(RowSums<Scalar>& sums, Scalar from, Scalar to) const {
     const auto e = exponentials(evaluate_, from - to);
+    if constexpr (kHasEntropy<Kind>) {
+      const Scalar sum = sums.plain + static_cast<Scalar>(sums.ones);
+      sums.entropy = rescaled_entropy(sums.entropy, sum, from, to, e.plain);
+    }
     sums.plain = (sums.plain + static_cast<Scalar>(sums.ones)) * e.plain;
     sums.powered = (sums.powered + static_cast<Scalar>(sums.ones)) * e.powered;
     sums.ones = 0;
@@ -187,6 +192,7 @@ class SoftmaxReduction {
       for (int r = 0; r < kRows; ++r) {
         sums[r].plain += terms[r].plain;
         if constexpr (E::kTwoSums) sums[r].powered += terms[r].powered;
+        if constexpr (kHasEntropy<Kind>) sums[r].entropy += terms[r].entropy;
       }
     });
   }
@@ -234,6 +240,7 @@ class SoftmaxReduction {
         of_row[3] = sums[r].target_weight;
         of_row[4] = sums[r].distance;
       }
+      if constexpr (kHasEntropy<Kind>) of_row[3 + kSumsOfTarget] = sums[r].entropy;
     }
     block.template reduce<Addition>(2 * plan_.reduction_bytes(kMaximaBytes), values);
 #pragma unroll
@@ -246,6 +253,7 @@ class SoftmaxReduction {
         state[r].target_weight = of_row[3];
         state[r].distance = of_row[4];
       }
+      if constexpr (kHasEntropy<Kind>) state[r].entropy_sum = of_row[3 + kSumsOfTarget];
     }
     if constexpr (kRows == 1) {
       const int offset =

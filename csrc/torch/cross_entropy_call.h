@@ -60,12 +60,13 @@ class CrossEntropyCall {
     add_total_weight();
     const int64_t rows = params.shape.rows();
     const at::Tensor result =
-        at::empty({shard_statistics_size(rows)}, logits_.accumulate_options());
+        at::empty({shard_statistics_size(rows, false)}, logits_.accumulate_options());
     // With the number of rows, and exact in float.
     result.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
     const auto rows_of = [&](int statistic) {
       return result.narrow(0, 1 + statistic * rows, rows);
     };
+    params.is_shard = true;
     params.statistics = rows_of(0).mutable_data_ptr();
     params.sumexp_m1 = rows_of(kSumexpM1).mutable_data_ptr();
     params.losses = rows_of(kDistance).mutable_data_ptr();

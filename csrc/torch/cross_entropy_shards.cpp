@@ -13,7 +13,7 @@ MergeParams merge_params(const at::Tensor& shard_statistics) {
   const bool is_float = shard_statistics.scalar_type() == at::kFloat;
   TORCH_CHECK(shard_statistics.dim() == 2 && shard_statistics.size(0) > 0 &&
                   shard_statistics.is_contiguous() &&
-                  shard_statistics.size(1) % kShardStatistics == shard_statistics_size(0) &&
+                  shard_statistics.size(1) % kShardStatistics == shard_statistics_size(0, false) &&
                   (is_float || shard_statistics.scalar_type() == at::kDouble),
               "cross_entropy_merge_shards(): argument 'shard_statistics' must hold what",
               " cross_entropy_shard_forward returned for every shard, got ",
@@ -88,7 +88,8 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& inp
         input, target, options, shard.others.before, shard.others.after, /*fingerprint=*/0);
   } catch (...) {
     const auto type = input.options().dtype(accumulate_type(input));
-    all_gather(at::full({shard_statistics_size(target.numel())}, kNoFingerprint, type), shard);
+    all_gather(at::full({shard_statistics_size(target.numel(), false)}, kNoFingerprint, type),
+               shard);
     throw;
   }
   const auto [losses, merged] =

@@ -65,9 +65,9 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward_meta(
     int64_t classes_before, int64_t classes_after, int64_t) {
   check_cross_entropy(input, target, options, {classes_before, classes_after});
   const c10::SymInt rows = row_count(input, class_dim_of(input));
-  return {
-      empty({rows * kShardStatistics + shard_statistics_size(0)}, input, accumulate_type(input)),
-      empty({}, input, at::kDouble)};
+  return {empty({rows * kShardStatistics + shard_statistics_size(0, false)}, input,
+                accumulate_type(input)),
+          empty({}, input, at::kDouble)};
 }
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards_meta(

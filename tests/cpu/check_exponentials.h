@@ -53,7 +53,7 @@ class ExponentialsCheck {
     const CrossEntropyRunner<Storage> runner(problem_, report);
     const auto forward = runner.forward(true, whole(), true);
     const long double sum = 1 + static_cast<long double>(forward.statistics[kAlphaSumexpM1]);
-    const auto backward = runner.backward(forward.statistics, whole(), false);
+    const auto backward = runner.backward(forward, whole(), false);
     const double alpha = problem_.options.alpha;
     for (std::size_t j = 1; j < logits_.size(); ++j) {
       const long double exponent = alpha * widen(logits_[j]);

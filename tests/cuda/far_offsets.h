@@ -59,7 +59,7 @@ class FarCheck {
   void check(Report& report) {
     const CrossEntropyRunner<float> loss(problem_, report);
     const auto near_forward = loss.forward(true, whole(), false);
-    const auto near_backward = loss.backward(near_forward.statistics, whole(), false);
+    const auto near_backward = loss.backward(near_forward, whole(), false);
     const auto near_log_softmax =
         LogSoftmaxRunner<float>(problem_, report).forward_and_backward(whole(), false);
     report.enter("far away: " + problem_.describe());

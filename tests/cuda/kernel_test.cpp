@@ -27,6 +27,7 @@ void check_all(Reports& reports) {
   check_wrong_alpha_on_device<Storage>(reports);
   check_speculation<Storage>(reports);
   check_target_assertions<Storage>(reports);
+  check_row_weight_assertions<Storage>(reports);
 }
 
 int run() {

@@ -11,8 +11,9 @@ template <class Storage>
 void check_row_sums(Reports& reports) {
   using Accumulate = AccumulateOf<Storage>;
   Random random = random_for<Storage>(20);
-  for (const int64_t rows : {int64_t{1}, int64_t{300}, int64_t{20000}}) {
+  for (const int64_t rows : {int64_t{1}, int64_t{300}, int64_t{301}, int64_t{20000}}) {
     Options options = random_options(random);
+    options.row_weighted = rows % 2 == 0;
     options.shape = {rows, 3, 1};
     const Problem<Storage> problem(options, random, 0.0, 3.0);
     Block<Accumulate> losses(rows);
@@ -22,9 +23,11 @@ void check_row_sums(Reports& reports) {
       losses[row] = static_cast<Accumulate>(random.uniform());
       expected_loss += losses[row];
       if (problem.ignored(row)) continue;
-      expected_weight += !options.by_index() || !options.weighted
-                             ? 1.0L
-                             : static_cast<long double>(problem.weight[problem.target(row)]);
+      const long double weight =
+          !options.by_index() || !options.weighted
+              ? 1.0L
+              : static_cast<long double>(problem.weight[problem.target(row)]);
+      expected_weight += weight * problem.row_weight_of(row);
     }
     CrossEntropyParams p = problem.cross_entropy();
     p.losses = losses.data();
@@ -53,6 +56,33 @@ void check_row_sums(Reports& reports) {
   }
 }
 
+// The kernel of the divisor sees every row weight.
+template <class Storage>
+void check_row_weight_assertions(Reports& reports) {
+  Random random = random_for<Storage>(26);
+  for (const double weight : {-0.5, static_cast<double>(NAN)}) {
+    for (const TargetKind target : {TargetKind::index64, TargetKind::probabilities}) {
+      Options options;
+      options.shape = {4, 5, 1};
+      options.target = target;
+      options.row_weighted = true;
+      Problem<Storage> problem(options, random, 0.0, 3.0);
+      problem.row_weight[3] = static_cast<AccumulateOf<Storage>>(weight);
+      Block<double> sums(kSumPartials + 1);
+      for (Report& report : reports) {
+        report.enter("a row weight of " + std::to_string(weight));
+        configure(report.machine(), whole());
+        const cudaError_t error = launch_total_weight(problem.cross_entropy(), sums.data(), nullptr,
+                                                      sums.data() + 1, nullptr);
+        report.expect(
+            error == cudaErrorAssert &&
+                host_cuda::failure().find("a row_weight is negative") != std::string::npos,
+            "expected an assertion, got: " + host_cuda::failure());
+      }
+    }
+  }
+}
+
 // The same bits whether the host or only the device knows that alpha is 0.7.
 template <class Storage>
 void check_alpha_on_device(Reports& reports) {
@@ -73,7 +103,7 @@ void check_alpha_on_device(Reports& reports) {
                         same_numbers(known.gradient.block, unknown.gradient.block),
                     "forward: other bits from an alpha on the device");
       const auto backward = [&](const Execution& execution) {
-        return loss.backward(known.statistics, execution, false);
+        return loss.backward(known, execution, false);
       };
       report.expect(same_numbers(backward(whole()).block, backward(on_device).block),
                     "backward: other bits from an alpha on the device");
@@ -127,7 +157,7 @@ void check_speculation(Reports& reports) {
         const CrossEntropyRunner<Storage> runner(problem, report);
         auto outputs = runner.forward(true, whole(), false);
         problem.row_grad_output[0] = actual;
-        const auto expected = runner.backward(outputs.statistics, whole(), false);
+        const auto expected = runner.backward(outputs, whole(), false);
         report.expect(
             same_numbers(runner.forward(true, whole(), false).gradient.block, expected.block),
             "forward and backward: other bits for the same grad_output");

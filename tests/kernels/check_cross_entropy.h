@@ -17,6 +17,9 @@ struct CrossEntropyReference {
     Expected sumexp_m1{0, 0};
     Expected alpha_sumexp_m1{0, 0};
     Expected target_weight{0, 0};
+    Expected log_prob{0, 0};
+    Expected entropy{0, 0};
+    bool correct = false;
     std::vector<Expected> gradient;
   };
   std::vector<OfRow> rows;
@@ -43,11 +46,18 @@ struct CrossEntropyReference {
       }
       row.is_nan = softmax.is_nan;
       row.maximum = softmax.maximum;
-      row.loss = B::sum(loss);
+      const long double lse = softmax.log_sum_of_exponentials();
+      row.loss = B::sum((loss + problem.options.z_loss * lse * lse) * problem.row_weight_of(i));
+      if (problem.options.by_index()) {
+        const long double z_target = z[problem.target(i)];
+        row.log_prob = B::sum(softmax.log_probability(z_target));
+        row.entropy = B::entropy(softmax.entropy, softmax.sumexp_m1);
+        row.correct = !row.is_nan && z_target == softmax.maximum;
+      }
       row.sumexp_m1 = B::sum(softmax.sumexp_m1);
       row.alpha_sumexp_m1 = B::sum(softmax.alpha_sumexp_m1);
       row.target_weight = B::sum(total);
-      Row gradient = softmax.gradient(target);
+      Row gradient = softmax.gradient(target, problem.z_loss_weight(softmax));
       for (long double& g : gradient) g *= problem.scale(i);
       row.gradient = B::gradient(gradient);
       for (int64_t j = 0; j < problem.classes(); ++j) {
@@ -58,17 +68,60 @@ struct CrossEntropyReference {
   }
 };
 
+// What a call writes for each row besides, where its options ask for it.
+template <class Storage>
+struct RowOutputs {
+  using Accumulate = AccumulateOf<Storage>;
+  Block<Accumulate> sumexp_m1;
+  Block<Accumulate> metrics;
+
+  explicit RowOutputs(const Problem<Storage>& problem)
+      : sumexp_m1(problem.options.z_loss != 0 ? problem.rows() : 0),
+        metrics(problem.options.metrics ? kMetrics * problem.rows() : 0) {}
+  void fill(CrossEntropyParams& p) {
+    if (sumexp_m1.count() > 0) p.sumexp_m1 = sumexp_m1.data();
+    if (metrics.count() > 0) p.metrics = metrics.data();
+  }
+  bool edges_untouched() const { return sumexp_m1.band_untouched() && metrics.band_untouched(); }
+  bool same_as(const RowOutputs& other) const {
+    return same_numbers(sumexp_m1, other.sumexp_m1) && same_numbers(metrics, other.metrics);
+  }
+  void check(const Problem<Storage>& problem, const CrossEntropyReference<Storage>& reference,
+             Report& report) const {
+    for (int64_t i = 0; i < problem.rows(); ++i) {
+      const auto& row = reference.rows[i];
+      if (sumexp_m1.count() > 0 && !problem.ignored(i)) {
+        report.expect_close(sumexp_m1[i], row.sumexp_m1, "sumexp_m1", i, 0);
+      }
+      if (metrics.count() == 0) continue;
+      const auto metric = [&](Metric which) { return metrics[which * problem.rows() + i]; };
+      report.expect_close(metric(kLogProb), row.log_prob, "log_prob", i, 0);
+      report.expect_close(metric(kEntropy), row.entropy, "entropy", i, 0);
+      report.expect_close(metric(kCorrect), {row.correct ? 1.0L : 0.0L, 0}, "correct", i, 0);
+    }
+  }
+};
+
 template <class Storage>
 struct CrossEntropyOutputs {
   using Accumulate = AccumulateOf<Storage>;
   Block<Accumulate> losses;
   Block<Accumulate> statistics;
+  RowOutputs<Storage> rows;
   Tensor<Storage> gradient;
 
-  CrossEntropyOutputs(int64_t rows, Tensor<Storage> its_gradient)
-      : losses(rows), statistics(kStatistics * rows), gradient(std::move(its_gradient)) {}
+  CrossEntropyOutputs(const Problem<Storage>& problem, Tensor<Storage> its_gradient)
+      : losses(problem.rows()),
+        statistics(kStatistics * problem.rows()),
+        rows(problem),
+        gradient(std::move(its_gradient)) {}
   bool edges_untouched() const {
-    return losses.band_untouched() && statistics.band_untouched() && gradient.padding_untouched();
+    return losses.band_untouched() && statistics.band_untouched() && rows.edges_untouched() &&
+           gradient.padding_untouched();
+  }
+  bool same_as(const CrossEntropyOutputs& other) const {
+    return same_numbers(losses, other.losses) && same_numbers(statistics, other.statistics) &&
+           rows.same_as(other.rows) && same_numbers(gradient.block, other.gradient.block);
   }
 };
 
@@ -87,6 +140,8 @@ class CrossEntropyRunner {
   Block<Accumulate> forward_without_statistics(bool has_scratch) const {
     CrossEntropyParams p = problem_.cross_entropy();
     Block<Accumulate> losses(problem_.rows());
+    RowOutputs<Storage> rows(problem_);
+    rows.fill(p);
     p.losses = losses.data();
     run(run_cross_entropy_forward, p, whole(), has_scratch);
     report_.expect(losses.band_untouched(), "wrote past the losses");
@@ -95,7 +150,8 @@ class CrossEntropyRunner {
 
   Outputs forward(bool with_gradient, const Execution& execution, bool has_scratch) const {
     CrossEntropyParams p = problem_.cross_entropy();
-    Outputs outputs(problem_.rows(), new_gradient());
+    Outputs outputs(problem_, new_gradient());
+    outputs.rows.fill(p);
     p.losses = outputs.losses.data();
     p.statistics = outputs.statistics.data();
     if (with_gradient) {
@@ -107,10 +163,13 @@ class CrossEntropyRunner {
     return outputs;
   }
 
-  Tensor<Storage> backward(const Block<Accumulate>& statistics, const Execution& execution,
+  Tensor<Storage> backward(const Outputs& forward, const Execution& execution,
                            bool in_place) const {
     CrossEntropyParams p = problem_.cross_entropy();
-    Block<Accumulate> own_statistics = statistics;
+    RowOutputs<Storage> rows = forward.rows;
+    rows.fill(p);
+    p.metrics = nullptr;
+    Block<Accumulate> own_statistics = forward.statistics;
     Tensor<Storage> gradient = in_place ? problem_.logits : new_gradient();
     p.statistics = own_statistics.data();
     p.gradient = gradient.block.data();
@@ -118,7 +177,8 @@ class CrossEntropyRunner {
     if (in_place) p.logits = p.gradient;
     run(run_cross_entropy_backward, p, execution, false);
     report_.expect(gradient.padding_untouched(), "backward wrote outside its gradient");
-    report_.expect(same_numbers(own_statistics, statistics), "backward wrote to the statistics");
+    report_.expect(same_numbers(own_statistics, forward.statistics),
+                   "backward wrote to the statistics");
     return gradient;
   }
 
@@ -158,7 +218,7 @@ class CrossEntropyCheck {
   void check() const {
     check_forward(false);
     if (kScratchIsOptional) check_forward(true);
-    check_backward(runner_.forward(false, whole(), false).statistics);
+    check_backward(runner_.forward(false, whole(), false));
   }
 
  private:
@@ -167,30 +227,29 @@ class CrossEntropyCheck {
     const Outputs forward_only = runner_.forward(false, whole(), has_scratch);
     check_losses(forward_only.losses);
     check_statistics(forward_only.statistics);
+    forward_only.rows.check(problem_, reference_, report_);
     check_forward_with_gradient(has_scratch);
   }
 
-  Block<Accumulate> check_forward_with_gradient(bool has_scratch) const {
+  Outputs check_forward_with_gradient(bool has_scratch) const {
     const Outputs outputs = runner_.forward(true, whole(), has_scratch);
     check_losses(outputs.losses);
     check_statistics(outputs.statistics);
+    outputs.rows.check(problem_, reference_, report_);
     check_gradient("forward gradient", outputs.gradient);
     for (const Execution& split : splits_) {
       const Outputs other = runner_.forward(true, split, has_scratch);
-      report_.expect(same_numbers(outputs.losses, other.losses) &&
-                         same_numbers(outputs.statistics, other.statistics) &&
-                         same_numbers(outputs.gradient.block, other.gradient.block),
-                     std::string("forward: other bits from ") + split.name);
+      report_.expect(outputs.same_as(other), std::string("forward: other bits from ") + split.name);
     }
-    return outputs.statistics;
+    return outputs;
   }
 
-  void check_backward(const Block<Accumulate>& statistics) const {
-    const Tensor<Storage> gradient = runner_.backward(statistics, whole(), false);
+  void check_backward(const Outputs& forward) const {
+    const Tensor<Storage> gradient = runner_.backward(forward, whole(), false);
     check_gradient("backward gradient", gradient);
-    expect_same("working in place", gradient, runner_.backward(statistics, whole(), true));
+    expect_same("working in place", gradient, runner_.backward(forward, whole(), true));
     for (const Execution& split : splits_) {
-      expect_same(split.name, gradient, runner_.backward(statistics, split, true));
+      expect_same(split.name, gradient, runner_.backward(forward, split, true));
     }
   }
 

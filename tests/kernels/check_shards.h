@@ -20,7 +20,7 @@ class ShardsCheck {
         bounds_(std::move(cuts)),
         report_(report),
         shard_statistics_((static_cast<int64_t>(bounds_.size()) + 1) *
-                          shard_statistics_size(problem.rows())) {
+                          shard_statistics_size(problem.rows(), problem.options.metrics)) {
     report.enter("shards of " + problem.describe());
     bounds_.insert(bounds_.begin(), 0);
     bounds_.push_back(problem.classes());
@@ -35,12 +35,19 @@ class ShardsCheck {
     p.shards = shards();
     p.rows = problem_.rows();
     p.alpha = problem_.options.alpha;
+    p.z_loss = problem_.options.z_loss;
+    if (problem_.options.row_weighted) p.row_weight = problem_.row_weight.data();
+    RowOutputs<Storage> rows(problem_);
+    if (problem_.options.metrics) p.metrics = rows.metrics.data();
     p.shard_statistics = shard_statistics_.data();
     p.merged = merged.data();
     p.losses = losses.data();
     expect_ran(run_merge_shards(report_.machine(), p, whole(), false));
-    report_.expect(merged.band_untouched() && losses.band_untouched(), "merged past the end");
+    report_.expect(merged.band_untouched() && losses.band_untouched() && rows.edges_untouched(),
+                   "merged past the end");
     check_merged(merged, losses);
+    rows.sumexp_m1 = Block<Accumulate>();  // it is among the merged statistics
+    rows.check(problem_, reference_, report_);
     for (int64_t shard = 0; shard < shards(); ++shard) check_gradient(shard, merged);
   }
 
@@ -49,7 +56,8 @@ class ShardsCheck {
   int64_t first(int64_t shard) const { return bounds_[shard]; }
   int64_t count(int64_t shard) const { return bounds_[shard + 1] - bounds_[shard]; }
   Accumulate* statistics_of(int64_t shard) {
-    return shard_statistics_.data() + shard * shard_statistics_size(problem_.rows());
+    return shard_statistics_.data() +
+           shard * shard_statistics_size(problem_.rows(), problem_.options.metrics);
   }
 
   // A tensor of the shard's own.
@@ -87,17 +95,21 @@ class ShardsCheck {
     *statistics_of(shard) = 42;
     Accumulate* statistics = statistics_of(shard) + 1;
     if (count(shard) == 0) {
-      const Accumulate nothing[kShardStatistics] = {-static_cast<Accumulate>(kInfinity), -1, 0, -1,
-                                                    0};
-      for (int64_t i = 0; i < kShardStatistics * rows; ++i) statistics[i] = nothing[i / rows];
+      const Accumulate nothing[kShardStatisticsWithMetrics] = {
+          -static_cast<Accumulate>(kInfinity), -1, 0, -1, 0, 0, 0};
+      for (int64_t i = 0; i < shard_statistics_size(rows, problem_.options.metrics) - 1; ++i) {
+        statistics[i] = nothing[i / rows];
+      }
       return;
     }
     const Tensor<Storage> logits = logits_of(shard);
     double weight_sum;
     CrossEntropyParams p = params(shard, logits, &weight_sum);
+    p.is_shard = true;
     p.statistics = statistics;
     p.sumexp_m1 = statistics + kSumexpM1 * rows;
     p.losses = statistics + kDistance * rows;
+    if (problem_.options.metrics) p.metrics = statistics + kTargetLogit * rows;
     expect_ran(run_cross_entropy_forward(report_.machine(), p, whole(), false));
     report_.expect(shard_statistics_.band_untouched(),
                    "shard statistics are written past their end");
@@ -126,6 +138,7 @@ class ShardsCheck {
     double weight_sum;
     CrossEntropyParams p = params(shard, logits, &weight_sum);
     p.statistics = merged.data();
+    p.sumexp_m1 = merged.data() + kSumexpM1 * problem_.rows();
     p.gradient = gradient.block.data();
     p.gradient_strides = gradient.strides;
     expect_ran(run_cross_entropy_backward(report_.machine(), p, whole(), false));

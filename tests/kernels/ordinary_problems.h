@@ -66,7 +66,15 @@ inline Options random_options(Random& random) {
   constexpr int64_t kIgnoreIndices[] = {-7, 0, kFarIndex};
   options.ignore_index = kIgnoreIndices[random.below(3)];
   if (random.one_in(2)) options.lead = random.below(8);
+  options.row_weighted = random.one_in(3);
+  if (random.one_in(3)) options.z_loss = random.one_in(2) ? 1e-4 : 0.03;
+  options.metrics = options.by_index() && random.one_in(2);
   return options;
+}
+
+inline void set_target_kind(Options& options, TargetKind target) {
+  options.target = target;
+  options.metrics = options.metrics && options.by_index();
 }
 
 template <class Storage>
@@ -121,7 +129,7 @@ void check_few_classes(Reports& reports) {
                                     TargetKind::probabilities, TargetKind::wide_probabilities}) {
       constexpr int64_t kRows[] = {33, 21, 16, 47, 8};
       Options options = random_options(random);
-      options.target = target;
+      set_target_kind(options, target);
       options.alpha = kAlphas[turn % 7];
       options.arrangement = static_cast<Arrangement>(turn % 3);  // those of contiguous rows
       options.shape = {kRows[turn % 5], classes, 1};
@@ -147,7 +155,7 @@ void check_many_neighbours(Reports& reports) {
     for (const TargetKind target : {TargetKind::index64, TargetKind::index32,
                                     TargetKind::probabilities, TargetKind::wide_probabilities}) {
       Options options = random_options(random);
-      options.target = target;
+      set_target_kind(options, target);
       options.smoothing = turn % 2 == 0 ? 0.0 : 0.1;
       options.alpha = kAlphas[turn++ % 7];
       options.arrangement = Arrangement::inner;
@@ -192,6 +200,7 @@ void check_confident_rows(Reports& reports) {
           options.arrangement = arrangement;
           options.target = static_cast<TargetKind>(random.below(4));
           options.weighted = random.one_in(2);
+          options.metrics = options.by_index();
           options.shape = shape_of(arrangement, classes, turn);
           Problem<Storage> problem(options, random, 0.0, 1.0);
           make_confident(problem, gap, random);

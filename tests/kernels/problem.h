@@ -23,6 +23,9 @@ struct Options {
   GradOutput grad_output = GradOutput::none;
   std::optional<double> total_weight;
   int64_t ignore_index = -7;
+  bool row_weighted = false;
+  double z_loss = 0.0;
+  bool metrics = false;  // for index targets
 
   bool by_index() const { return target == TargetKind::index64 || target == TargetKind::index32; }
   bool has_dense_target() const { return !by_index() || smoothing > 0.0; }
@@ -30,15 +33,16 @@ struct Options {
   std::string describe() const {
     static const char* const kTargets[] = {"int64", "int32", "probabilities", "wide probabilities"};
     static const char* const kGradOutputs[] = {"no", "one", "row"};
-    char text[256];
+    char text[320];
     std::snprintf(
         text, sizeof(text),
         "(%lld, %lld, %lld) %s behind %lld, alpha %g, %s, %s, smoothing %g, %s grad_output, "
-        "divided by %g",
+        "divided by %g, %s, z-loss %g, %s metrics",
         static_cast<long long>(shape.outer), static_cast<long long>(shape.classes),
         static_cast<long long>(shape.inner), name_of(arrangement), static_cast<long long>(lead),
         alpha, kTargets[static_cast<int>(target)], weighted ? "weighted" : "unweighted", smoothing,
-        kGradOutputs[static_cast<int>(grad_output)], total_weight.value_or(1.0));
+        kGradOutputs[static_cast<int>(grad_output)], total_weight.value_or(1.0),
+        row_weighted ? "row weights" : "no row weights", z_loss, metrics ? "with" : "without");
     return text;
   }
 };
@@ -55,6 +59,7 @@ struct Problem {
   Tensor<Accumulate> wide_probabilities;
   Block<Accumulate> weight;
   double weight_sum = 0.0;
+  Block<Accumulate> row_weight;
   Block<Accumulate> row_grad_output;
   Tensor<Storage> grad_output;  // of log-softmax
 
@@ -67,6 +72,7 @@ struct Problem {
         index64(options.target == TargetKind::index64 ? rows() : 0),
         index32(options.target == TargetKind::index32 ? rows() : 0),
         weight(options.weighted ? classes() : 0),
+        row_weight(options.row_weighted ? rows() : 0),
         row_grad_output(options.grad_output == GradOutput::none     ? 0
                         : options.grad_output == GradOutput::scalar ? 1
                                                                     : rows()),
@@ -83,6 +89,9 @@ struct Problem {
       row_grad_output[row] = static_cast<Accumulate>(random.one_in(10) ? 0.0 : random.normal());
     }
     for (int64_t j = 0; j < weight.count(); ++j) weight_sum += weight[j];
+    for (int64_t row = 0; row < row_weight.count(); ++row) {
+      row_weight[row] = static_cast<Accumulate>(random.one_in(5) ? 0.0 : 0.25 + random.uniform());
+    }
     const bool ties = random.one_in(4);
     for (int64_t row = 0; row < rows(); ++row) {
       do {
@@ -111,7 +120,14 @@ struct Problem {
     return options.target == TargetKind::index32 ? index32[row] : -1;
   }
   bool ignored(int64_t row) const {
-    return options.by_index() && target(row) == options.ignore_index;
+    return (options.by_index() && target(row) == options.ignore_index) || row_weight_of(row) == 0;
+  }
+  long double row_weight_of(int64_t row) const {
+    return options.row_weighted ? row_weight[row] : 1.0L;
+  }
+  // 2 z_loss lse, on top of W.
+  long double z_loss_weight(const SoftmaxReference& softmax) const {
+    return 2 * static_cast<long double>(options.z_loss) * softmax.log_sum_of_exponentials();
   }
 
   void set_probability(int64_t row, int64_t column, double q) {
@@ -158,7 +174,7 @@ struct Problem {
     if (options.grad_output != GradOutput::none) {
       result = row_grad_output[options.grad_output == GradOutput::scalar ? 0 : row];
     }
-    return result / options.total_weight.value_or(1.0);
+    return result * row_weight_of(row) / options.total_weight.value_or(1.0);
   }
 
   CrossEntropyParams cross_entropy() const {
@@ -170,6 +186,8 @@ struct Problem {
     p.logits_strides = logits.strides;
     p.ignore_index = options.ignore_index;
     p.label_smoothing = options.smoothing;
+    p.z_loss = options.z_loss;
+    if (options.row_weighted) p.row_weight = row_weight.data();
     switch (options.target) {
       case TargetKind::index64:
         p.target_index = index64.data();
@@ -234,11 +252,12 @@ struct Problem {
 
   bool is_well_posed(int64_t row) const {
     const SoftmaxReference softmax(logits_row(row), options.alpha);
-    const auto is_large = [&](const Row& target) {
-      return 8 * largest_magnitude(softmax.gradient(target)) >= largest_magnitude(target);
+    const auto is_large = [&](const Row& target, long double more_weight) {
+      return 8 * largest_magnitude(softmax.gradient(target, more_weight)) >=
+             largest_magnitude(target) + std::fabs(more_weight);
     };
-    return is_large(log_softmax_grad_output_row(row)) &&
-           (ignored(row) || is_large(weighted_target_row(row)));
+    return is_large(log_softmax_grad_output_row(row), 0) &&
+           (ignored(row) || is_large(weighted_target_row(row), z_loss_weight(softmax)));
   }
 };
 

@@ -13,6 +13,7 @@ using Row = std::vector<long double>;
 struct SoftmaxReference {
   long double maximum;
   int64_t highest;  // the first class that has it
+  long double entropy = 0;
   long double sumexp_m1 = 0;
   long double alpha_sumexp_m1 = 0;
   Row powered;  // exp(alpha (z - maximum))
@@ -29,7 +30,7 @@ struct SoftmaxReference {
     }
     is_nan = has_nan || std::isinf(maximum);
     if (is_nan) {
-      sumexp_m1 = alpha_sumexp_m1 = kNaN;
+      sumexp_m1 = alpha_sumexp_m1 = entropy = kNaN;
       return;
     }
     for (std::size_t j = 0; j < z.size(); ++j) {
@@ -38,14 +39,19 @@ struct SoftmaxReference {
       if (static_cast<int64_t>(j) == highest) continue;
       sumexp_m1 += e;
       alpha_sumexp_m1 += powered[j];
+      if (e > 0) entropy += e * (maximum - z[j]);
     }
+    entropy = std::log1p(sumexp_m1) + entropy / (1 + sumexp_m1);
   }
 
   long double log_probability(long double z) const { return (z - maximum) - std::log1p(sumexp_m1); }
 
-  // p'_j W - target_j with S = sum of powered, rearranged so that nothing cancels where p'_j or
-  // target_j / W is close to 1: (powered_j (W - target_j) - target_j (S - powered_j)) / S.
-  Row gradient(const Row& target) const {
+  long double log_sum_of_exponentials() const { return maximum + std::log1p(sumexp_m1); }
+
+  // p'_j (W + more_weight) - target_j with S = sum of powered, rearranged so that nothing cancels
+  // where p'_j or target_j / W is close to 1: (powered_j (W - target_j) - target_j (S - powered_j))
+  // / S.
+  Row gradient(const Row& target, long double more_weight = 0) const {
     Row result(target.size(), kNaN);
     if (is_nan) return result;
     long double total = 0;
@@ -54,7 +60,7 @@ struct SoftmaxReference {
     for (std::size_t j = 0; j < target.size(); ++j) {
       const bool is_highest = static_cast<int64_t>(j) == highest;
       const long double others = is_highest ? alpha_sumexp_m1 : sum - powered[j];
-      result[j] = (powered[j] * (total - target[j]) - target[j] * others) / sum;
+      result[j] = (powered[j] * (total - target[j] + more_weight) - target[j] * others) / sum;
     }
     return result;
   }
@@ -95,6 +101,10 @@ struct Bounds {
   }
   static Expected sum(long double value) {
     return {value, kRelative * remoteness(value) * std::fabs(value) + kLeast};
+  }
+  // Of log(1 + r) and terms t exp(t), which end later than exp(t) does.
+  static Expected entropy(long double value, long double sumexp_m1) {
+    return {value, kRelative * remoteness(sumexp_m1) * value + 1000 * kLeast};
   }
   static Expected log_probability(long double value) {
     return {value, sum(value).tolerance + 2 * ulp<Storage>(value)};

@@ -14,7 +14,7 @@ enum class Edit {
   last_piece_masked,
   all_but_one_masked,
   target_masked,
-  ignored_nan,  // NaN everywhere in an ignored row
+  ignored_nan,  // NaN everywhere in a row that does not count, and any target
   all_masked,
   nan_first,
   nan_last,
@@ -63,7 +63,11 @@ void apply(Edit edit, int64_t row, Problem<Storage>& problem) {
       break;
     case Edit::ignored_nan:
       problem.set_target(row, problem.options.ignore_index);
-      if (problem.options.by_index()) set(0, classes, 1, kNaN);
+      if (problem.options.row_weighted) {
+        problem.row_weight[row] = 0;
+        problem.set_target(row, kFarIndex);
+      }
+      if (problem.ignored(row)) set(0, classes, 1, kNaN);
       break;
     case Edit::nan_first:
       set(0, 1, 1, kNaN);
