@@ -16,6 +16,7 @@ from powergrad_ext.linear_cross_entropy import (
     linear_cross_entropy,
 )
 from powergrad_ext.log_softmax import PowerGradLogSoftmax, log_softmax
+from powergrad_ext.metrics import RowMetrics
 from powergrad_ext.schedule import AlphaSchedule
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "PowerGradCrossEntropyLoss",
     "PowerGradLinearCrossEntropyLoss",
     "PowerGradLogSoftmax",
+    "RowMetrics",
     "calibration",
     "cross_entropy",
     "ctc_loss",

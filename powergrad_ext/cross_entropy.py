@@ -1,13 +1,10 @@
-"""Cross-entropy: the function, the module, and its rules for vmap and ONNX."""
+"""Cross-entropy: the function and the module."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -15,19 +12,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from powergrad_ext import dtensor
 from powergrad_ext._native import _C
 from powergrad_ext.alpha import as_alpha, checked_alpha, shown
-from powergrad_ext.batching import (
-    InDims,
-    are_batched,
-    batched,
-    fold,
-    join,
-    one_by_one,
-    register_vmap,
-    split,
-)
-from powergrad_ext.exporting import is_exporting, refuse_scripts, register_onnx
-from powergrad_ext.operators import accumulate_dtype
-from powergrad_ext.options import Options, require_tensor, require_type, split_options
+from powergrad_ext.cross_entropy_rules import onnx_value
+from powergrad_ext.exporting import is_exporting, refuse_metrics, refuse_scripts
+from powergrad_ext.metrics import RowMetrics, metrics_of
+from powergrad_ext.options import Options, checked_z_loss, require_tensor, require_type
 
 ops = torch.ops.powergrad
 
@@ -42,7 +30,10 @@ def cross_entropy(
     *,
     alpha: float | Tensor = 0.3,
     inplace_backward: bool = False,
-) -> Tensor:
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    return_metrics: bool = False,
+) -> Any:
     r"""Cross-entropy whose gradient is that of the PowerGrad Transform (arXiv 2111.12495).
 
     With ``p = softmax(z)``, target distribution ``q`` and class weights ``w``, per row::
@@ -85,36 +76,57 @@ def cross_entropy(
             the logits again. Another backward that needs them, or another part of the same
             tensor, raises. It is a permission: nothing is overwritten under torch.compile,
             torch.func and saved-tensor hooks (checkpoints, offloading), for a leaf (which would
-            become its own gradient), or where the layout forbids it.
+            become its own gradient), with return_metrics, or where the layout forbids it.
+        row_weight: a number >= 0 for each row, in target's index shape, of any of these dtypes,
+            without a gradient. It multiplies the row's loss and gradient, and the row's share of
+            what a mean divides by. Rows of weight 0 count for nothing, as ignored ones do, whatever
+            their logits and targets are. On a GPU a weight that is negative or NaN is a device-side
+            assertion.
+        z_loss: finite and >= 0. Adds ``z_loss * logsumexp(z)**2`` to the loss of each row that
+            counts, before its row weight, with the gradient ``2 * z_loss * logsumexp(z) * p'``.
+        return_metrics: return ``(loss, RowMetrics)``, for class indices: each row's
+            log-probability of the target, entropy and hit, from the pass that computes the loss.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
-        target's index shape.
+        target's index shape. With return_metrics, the loss and a :class:`powergrad_ext.RowMetrics`.
 
     Raises:
-        ValueError: alpha, reduction, or batch sizes that differ.
+        ValueError: alpha, reduction, z_loss; a row_weight that is negative or NaN; return_metrics
+            where target holds probabilities; or batch sizes that differ.
         IndexError: a target outside [0, C) that is not ignore_index; on a GPU, a device-side
             assertion, as torch's own.
-        TypeError: logits that are not floating point.
-        RuntimeError: label_smoothing outside [0, 1]; target, weight or devices that do not fit.
+        TypeError: logits, weight or row_weight that are not floating point.
+        RuntimeError: label_smoothing outside [0, 1]; target, weight, row_weight or devices that do
+            not fit; a weight or row_weight that requires a gradient.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.
     """
-    options = (weight, ignore_index, reduction, label_smoothing, alpha)
-    if has_torch_function_variadic(input, target, weight):
+    if has_torch_function_variadic(input, target, weight, row_weight):
+        tensors = (input, target, weight, row_weight)
+        own = Options(weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
         return handle_torch_function(
             cross_entropy,
-            tuple(tensor for tensor in (input, target, weight) if tensor is not None),
+            tuple(tensor for tensor in tensors if tensor is not None),
             input,
             target,
-            **Options(*options).keywords(),
+            **own.keywords(),
             inplace_backward=inplace_backward,
+            return_metrics=return_metrics,
         )
     require_tensor("cross_entropy", "input", input)
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
-        options = (*options[:-1], as_alpha(alpha))
+        alpha = as_alpha(alpha)
+    options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
     if type(input) is not Tensor and dtensor.is_dtensor(input):
-        return dtensor.cross_entropy(input, target, Options(*options))
+        Options(*options).require_own_types("cross_entropy")
+        require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")
+        return dtensor.cross_entropy(input, target, Options(*options), return_metrics)
+    if return_metrics:
+        Options(*options).require_types("cross_entropy")
+        require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")
+        require_type("cross_entropy", "inplace_backward", inplace_backward, bool, "bool")
+        return _with_metrics(input, target, Options(*options))
     if torch.compiler.is_compiling() or type(input) is FakeTensor:
         keywords = Options(*options).for_operator(input).keywords()
         return ops.cross_entropy(input, target, **keywords, inplace_backward=inplace_backward)
@@ -128,15 +140,28 @@ def cross_entropy(
         raise
 
 
+def _with_metrics(input: Tensor, target: Tensor, options: Options) -> tuple[Tensor, RowMetrics]:
+    is_compiled = torch.compiler.is_compiling()  # whose tracer does not know torch._C._is_tracing
+    if not is_compiled and torch._C._is_tracing() and is_exporting():
+        loss, values, _ = onnx_value(input, target, *options, False, True)
+    else:
+        loss, values, _ = ops.cross_entropy_forward(
+            input, target, *options.for_operator(input), False, True
+        )
+    return loss, metrics_of(values, tuple(target.shape))
+
+
 class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
     """:func:`powergrad_ext.cross_entropy` as a module; arguments as torch.nn.CrossEntropyLoss's.
 
     Args:
         alpha: the exponent, a float or a 0-d tensor. A tensor can be changed in place between
             steps without compiling again. It is not part of the state dict.
+        z_loss, return_metrics: as for the function.
 
     Raises:
-        ValueError: alpha is not such a number, finite and > 0 (a tensor on a GPU is not read).
+        ValueError: alpha is not such a number, finite and > 0 (a tensor on a GPU is not read);
+            z_loss is not finite and >= 0.
     """
 
     def __init__(
@@ -147,6 +172,8 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         *,
         alpha: float | Tensor = 0.3,
+        z_loss: float = 0.0,
+        return_metrics: bool = False,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -155,190 +182,41 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
             label_smoothing=label_smoothing,
         )
         self.alpha = checked_alpha(alpha)
+        self.z_loss = checked_z_loss(z_loss)
+        self.return_metrics = return_metrics
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`."""
+    def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor:
+        """The loss of logits ``input`` for ``target``; see :func:`powergrad_ext.cross_entropy`.
+
+        With return_metrics, a tuple of the loss and a :class:`powergrad_ext.RowMetrics`.
+        """
         options = (self.weight, self.ignore_index, self.reduction, self.label_smoothing)
         # TorchScript knows operators, not the function around them.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
-            return torch.ops.powergrad.cross_entropy(input, target, *options, alpha=alpha)
-        return cross_entropy(input, target, *options, alpha=self.alpha)
+            return torch.ops.powergrad.cross_entropy(
+                input, target, *options, alpha=alpha, row_weight=row_weight, z_loss=self.z_loss
+            )
+        return cross_entropy(
+            input,
+            target,
+            *options,
+            alpha=self.alpha,
+            row_weight=row_weight,
+            z_loss=self.z_loss,
+            return_metrics=self.return_metrics,
+        )
 
     def __prepare_scriptable__(self) -> PowerGradCrossEntropyLoss:
         """Called by torch.jit.script."""
         refuse_scripts("cross_entropy")
+        refuse_metrics(self)
         return self
 
     def extra_repr(self) -> str:
         return (
             f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
             f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+            + (f", z_loss={self.z_loss:g}" if self.z_loss else "")
+            + (", return_metrics=True" if self.return_metrics else "")
         )
-
-
-# vmap
-
-
-def _rows_of(input: Tensor) -> list[int]:
-    """The shape of one sample's rows, of logits with a batch dimension."""
-    return [] if input.dim() == 2 else [input.shape[1], *input.shape[3:]]
-
-
-def _losses(
-    op: Callable[..., Any],
-    size: int,
-    in_dims: InDims,
-    input: Tensor,
-    target: Tensor,
-    *arguments: Any,
-) -> tuple[Tensor, Tensor, Any]:
-    """The samples' losses and total weights, and all that op returned for them together."""
-    options, more = split_options(arguments)
-    input = batched(input, in_dims[0], size)
-    target = batched(target, in_dims[1], size)
-    rows = _rows_of(input)
-    has_rows = input.dim() > 2
-    folded = fold(input, has_rows), fold(target, has_rows)
-    returned = op(*folded, *options._replace(reduction="none"), *more)
-    losses = returned if isinstance(returned, Tensor) else returned[0]
-    totals = _total_weights(input, target, options)
-    if options.reduction == "none":
-        return losses.reshape(size, *rows), totals, returned
-    losses = losses.reshape(size, math.prod(rows)).sum(1)
-    if options.reduction == "mean":
-        losses = (losses / options.divisor(totals)).to(losses.dtype)
-    return losses, totals, returned
-
-
-def _total_weights(input: Tensor, target: Tensor, options: Options) -> Tensor:
-    """What reduction="mean" divides each sample by, (B), float64."""
-    size, rows = input.shape[0], math.prod(_rows_of(input))
-    if target.dim() == input.dim():
-        return input.new_full((size,), rows, dtype=torch.float64)
-    counts = target != options.ignore_index
-    if options.weight is None:
-        weights = counts.double()
-    else:
-        safe_target = torch.where(counts, target, 0).long()
-        weights = torch.where(counts, options.weight.double()[safe_target], 0.0)
-    return weights.reshape(size, rows).sum(1)
-
-
-@torch.library.register_vmap("powergrad::cross_entropy_forward")
-def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
-    size = info.batch_size
-    if are_batched(in_dims[2:]):
-        return one_by_one(ops.cross_entropy_forward, size, in_dims, args)
-    losses, totals, returned = _losses(ops.cross_entropy_forward, size, in_dims, *args)
-    rows = _rows_of(batched(args[0], in_dims[0], size))
-    return (losses, split(returned[1], size, rows), totals), (0, 1, 0)
-
-
-@torch.library.register_vmap("powergrad::cross_entropy_backward")
-def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
-    grad_output, input, target, statistics, total_weight = args[:5]
-    grad_dim, input_dim, target_dim, statistics_dim, total_dim = in_dims[:5]
-    options, others = split_options(args[5:])
-    size = info.batch_size
-    if are_batched(in_dims[5:]):
-        return one_by_one(ops.cross_entropy_backward, size, in_dims, args)
-    input = batched(input, input_dim, size)
-    has_rows = input.dim() > 2
-    rows = [size, *_rows_of(input)]
-    grad_output = batched(grad_output, grad_dim, size)
-    if options.reduction == "mean":
-        grad_output = grad_output / options.divisor(batched(total_weight, total_dim, size))
-    if options.reduction != "none":
-        grad_output = grad_output.reshape(size, *[1] * (len(rows) - 1)).expand(rows)
-    gradient = ops.cross_entropy_backward(
-        fold(grad_output, has_rows),
-        fold(input, has_rows),
-        fold(batched(target, target_dim, size), has_rows),
-        join(statistics, statistics_dim, size),
-        total_weight.new_ones(()),
-        *options._replace(reduction="none"),
-        *others,
-    )
-    return gradient.reshape(input.shape), 0
-
-
-def _operator(input: Tensor, target: Tensor, *args: Any) -> Tensor:
-    *options, inplace_backward = args
-    keywords = Options(*options).keywords()
-    return ops.cross_entropy(input, target, **keywords, inplace_backward=inplace_backward)
-
-
-def _operator_rule(info: Any, in_dims: InDims, *args: Any) -> tuple[Any, Any]:
-    args = (*args[:-1], False)  # samples may share their logits: nothing is overwritten
-    if are_batched(in_dims[2:]):
-        return one_by_one(_operator, info.batch_size, in_dims, args)
-    losses, _, _ = _losses(_operator, info.batch_size, in_dims, *args)
-    return losses, 0
-
-
-register_vmap(
-    "cross_entropy",
-    _operator_rule,
-    _operator,
-    input=None,
-    target=None,
-    **Options().keywords(),
-    inplace_backward=False,
-)
-
-
-# ONNX
-
-
-@register_onnx("powergrad::cross_entropy_forward")
-def onnx_value(input: Tensor, target: Tensor, *arguments: Any) -> Any:
-    """The outputs of cross_entropy_forward, of which only the loss is used."""
-    options, (needs_backward,) = split_options(arguments)
-    if needs_backward:
-        return NotImplemented
-    wide = accumulate_dtype(input)
-    input = input.to(wide)
-    target = target.to(wide if target.is_floating_point() else torch.int64)
-    if options.weight is not None:
-        options = options._replace(weight=options.weight.to(wide))
-    is_one_row = input.dim() == 1  # ONNX needs a batch dimension
-    if is_one_row:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
-    if target.is_floating_point() or options.label_smoothing:
-        loss = _onnx_value_of_soft(input, target, options)
-    else:
-        loss = F.cross_entropy(
-            input,
-            target,
-            options.weight,
-            ignore_index=options.ignore_index,
-            reduction=options.reduction,
-        )
-    if is_one_row and options.reduction == "none":
-        loss = loss.squeeze(0)
-    return loss, input.new_empty(0), input.new_empty(())
-
-
-def _onnx_value_of_soft(input: Tensor, target: Tensor, options: Options) -> Tensor:
-    """For probabilities and smoothing, which torch's conversion of cross_entropy drops."""
-    classes = input.shape[1]
-    shape = [classes, *[1] * (input.dim() - 2)]  # broadcasts over rows
-    weight, reduction = options.weight, options.reduction
-    weights = input.new_ones(shape) if weight is None else weight.reshape(shape)
-    if target.is_floating_point():
-        counts: Tensor | None = None
-        divisor: Tensor | int = math.prod(input.shape) // classes
-    else:
-        counts = target != options.ignore_index
-        indices = torch.arange(classes, device=input.device).reshape(shape)
-        target = (indices == target.unsqueeze(1)).to(input)
-        divisor = options.divisor(torch.where(counts, (weights * target).sum(1), 0.0).sum())
-    smoothing = options.label_smoothing
-    target = (1.0 - smoothing) * target + smoothing / classes
-    losses = -(weights * target * torch.log_softmax(input, 1)).sum(1)
-    if counts is not None:
-        losses = torch.where(counts, losses, 0.0)
-    if reduction == "none":
-        return losses
-    return losses.sum() / divisor if reduction == "mean" else losses.sum()

@@ -14,7 +14,8 @@ from torch import Tensor
 from powergrad_ext import dtensor
 from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.alpha import as_alpha
-from powergrad_ext.options import Options, require_tensor
+from powergrad_ext.metrics import metrics_of
+from powergrad_ext.options import Options, require_tensor, require_type
 from powergrad_ext.vocab_parallel import Shard, SizesDifferError, cross_entropy
 
 
@@ -28,7 +29,10 @@ def vocab_parallel_cross_entropy(
     *,
     alpha: float | Tensor = 0.3,
     group: dist.ProcessGroup | None = None,
-) -> Tensor:
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    return_metrics: bool = False,
+) -> Any:
     r"""Cross-entropy with the PowerGrad Transform of logits sharded over their classes.
 
     In value and gradient it is :func:`powergrad_ext.cross_entropy` of the shards of all ranks, one
@@ -51,28 +55,38 @@ def vocab_parallel_cross_entropy(
         label_smoothing: in [0, 1], over the classes of all ranks.
         alpha: as for cross_entropy.
         group: the process group that shards the classes; None is the default group.
+        row_weight: as for cross_entropy, the same on every rank.
+        z_loss: as for cross_entropy.
+        return_metrics: as for cross_entropy, those of whole rows. The all-gather has seven numbers
+            a row and rank then, so it has to be the same on every rank, as the number of rows has.
 
     Returns:
         The loss, float64 for float64 logits, else float32: a scalar, or for reduction "none" of
-        target's shape. It can be differentiated once: not with create_graph=True.
+        target's shape. It can be differentiated once: not with create_graph=True. With
+        return_metrics, the loss and a :class:`powergrad_ext.RowMetrics`.
 
     Raises:
         RuntimeError: target holds probabilities; or options, a float alpha, the number of classes,
-            whether there is a weight, or half precision against float32 differ from those of rank
+            whether there are weights, or half precision against float32 differ from those of rank
             0, or a rank raised an error when it was about to exchange: on a CPU on every rank (but
-            for errors in compiled code), on a GPU a device-side assertion. What target, weight and
-            a tensor alpha hold is not compared.
+            for errors in compiled code), on a GPU a device-side assertion. What target, weight,
+            row_weight and a tensor alpha hold is not compared.
         ValueError: this process is not in the group; and
         all that cross_entropy raises, before anything is computed.
     """
     name = "vocab_parallel_cross_entropy"
     require_tensor(name, "input", input)
     require_tensor(name, "target", target)
-    options = Options(weight, ignore_index, reduction, label_smoothing, as_alpha(alpha))
+    options = Options(
+        *(weight, ignore_index, reduction, label_smoothing, as_alpha(alpha), row_weight, z_loss)
+    )
     options.require_types(name)
+    require_type(name, "return_metrics", return_metrics, bool, "bool")
     # Ranks compare them: 1 and True, or another library's number, are the same.
     options = options._replace(
-        ignore_index=operator.index(ignore_index), label_smoothing=float(label_smoothing)
+        ignore_index=operator.index(ignore_index),
+        label_smoothing=float(label_smoothing),
+        z_loss=float(z_loss),
     )
     if dtensor.is_dtensor(input):
         raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")
@@ -92,10 +106,19 @@ def vocab_parallel_cross_entropy(
     classes = input.shape[min(input.dim() - 1, 1)] if input.dim() > 0 else 0
     if torch.compiler.is_compiling():  # which takes the index of a size for a constant
         shard = _constant_shard(operator.index(classes), group.group_name)
-        return cross_entropy(input, target, options, shard)[0]
+        return _whole_rows(input, target, options, shard, return_metrics)
     with suppress(SizesDifferError):
-        return cross_entropy(input, target, options, _remembered_shard(classes, group))[0]
-    return cross_entropy(input, target, options, _exchanged_shard(classes, group))[0]
+        shard = _remembered_shard(classes, group)
+        return _whole_rows(input, target, options, shard, return_metrics)
+    shard = _exchanged_shard(classes, group)
+    return _whole_rows(input, target, options, shard, return_metrics)
+
+
+def _whole_rows(
+    input: Tensor, target: Tensor, options: Options, shard: Shard, return_metrics: bool
+) -> Any:
+    loss, _, metrics = cross_entropy(input, target, options, shard, return_metrics)
+    return (loss, metrics_of(metrics, tuple(target.shape))) if return_metrics else loss
 
 
 def _remembered_shard(classes: int, group: Any) -> Shard:

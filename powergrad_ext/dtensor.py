@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from powergrad_ext import vocab_parallel
+from powergrad_ext.metrics import RowMetrics, metrics_of
 from powergrad_ext.options import LastLayerOptions, Options
 
 ops = torch.ops.powergrad
@@ -26,7 +27,7 @@ def is_dtensor(tensor: object) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
+def cross_entropy(input: Any, target: Tensor, options: Options, return_metrics: bool) -> Any:
     """As :func:`powergrad_ext.cross_entropy`, of logits that are a DTensor."""
     class_dim = min(input.ndim - 1, 1)
     input = _with_placements(input, _placements_of_logits(input, class_dim))
@@ -35,18 +36,24 @@ def cross_entropy(input: Any, target: Tensor, options: Options) -> Tensor:
         of_target = list(input.placements) if target.ndim == input.ndim else of_rows
         _require_mesh("cross_entropy", "target", target, "input", input)
         target = _with_placements(target, of_target).to_local()  # else it is local already
+    options = _with_local_rows("cross_entropy", options, "input", input, of_rows)
     options, is_mean = _without_mean(options)
     local, shard = input.to_local(), _shard_of(input, class_dim)
     if shard is None:
-        loss, _, total_weight = ops.cross_entropy_forward(
-            local, target, *options.for_operator(local), torch.is_grad_enabled()
+        loss, metrics, total_weight = ops.cross_entropy_forward(
+            local, target, *options.for_operator(local), torch.is_grad_enabled(), return_metrics
         )
     else:
-        loss, total_weight = vocab_parallel.cross_entropy(local, target, options, shard, is_mean)
+        loss, total_weight, metrics = vocab_parallel.cross_entropy(
+            local, target, options, shard, return_metrics, is_mean
+        )
     if is_mean:
         loss = _mean(loss, total_weight, options, input, of_rows)
     rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
-    return _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
+    loss = _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
+    if not return_metrics:
+        return loss
+    return loss, _assembled_metrics(metrics, target, input, of_rows, rows)
 
 
 def log_softmax(input: Any, dim: int, alpha: Tensor) -> Tensor:
@@ -68,7 +75,8 @@ def linear_cross_entropy(
     linear_bias: Tensor | None,
     options: Options,
     last_layer: LastLayerOptions,
-) -> Tensor:
+    return_metrics: bool,
+) -> Any:
     """As :func:`powergrad_ext.linear_cross_entropy`, of a layer that is a DTensor.
 
     Each process makes the logits of its classes, and gradients that are pending where others have
@@ -110,12 +118,16 @@ def linear_cross_entropy(
     whole = vocab_parallel.Shard(of_mesh, (linear_weight.shape[0],), 0)
     shard = _shard_of(linear_weight, 0) or whole
     own = local(input, of_rows, of_input_gradient)
+    options = _with_local_rows(
+        "linear_cross_entropy", options, "linear_weight", linear_weight, of_rows
+    )
     options, is_mean = _without_mean(options)
-    agreed = (*last_layer, is_mean, *options.constants())
+    agreed = (*last_layer, is_mean, return_metrics, *options.constants())
     options = options.for_operator(own)
     total_weight = vocab_parallel.agree(own, target, options, shard, *agreed)
     last_layer.require_values("linear_cross_entropy")
-    loss = ops.linear_cross_entropy(
+    operator = ops.linear_cross_entropy_metrics if return_metrics else ops.linear_cross_entropy
+    returned = operator(
         own,
         local(linear_weight, of_layer, of_layer_gradient),
         target,
@@ -127,11 +139,14 @@ def linear_cross_entropy(
         classes_before=shard.before,
         classes_after=shard.after,
     )
+    loss = returned[0] if return_metrics else returned
     if is_mean:
         loss = _mean(loss, total_weight, options, input, of_rows)
-    return _assembled(
-        loss, input, of_rows, input.shape[:1] if options.reduction == "none" else None
-    )
+    rows = input.shape[:1]
+    loss = _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
+    if not return_metrics:
+        return loss
+    return loss, _assembled_metrics(returned[1], target, input, of_rows, rows)
 
 
 def has_hooks(layer: nn.Module) -> bool:
@@ -301,6 +316,30 @@ def _assembled(loss: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | N
     if rows is not None:
         return _from_local(loss, like, of_rows, rows)
     return _from_local(loss, like, _pending_over_rows(of_rows), torch.Size())
+
+
+def _assembled_metrics(
+    values: Tensor, target: Tensor, like: Any, of_rows: list[Any], rows: torch.Size
+) -> RowMetrics:
+    """As DTensors, from the values of this rank's rows."""
+    local = metrics_of(values, tuple(target.shape))
+    return RowMetrics(*(_from_local(metric, like, of_rows, rows) for metric in local))
+
+
+def _with_local_rows(
+    function: str, options: Options, like_name: str, like: Any, of_rows: list[Any]
+) -> Options:
+    """With the weights of this rank's rows; those of a plain tensor are, as a plain target's."""
+    row_weight: Any = options.row_weight
+    if not is_dtensor(row_weight):
+        return options
+    _require_mesh(function, "row_weight", row_weight, like_name, like)
+    if row_weight.requires_grad:
+        raise RuntimeError(
+            f"{function}(): the derivative for 'row_weight' is not implemented; pass "
+            "row_weight.detach()"
+        )
+    return options._replace(row_weight=_with_placements(row_weight, of_rows).to_local())
 
 
 def _from_local(local: Tensor, like: Any, placements: Any, shape: torch.Size) -> Any:

@@ -65,3 +65,12 @@ def refuse_scripts(operator: str) -> None:
     torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
         f"powergrad::{operator}", refuse, 1
     )
+
+
+def refuse_metrics(module: Any) -> None:
+    """Of a module that is being scripted: its forward returns a tensor."""
+    if module.return_metrics:
+        raise RuntimeError(
+            f"{type(module).__name__}: return_metrics must be False under torch.jit.script, got "
+            "True"
+        )

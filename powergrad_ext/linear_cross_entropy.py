@@ -1,9 +1,7 @@
-"""The last layer and the loss in one: the function, the module, rules for ONNX and flops."""
+"""The last layer and the loss in one: the function and the module."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,22 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
-from torch.utils.flop_counter import register_flop_formula
 
 from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, checked_alpha
-from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy, onnx_value
-from powergrad_ext.exporting import is_exporting, refuse_scripts, register_onnx
+from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy
+from powergrad_ext.exporting import is_exporting, refuse_metrics, refuse_scripts
+from powergrad_ext.linear_cross_entropy_rules import scaled
+from powergrad_ext.metrics import metrics_of
 from powergrad_ext.options import (
     LastLayerOptions,
     Options,
+    checked_z_loss,
     require_tensor,
     require_type,
-    split_options,
 )
 
 ops = torch.ops.powergrad
-Shape = Sequence[int]
 
 
 def linear_cross_entropy(
@@ -41,9 +39,12 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     alpha: float | Tensor = 0.3,
     chunk_rows: int | None = None,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-) -> Tensor:
+    return_metrics: bool = False,
+) -> Any:
     r"""``cross_entropy(F.linear(input, linear_weight, linear_bias), target)`` without the logits.
 
     In value and gradient it is that, with :func:`powergrad_ext.cross_entropy` and so with the
@@ -79,15 +80,18 @@ def linear_cross_entropy(
             an eighth of the rows, from 1024 on; added to it are the float32 sum of linear_weight's
             gradient and what its product takes, copies of the rows' features and of 512 classes.
             torch's own float16 products on a CPU take a float32 copy of the chunk's logits.
+        row_weight: as for cross_entropy.
+        z_loss: as for cross_entropy.
         logit_scale: multiplies the logits, bias included (Cohere, Granite); finite.
         softcap: logits are ``softcap * tanh(logit_scale * (input W^T + b) / softcap)`` (Gemma);
             finite and > 0. An eighth of a chunk's memory is added for the derivative. In half
             precision the derivative is that of the rounded logits: its error is up to twice that of
             torch's tanh.
+        return_metrics: as for cross_entropy; from the chunks' logits while they are there.
 
     Returns:
         The loss, float64 for float64 input, else float32: a scalar, or for reduction "none" of
-        target's index shape.
+        target's index shape. With return_metrics, the loss and a :class:`powergrad_ext.RowMetrics`.
 
     Raises:
         RuntimeError: shapes, types or devices of the layer that do not fit each other.
@@ -97,9 +101,9 @@ def linear_cross_entropy(
             anything is computed.
     """
     ignored = -100 if ignore_index is None else ignore_index
-    options = Options(weight, ignored, reduction, label_smoothing, alpha)
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
-        tensors = (input, linear_weight, target, linear_bias, weight)
+    options = Options(weight, ignored, reduction, label_smoothing, alpha, row_weight, z_loss)
+    tensors = (input, linear_weight, target, linear_bias, weight, row_weight)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             linear_cross_entropy,
             tuple(tensor for tensor in tensors if tensor is not None),
@@ -111,6 +115,7 @@ def linear_cross_entropy(
             chunk_rows=chunk_rows,
             logit_scale=logit_scale,
             softcap=softcap,
+            return_metrics=return_metrics,
         )
     name = "linear_cross_entropy"
     require_tensor(name, "input", input)
@@ -122,11 +127,12 @@ def linear_cross_entropy(
         label_smoothing=_number(label_smoothing),
     )
     options.require_types(name)
+    require_type(name, "return_metrics", return_metrics, bool, "bool")
     last_layer = LastLayerOptions.of(name, chunk_rows, logit_scale, softcap)
     options = options._replace(alpha=as_alpha(alpha))
     if type(linear_weight) is not Tensor and dtensor.is_dtensor(linear_weight):
         return dtensor.linear_cross_entropy(
-            input, linear_weight, target, linear_bias, options, last_layer
+            input, linear_weight, target, linear_bias, options, last_layer, return_metrics
         )
     last_layer.require_values(name)
     # The compiler's tracer does not know torch._C._is_tracing.
@@ -134,9 +140,10 @@ def linear_cross_entropy(
     has_many = linear_weight.dim() > 2 and not linear_weight.is_nested
     if is_traced or has_many:
         layer = _logits_of_many if has_many else F.linear
-        logits = _scaled(layer(input, linear_weight, linear_bias), logit_scale, softcap)
-        return cross_entropy(logits, target, **options.keywords())
-    return ops.linear_cross_entropy(
+        logits = scaled(layer(input, linear_weight, linear_bias), logit_scale, softcap)
+        return cross_entropy(logits, target, **options.keywords(), return_metrics=return_metrics)
+    operator = ops.linear_cross_entropy_metrics if return_metrics else ops.linear_cross_entropy
+    returned = operator(
         input,
         linear_weight,
         target,
@@ -144,13 +151,10 @@ def linear_cross_entropy(
         **options.for_operator(input).keywords(),
         **last_layer.keywords(),
     )
-
-
-def _scaled(output: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
-    """What the loss reads, of the layer's output."""
-    if softcap is not None:
-        return torch.tanh(output * (logit_scale / softcap)) * softcap
-    return output if logit_scale == 1.0 else output * logit_scale
+    if not return_metrics:
+        return returned
+    loss, values = returned
+    return loss, metrics_of(values, tuple(target.shape))
 
 
 def _number(value: object) -> Any:
@@ -195,12 +199,13 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         device: of the layer.
         dtype: of the layer.
         weight: (C), the classes' weights, a buffer.
-        reduction, ignore_index, label_smoothing, chunk_rows, logit_scale, softcap: as for the
-            function.
+        reduction, ignore_index, label_smoothing, chunk_rows, z_loss, logit_scale, softcap,
+            return_metrics: as for the function.
         alpha: the exponent, a float or a 0-d tensor, which is not part of the state dict.
 
     Raises:
-        ValueError: alpha or softcap is not finite and > 0; logit_scale is not finite.
+        ValueError: alpha or softcap is not finite and > 0; z_loss is not finite and >= 0;
+            logit_scale is not finite.
         RuntimeError: weight has not shape (C); label_smoothing is outside [0, 1].
         TypeError, from forward: .linear is a DTensor and nothing says what a plain input is, or
             .linear has a forward of its own.
@@ -220,8 +225,10 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         label_smoothing: float = 0.0,
         alpha: float | Tensor = 0.3,
         chunk_rows: int | None = None,
+        z_loss: float = 0.0,
         logit_scale: float = 1.0,
         softcap: float | None = None,
+        return_metrics: bool = False,
     ) -> None:
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(
@@ -236,12 +243,17 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         self.ignore_index = -100 if ignore_index is None else ignore_index
         self.label_smoothing = label_smoothing
         self.alpha = checked_alpha(alpha)
+        self.z_loss = checked_z_loss(z_loss)
+        self.return_metrics = return_metrics
         last_layer = LastLayerOptions.of(type(self).__name__, chunk_rows, logit_scale, softcap)
         last_layer.require_values(type(self).__name__)
         self.chunk_rows, self.logit_scale, self.softcap = last_layer
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``linear(input)``, input (H) or (N, H), for ``target``."""
+    def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor:
+        """The loss of ``linear(input)``, input (H) or (N, H), for ``target``.
+
+        With return_metrics, a tuple of the loss and a :class:`powergrad_ext.RowMetrics`.
+        """
         # TorchScript knows operators, not the function around them.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             layer = (self.linear.weight, target, self.linear.bias)
@@ -253,13 +265,18 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
                 *layer,
                 *options,
                 alpha=alpha,
+                row_weight=row_weight,
+                z_loss=self.z_loss,
                 chunk_rows=chunk_rows,
                 logit_scale=self.logit_scale,
                 softcap=self.softcap,
             )
-        return self._eager_loss(input, target)
+        return self._eager_loss(input, target, row_weight)
 
-    def _eager_loss(self, input: Tensor, target: Tensor) -> Tensor:
+    def _eager_loss(self, input: Tensor, target: Tensor, row_weight: Tensor | None) -> Tensor:
+        def loss(input: Tensor) -> Tensor:
+            return self._loss(input, target, row_weight)
+
         layer = self.linear
         if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
             raise TypeError(
@@ -267,17 +284,17 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
                 f"it is fused with the loss, got {type(layer).__name__} with a forward of its own"
             )
         if dtensor.has_hooks(layer):
-            return dtensor.within_layer(layer, lambda input: self._loss(input, target), input)
+            return dtensor.within_layer(layer, loss, input)
         if layer._forward_hooks:
             raise TypeError(
                 "PowerGradLinearCrossEntropyLoss: .linear must have no forward hooks, since they "
                 f"expect its output, which is not made, got {len(layer._forward_hooks)}"
             )
         if layer._forward_pre_hooks:  # spectral_norm, pruning: they make the weight
-            return dtensor.within_layer(layer, lambda input: self._loss(input, target), input)
-        return self._loss(input, target)
+            return dtensor.within_layer(layer, loss, input)
+        return loss(input)
 
-    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, input: Tensor, target: Tensor, row_weight: Tensor | None) -> Tensor:
         return linear_cross_entropy(
             input,
             self.linear.weight,
@@ -289,13 +306,17 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             label_smoothing=self.label_smoothing,
             alpha=self.alpha,
             chunk_rows=self.chunk_rows,
+            row_weight=row_weight,
+            z_loss=self.z_loss,
             logit_scale=self.logit_scale,
             softcap=self.softcap,
+            return_metrics=self.return_metrics,
         )
 
     def __prepare_scriptable__(self) -> PowerGradLinearCrossEntropyLoss:
         """Called by torch.jit.script."""
         refuse_scripts("linear_cross_entropy")
+        refuse_metrics(self)
         return self
 
     def extra_repr(self) -> str:
@@ -304,53 +325,3 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             f"{options}, chunk_rows={self.chunk_rows}, logit_scale={self.logit_scale}, "
             f"softcap={self.softcap}"
         )
-
-
-# ONNX
-
-
-@register_onnx("powergrad::linear_cross_entropy_forward")
-def _onnx_value(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    *arguments: Any,
-) -> Any:
-    options, (_, logit_scale, softcap, *_, gradients) = split_options(arguments)
-    logits = _scaled(F.linear(input, linear_weight, linear_bias), logit_scale, softcap)
-    value = onnx_value(logits, target, *options, any(gradients))
-    if value is NotImplemented:
-        return value
-    for_backward = [input.new_empty(shape) for shape in (0, (), ())]
-    return value[0], *for_backward, *(input.new_empty(0) for _ in gradients)
-
-
-# torch.utils.flop_counter
-
-
-def _products(input: Shape, linear_weight: Shape, gradients: Sequence[bool]) -> int:
-    """Flops of the logits and of the gradients of input and linear_weight, as for F.linear.
-
-    torch counts no elementwise operations and no sums, such as a bias's gradient.
-    """
-    classes, features = linear_weight
-    rows = math.prod(input[:-1])
-    return 2 * rows * classes * features * (1 + sum(gradients[:2]))
-
-
-@register_flop_formula(ops.linear_cross_entropy_forward)
-def _(input: Shape, linear_weight: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
-    return _products(input, linear_weight, args[-1])
-
-
-@register_flop_formula(ops.linear_cross_entropy_backward)
-def _(
-    grad_output: Shape,
-    input: Shape,
-    linear_weight: Shape,
-    *args: Any,
-    out_shape: Any = None,
-    **_: Any,
-) -> int:
-    return _products(input, linear_weight, args[-1])

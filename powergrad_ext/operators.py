@@ -11,6 +11,8 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 CROSS_ENTROPY_STATISTICS = 3
 #: Shard statistics of a row, which a shard of the classes sends to the others.
 SHARD_STATISTICS = 5
+#: And where metrics are asked for.
+SHARD_STATISTICS_WITH_METRICS = 7
 
 
 def accumulate_dtype(input: Tensor) -> torch.dtype:

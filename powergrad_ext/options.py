@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from powergrad_ext.alpha import as_tensor
+from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS
 
 
 class Options(NamedTuple):
-    """In the order of torch.nn.functional.cross_entropy and of torch.ops.powergrad."""
+    """In the order of torch.ops.powergrad: torch's own, then those that it does not have."""
 
     weight: Tensor | None = None
     ignore_index: int = -100
     reduction: str = "mean"
     label_smoothing: float = 0.0
     alpha: Any = 0.3  # a tensor where the options are those of an operator
+    row_weight: Tensor | None = None
+    z_loss: float = 0.0
 
     def for_operator(self, input: Tensor) -> Options:
         """With a tensor for alpha."""
@@ -30,6 +33,16 @@ class Options(NamedTuple):
     def keywords(self) -> dict[str, Any]:
         """By name, as the operators for users take them."""
         return dict(zip(Options._fields, self, strict=True))
+
+    @property
+    def statistics(self) -> int:
+        """How many statistics of a row backward reads."""
+        return CROSS_ENTROPY_STATISTICS + (self.z_loss != 0.0)
+
+    def rows_that_count(self, target: Tensor) -> Tensor:
+        """Which rows of class indices do."""
+        counts = target != self.ignore_index
+        return counts if self.row_weight is None else counts & (self.row_weight != 0)
 
     def divisor(self, total_weight: Tensor) -> Tensor:
         """What a mean divides by.
@@ -49,12 +62,20 @@ class Options(NamedTuple):
         require_type(
             function, "label_smoothing", self.label_smoothing, (Real, torch.SymFloat), "float"
         )
+        self.require_own_types(function)
+
+    def require_own_types(self, function: str) -> None:
+        """The same for the options that torch does not have."""
+        types = (Tensor, type(None))
+        require_type(function, "row_weight", self.row_weight, types, "Tensor or None")
+        require_type(function, "z_loss", self.z_loss, (Real, torch.SymFloat), "float")
 
     def constants(self) -> tuple[Any, ...]:
         """What all ranks must agree on, without reading tensors."""
-        # A compiler may make alpha an input of the graph.
-        known = self._replace(alpha=None) if torch.compiler.is_compiling() else self
-        return tuple("tensor" if isinstance(option, Tensor) else option for option in known)
+        known: list[Any] = ["tensor" if isinstance(option, Tensor) else option for option in self]
+        if torch.compiler.is_compiling():  # which may make a float an input of the graph
+            known = [_is_set(option) if isinstance(option, float) else option for option in known]
+        return tuple(known)
 
     def split(self) -> tuple[list[Tensor | None], Options]:
         """The tensors, as autograd saves them, and the options without them."""
@@ -107,6 +128,17 @@ class LastLayerOptions(NamedTuple):
                 f"{function}(): argument 'softcap' must be None, or finite and greater than 0, "
                 f"got {self.softcap}"
             )
+
+
+def checked_z_loss(z_loss: float) -> float:
+    """Itself where it is finite and >= 0, else ValueError."""
+    if not (isinstance(z_loss, Real) and 0.0 <= z_loss < math.inf):
+        raise ValueError(f"z_loss must be a finite number >= 0, got {z_loss!r}")
+    return float(z_loss)
+
+
+def _is_set(option: float) -> int:
+    return 1 if option else 0  # a branch: bool() of a graph's input is another
 
 
 def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:

@@ -15,6 +15,11 @@ gradient, whatever the weights, ignored rows, smoothing or reduction: the gradie
 f(alpha z) / alpha is f'(alpha z). So each function here takes its value from one expression and its
 gradient from another. Second derivatives are the true derivatives of these gradients.
 
+With a row weight r and z-loss, where lse = logsumexp(z):
+
+    L    = r (-sum_j w_j q_j log p_j + z_loss lse^2)
+    dz_j = r (p'_j (sum_c w_c q_c + 2 z_loss lse) - w_j q_j)
+
 Slow and short on purpose. The kernels are tested against it; it runs wherever PyTorch does.
 """
 
@@ -29,6 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from powergrad_ext.metrics import metrics_of_logits
+
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -42,7 +49,10 @@ def cross_entropy(
     *,
     alpha: float | Tensor = 0.3,
     inplace_backward: bool = False,
-) -> Tensor:
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    return_metrics: bool = False,
+) -> Any:
     """`torch.nn.functional.cross_entropy` with the gradient of PowerGrad Transform.
 
     Args:
@@ -57,24 +67,79 @@ def cross_entropy(
         alpha: the exponent, a number or a 0-d tensor, finite and > 0.
         inplace_backward: accepted and ignored. It promises that the logits are not used again, so
             that a kernel may write the gradient over them; the gradient is the same either way.
+        row_weight: (), (N) or (N, d1, ..., dK), a number >= 0 for each row: the factor of its loss,
+            its gradient and its share of what a mean divides by. Rows of weight 0 are as ignored.
+        z_loss: finite and >= 0, the factor of logsumexp(z)^2 in the loss of each row that counts.
+        return_metrics: return also a `RowMetrics`; for class indices.
 
     Returns:
         The loss, (), (N) or (N, d1, ..., dK); float32 for half-precision logits, else the logits'
-        type.
+        type. With `return_metrics`, the loss and a `RowMetrics`.
 
     Raises:
-        ValueError: alpha, or what torch raises it for.
-        RuntimeError: `weight` or `alpha` require a gradient, or what torch raises it for.
+        ValueError: alpha, row_weight, z_loss, return_metrics, or what torch raises it for.
+        RuntimeError: `weight`, `row_weight` or `alpha` require a gradient, or what torch raises it
+            for.
         IndexError: a target out of range.
     """
-    _refuse_gradient(weight=weight, alpha=alpha)
-    return _CrossEntropy.apply(
-        _widened(input),
-        _widened(target) if target.is_floating_point() else target.long(),
-        None if weight is None else _widened(weight),
-        _checked(alpha),
-        {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing},
-    )
+    _refuse_gradient(weight=weight, alpha=alpha, row_weight=row_weight)
+    logits = _widened(input)
+    by_index = not target.is_floating_point()
+    target = target.long() if by_index else _widened(target)
+    weight = None if weight is None else _widened(weight)
+    options = {
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }
+    if return_metrics and not by_index:
+        raise ValueError("return_metrics must be False where target holds probabilities, got True")
+    if row_weight is None and z_loss == 0.0:
+        loss = _CrossEntropy.apply(logits, target, weight, _checked(alpha), options)
+    else:
+        loss = _weighted(logits, target, weight, _checked(alpha), options, row_weight, z_loss)
+    if not return_metrics:
+        return loss
+    counts = target != ignore_index
+    if row_weight is not None:
+        counts = counts & (row_weight != 0)
+    return loss, metrics_of_logits(logits.detach(), target, counts)
+
+
+def _weighted(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    alpha: float | Tensor,
+    options: dict[str, Any],
+    row_weight: Tensor | None,
+    z_loss: float,
+) -> Tensor:
+    """The loss with z-loss and a weight for each row."""
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be finite and >= 0, got {z_loss}")
+    class_dim = min(1, logits.dim() - 1)
+    rows = logits.select(class_dim, 0).detach()
+    row_weight = torch.ones_like(rows) if row_weight is None else row_weight.to(rows.dtype)
+    if row_weight.shape != rows.shape or not bool((row_weight >= 0).all()):
+        raise ValueError(f"row_weight must be >= 0 and of shape {list(rows.shape)}")
+    counts = row_weight != 0
+    shares = row_weight
+    if target.is_floating_point():
+        target = torch.where(counts.unsqueeze(class_dim), target, 0.0)
+    else:
+        counts = counts & (target != options["ignore_index"])
+        target = torch.where(counts, target, options["ignore_index"])
+        if weight is not None:
+            shares = shares * weight[torch.where(counts, target, 0)]
+        shares = torch.where(counts, shares, 0.0)
+    logits = torch.where(counts.unsqueeze(class_dim), logits, 0.0)
+    losses = _CrossEntropy.apply(logits, target, weight, alpha, {**options, "reduction": "none"})
+    losses = losses + z_loss * _SquaredLogSumExp.apply(logits, class_dim, alpha)
+    losses = torch.where(counts, losses * row_weight, 0.0)
+    if options["reduction"] == "none":
+        return losses
+    return losses.sum() / shares.sum() if options["reduction"] == "mean" else losses.sum()
 
 
 def log_softmax(
@@ -142,6 +207,30 @@ class _CrossEntropy(torch.autograd.Function):
         d_logits = _pull_back(of_logits, logits, grad_output)
         d_target = _pull_back(of_target, target, grad_output) if ctx.needs_input_grad[1] else None
         return d_logits, d_target, None, None, None
+
+
+class _SquaredLogSumExp(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, class_dim: int, alpha: float | Tensor) -> Tensor:
+        return torch.logsumexp(logits, class_dim).square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, ctx.class_dim, ctx.alpha = inputs
+        ctx.save_for_backward(logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """2 lse p': the gradient of logsumexp(alpha z) / alpha is p'."""
+        (logits,) = ctx.saved_tensors
+
+        def of_logits(z: Tensor) -> Tensor:
+            return torch.logsumexp(ctx.alpha * z, ctx.class_dim) / ctx.alpha
+
+        slope = 2.0 * torch.logsumexp(logits, ctx.class_dim)
+        return _pull_back(of_logits, logits, grad_output * slope), None, None
 
 
 class _LogSoftmax(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Rows whose classes are sharded over processes (vocabulary parallel).
 
 Every process reduces its own classes. The shard statistics of a row merge as a monoid
-(csrc/shards.h), so one all-gather of five statistics a row is all that is communicated.
+(csrc/shards.h), so one all-gather of five statistics a row, seven with metrics, is all that is
+communicated.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from powergrad_ext._constant import assume_constant_result
-from powergrad_ext.operators import CROSS_ENTROPY_STATISTICS, SHARD_STATISTICS, accumulate_dtype
+from powergrad_ext.operators import (
+    SHARD_STATISTICS,
+    SHARD_STATISTICS_WITH_METRICS,
+    accumulate_dtype,
+)
 from powergrad_ext.options import Options, split_options
 
 ops = torch.ops.powergrad
@@ -51,9 +56,9 @@ class SizesDifferError(Exception):
 
 
 def cross_entropy(
-    input: Tensor, target: Tensor, options: Options, shard: Shard, *agreed: Any
-) -> tuple[Tensor, Tensor]:
-    """The loss of a shard's rows, and what a mean divides by.
+    input: Tensor, target: Tensor, options: Options, shard: Shard, metrics: bool, *agreed: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a shard's rows, what a mean divides by, and metrics (3, rows) if asked for.
 
     `agreed` is what ranks have to agree about besides the other arguments.
     """
@@ -62,9 +67,9 @@ def cross_entropy(
             "cross_entropy(): the derivative for 'target' is not implemented where classes are "
             "sharded over processes; pass target.detach()"
         )
-    fingerprint = fingerprint_of(input, shard, *options.constants(), *agreed)
+    fingerprint = fingerprint_of(input, shard, metrics, *options.constants(), *agreed)
     options = options.for_operator(input)
-    return _CrossEntropy.apply(input, target, *options, shard, fingerprint)
+    return _CrossEntropy.apply(input, target, *options, shard, fingerprint, metrics)
 
 
 def log_softmax(input: Tensor, dim: int, alpha: Tensor, shard: Shard) -> Tensor:
@@ -78,28 +83,29 @@ def log_softmax(input: Tensor, dim: int, alpha: Tensor, shard: Shard) -> Tensor:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        options, (shard, fingerprint) = split_options(arguments)
-        gathered, total_weight = exchange(input, target, options, shard, fingerprint)
+    def forward(ctx: Any, input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        options, (shard, fingerprint, metrics) = split_options(arguments)
+        gathered, total_weight = exchange(input, target, options, shard, fingerprint, metrics)
         divisor = options.divisor(total_weight)
-        loss, merged = ops.cross_entropy_merge_shards(gathered, divisor, *options)
-        statistics = merged[:CROSS_ENTROPY_STATISTICS]
+        loss, merged = ops.cross_entropy_merge_shards(gathered, divisor, *options, metrics)
+        statistics = merged[: options.statistics]
+        of_rows = merged[SHARD_STATISTICS:].clone()  # not a view of what is saved
         tensors, ctx.options = options.split()
         ctx.save_for_backward(input, target, statistics, total_weight, *tensors)
         ctx.shard = shard
-        ctx.mark_non_differentiable(total_weight)
+        ctx.mark_non_differentiable(total_weight, of_rows)
         if options.reduction == "none":
             loss = loss.view(_row_shape(input))
-        return loss, total_weight
+        return loss, total_weight, of_rows
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         saved, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         options = ctx.options.joined(tensors)
         others = (ctx.shard.before, ctx.shard.after)
         grad_input = ops.cross_entropy_backward(grad_output, *saved, *options, *others)
-        return grad_input, *[None] * (3 + len(options))
+        return grad_input, *[None] * (4 + len(options))
 
 
 class _LogSoftmax(torch.autograd.Function):
@@ -176,7 +182,12 @@ def _in_loss_parallel() -> bool:
 
 
 def exchange(
-    input: Tensor, target: Tensor, options: Options, shard: Shard, fingerprint: int
+    input: Tensor,
+    target: Tensor,
+    options: Options,
+    shard: Shard,
+    fingerprint: int,
+    metrics: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The shard statistics of all ranks, and what a mean divides by.
 
@@ -193,13 +204,13 @@ def exchange(
                 " of its own (torch.distributed.new_group)"
             )
         own, total_weight = ops.cross_entropy_shard_forward(
-            input, target, *options, shard.before, shard.after, fingerprint
+            input, target, *options, shard.before, shard.after, fingerprint, metrics
         )
     except Exception:
         if not torch.compiler.is_compiling():
             # The error may come from remembered sizes that belong to another layer.
             answer = REFUSED if shard.is_certain else ASKED
-            gathered = _answer(answer, input, math.prod(_row_shape(input)), shard)
+            gathered = _answer(answer, input, math.prod(_row_shape(input)), shard, metrics)
             if not shard.is_certain:
                 require_sizes(gathered)
         raise
@@ -238,7 +249,7 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
         raise
     # As the statistics of a single row: a GPU compares those of each row.
     header = F.pad(own[:1], (0, SHARD_STATISTICS))
-    options = options._replace(reduction="none")
+    options = options._replace(reduction="none", row_weight=None)
     ops.cross_entropy_merge_shards(all_gather(header, shard), total_weight, *options)
     return total_weight
 
@@ -248,8 +259,9 @@ def refuse(input: Tensor, rows: int, shard: Shard) -> None:
     _answer(REFUSED, input, rows, shard)
 
 
-def _answer(answer: float, input: Tensor, rows: int, shard: Shard) -> Tensor:
-    size = (1 + SHARD_STATISTICS * rows,)
+def _answer(answer: float, input: Tensor, rows: int, shard: Shard, metrics: bool = False) -> Tensor:
+    of_row = SHARD_STATISTICS_WITH_METRICS if metrics else SHARD_STATISTICS
+    size = (1 + of_row * rows,)
     return all_gather(input.new_full(size, answer, dtype=accumulate_dtype(input)), shard)
 
 

@@ -34,7 +34,8 @@ inline bool is_plain(const at::Tensor& tensor) {
 inline bool are_plain(const at::Tensor& input, const at::Tensor& target,
                       const CrossEntropyOptions& options) {
   return is_plain(input) && is_plain(target) && is_plain(options.alpha) &&
-         (!options.has_weight() || is_plain(*options.weight));
+         (!options.has_weight() || is_plain(*options.weight)) &&
+         (!options.has_row_weight() || is_plain(*options.row_weight));
 }
 
 // Whether hooks (checkpointing, offloading) decide what tensors saved now are in backward.
@@ -111,6 +112,14 @@ inline void refuse_nested(const at::Tensor& input, const at::Tensor& target,
   check_not_nested(input, op, "input");
   check_not_nested(target, op, "target");
   if (options.has_weight()) check_not_nested(*options.weight, op, "weight");
+  if (options.has_row_weight()) check_not_nested(*options.row_weight, op, "row_weight");
+}
+
+// Before a transform of torch.func takes the tensors apart: the derivative would be a silent 0.
+inline void refuse_gradients(const CrossEntropyOptions& options, const char* op) {
+  if (options.has_weight()) check_without_gradient(*options.weight, op, "weight");
+  if (options.has_row_weight()) check_without_gradient(*options.row_weight, op, "row_weight");
+  check_without_gradient(options.alpha, op, "alpha");
 }
 
 // A tangent would be lost without a word otherwise: torch asks about it only where a gradient is
@@ -125,6 +134,7 @@ inline void refuse_tangent(const char* op, const OptionalTensor& tensor) {
 }
 inline void refuse_tangent(const char* op, const CrossEntropyOptions& options) {
   refuse_tangent(op, options.weight);
+  refuse_tangent(op, options.row_weight);
   refuse_tangent(op, options.alpha);
 }
 template <class... Arguments>

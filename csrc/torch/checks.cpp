@@ -64,6 +64,21 @@ void check_index_target(const at::Tensor& input, const at::Tensor& target) {
               target.sym_sizes());
 }
 
+void check_row_weight(const at::Tensor& input, const at::Tensor& row_weight, const char* op) {
+  check_dense(row_weight, op, "row_weight");
+  check_same_device(input, row_weight, op, "row_weight");
+  check_floating(row_weight, op, "row_weight");
+  auto expected = input.sym_sizes().vec();
+  expected.erase(expected.begin() + class_dim_of(input));
+  bool fits = row_weight.dim() == input.dim() - 1;
+  for (int64_t d = 0; fits && d < row_weight.dim(); ++d) {
+    fits = expected_equal(expected[d], row_weight.sym_size(d));
+  }
+  TORCH_CHECK(fits, op, "(): argument 'row_weight' must have a number for each row, shape ",
+              c10::SymIntArrayRef(expected), ", got shape ", row_weight.sym_sizes());
+  check_without_gradient(row_weight, op, "row_weight");
+}
+
 }  // namespace
 
 void check_same_device(const at::Tensor& input, const at::Tensor& other, const char* op,
@@ -81,14 +96,18 @@ void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* o
   TORCH_CHECK(alpha.device().is_cpu() || alpha.device() == input.device(), op,
               "(): argument 'alpha' must be on the CPU or on the device of 'input' (",
               input.device(), "), got ", alpha.device());
-  TORCH_CHECK(!alpha.requires_grad(), op,
-              "(): the derivative for 'alpha' is not implemented; pass alpha.detach()");
+  check_without_gradient(alpha, op, "alpha");
 }
 
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name) {
   TORCH_CHECK(!tensor.is_nested(), op, "(): argument '", name,
               "' must be a dense (strided) tensor,",
               " got a nested tensor: give its rows as one tensor, torch.cat(", name, ".unbind())");
+}
+
+void check_without_gradient(const at::Tensor& tensor, const char* op, const char* name) {
+  TORCH_CHECK(!tensor.requires_grad(), op, "(): the derivative for '", name,
+              "' is not implemented; pass ", name, ".detach()");
 }
 
 bool is_probabilities(const at::Tensor& input, const at::Tensor& target) {
@@ -137,6 +156,9 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                   (input.dim() > 1 && TORCH_GUARD_OR_TRUE(input.sym_size(0).sym_eq(0))),
               "cross_entropy(): argument 'input' must have at least one class, got shape ",
               input.sym_sizes());
+  TORCH_CHECK_VALUE(std::isfinite(options.z_loss) && options.z_loss >= 0.0, op,
+                    "(): argument 'z_loss' must be finite and >= 0, got ", options.z_loss);
+  if (options.has_row_weight()) check_row_weight(input, *options.row_weight, op);
   if (!options.has_weight()) return;
   const at::Tensor& weight = *options.weight;
   check_dense(weight, op, "weight");
@@ -145,8 +167,13 @@ void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
               "weight tensor should be defined either for all ", classes,
               " classes or no classes but got weight tensor of shape: ", weight.sym_sizes());
   check_floating(weight, op, "weight");
-  TORCH_CHECK(!weight.requires_grad(),
-              "cross_entropy(): the derivative for 'weight' is not implemented");
+  check_without_gradient(weight, op, "weight");
+}
+
+void check_metrics(const at::Tensor& input, const at::Tensor& target) {
+  TORCH_CHECK_VALUE(!is_probabilities(input, target),
+                    "cross_entropy(): argument 'return_metrics' must be False where 'target' holds",
+                    " probabilities, got True with 'target' of shape ", target.sym_sizes());
 }
 
 at::Tensor shape_of_logits(const LastLayer& layer) {
@@ -212,6 +239,11 @@ double alpha_value(const at::Tensor& alpha) {
   TORCH_CHECK_VALUE(std::isfinite(value) && value > 0.0,
                     "alpha must be finite and greater than 0, got ", value);
   return value;
+}
+
+void raise_negative_row_weight(double row_weight, int64_t row) {
+  TORCH_CHECK_VALUE(false, "cross_entropy(): argument 'row_weight' must be >= 0, got ", row_weight,
+                    " for row ", row);
 }
 
 void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index) {

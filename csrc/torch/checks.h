@@ -21,6 +21,8 @@ at::ScalarType accumulate_type(const at::Tensor& input);
 void check_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const CrossEntropyOptions& options, const OtherClasses& others = {});
 void check_last_layer(const LastLayer& layer);
+// Whether metrics can be computed where they are asked for.
+void check_metrics(const at::Tensor& input, const at::Tensor& target);
 // `input` has the device of the call.
 void check_alpha(const at::Tensor& input, const at::Tensor& alpha, const char* op);
 void check_log_softmax(const at::Tensor& input, int64_t dim, const at::Tensor& alpha);
@@ -33,8 +35,14 @@ void check_same_device(const at::Tensor& input, const at::Tensor& other, const c
 
 void check_not_nested(const at::Tensor& tensor, const char* op, const char* name);
 
+// RuntimeError for an argument that has no derivative and requires a gradient.
+void check_without_gradient(const at::Tensor& tensor, const char* op, const char* name);
+
 // The value of alpha, finite and > 0, else ValueError. `alpha` is on the CPU.
 double alpha_value(const at::Tensor& alpha);
+
+// ValueError naming a row weight that is negative or NaN.
+[[noreturn]] void raise_negative_row_weight(double row_weight, int64_t row);
 
 // IndexError naming the first target outside [0, classes) that is not ignore_index.
 [[noreturn]] void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index);

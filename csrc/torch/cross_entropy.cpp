@@ -11,17 +11,17 @@ namespace powergrad {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    bool needs_backward) {
+    bool needs_backward, bool metrics) {
   CrossEntropyCall call(input, target, options);
-  call.expect_forward(needs_backward);
+  call.expect_forward(needs_backward, metrics);
   call.forward();
   return {call.loss(), call.statistics(), call.total_weight()};
 }
 
 LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
-                                               const CrossEntropyOptions& options) {
+                                               const CrossEntropyOptions& options, bool metrics) {
   CrossEntropyCall call(input, target, options);
-  call.expect_forward(true);
+  call.expect_forward(/*needs_backward=*/true, metrics);
   const Destination gradient = call.new_gradient();
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
@@ -29,12 +29,13 @@ LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at
 }
 
 std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
-    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options) {
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
+    bool metrics) {
   CrossEntropyCall call(input, target, options);
   if (!call.speculate()) return std::nullopt;
   const Destination gradient = call.new_gradient();
   if (!gradient.is_direct()) return std::nullopt;
-  call.expect_forward(true);
+  call.expect_forward(/*needs_backward=*/true, metrics);
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
   return SpeculativeGradient{
@@ -149,6 +150,7 @@ at::Tensor cross_entropy_backward_autograd(const at::Tensor& grad_output, const 
                                            const CrossEntropyOptions& options,
                                            int64_t classes_before, int64_t classes_after) {
   refuse_nested(input, target, options, "cross_entropy");
+  refuse_gradients(options, "cross_entropy");
   refuse_tangents("cross_entropy_backward", grad_output, input, target, options);
   TransformsAside transforms;
   return CrossEntropyBackwardFunction::apply(grad_output, input, target, statistics, total_weight,
@@ -165,7 +167,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& target, const CrossEntropyOptions& options,
-                            bool inplace_backward, ForBackward& others,
+                            bool inplace_backward, bool metrics, ForBackward& others,
                             TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -174,23 +176,25 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (are_saved_tensors_hooked() || in_transform() || is_of_leaf(input)) inplace_backward = false;
     LossAndGradient computed;
     if (computes_gradient_in_forward(input, target, options, inplace_backward)) {
-      computed = forward_with_gradient(context, input, target, options);
+      computed = forward_with_gradient(context, input, target, options, metrics);
     }
     if (computed.gradient.defined()) {
       context->saved_data["gradient"] = std::move(computed.gradient);
     } else {
       std::tie(computed.loss, computed.statistics, computed.total_weight) =
           POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options,
-                                                      /*needs_backward=*/true);
+                                                      /*needs_backward=*/true, metrics);
     }
-    options.save(context, {input, target, computed.statistics, computed.total_weight});
+    const at::Tensor of_backward =
+        metrics ? computed.statistics.narrow(0, 0, options.statistics()) : computed.statistics;
+    options.save(context, {input, target, of_backward, computed.total_weight});
     if (inplace_backward) context->saved_data["inplace"] = true;
     others = {std::move(computed.statistics), std::move(computed.total_weight)};
     return computed.loss;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(6);
+    variable_list result(7);
     const at::Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
     result[0] = take_gradient(context, grad_output);
@@ -227,16 +231,16 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       total_weight = tensors[3];
       if (!are_rounded) return;
       std::tie(std::ignore, statistics, total_weight) = POWERGRAD_DISPATCHED(cross_entropy_forward)(
-          input, target, options, /*needs_backward=*/true);
+          input, target, options, /*needs_backward=*/true, /*metrics=*/false);
     }
   };
 
   // Without a gradient where there can be no speculation.
   static LossAndGradient forward_with_gradient(AutogradContext* context, const at::Tensor& input,
                                                const at::Tensor& target,
-                                               const CrossEntropyOptions& options) {
-    if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options);
-    const auto speculative = cross_entropy_forward_speculative(input, target, options);
+                                               const CrossEntropyOptions& options, bool metrics) {
+    if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options, metrics);
+    const auto speculative = cross_entropy_forward_speculative(input, target, options, metrics);
     if (!speculative) return {};
     context->saved_data["speculation"] = speculative->grad_output;
     context->saved_data["last_grad_output"] =
@@ -264,7 +268,9 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     }
     if (!gradient.defined()) {
       const Saved saved(context);
-      gradient = cross_entropy_forward_gradient(saved.input, saved.target, saved.options).gradient;
+      gradient = cross_entropy_forward_gradient(saved.input, saved.target, saved.options,
+                                                /*metrics=*/false)
+                     .gradient;
     }
     if (scalar_value(grad_output) != 1.0) {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -314,25 +320,27 @@ bool needs_gradient(const at::Tensor& input, const at::Tensor& target) {
 
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const CrossEntropyOptions& options, bool) {
-  return std::get<0>(POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options,
-                                                                 /*needs_backward=*/false));
+  return std::get<0>(POWERGRAD_DISPATCHED(cross_entropy_forward)(
+      input, target, options, /*needs_backward=*/false, /*metrics=*/false));
 }
 
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_forward(
     const char* op, const at::Tensor& input, const at::Tensor& target,
-    const CrossEntropyOptions& options, bool inplace_backward, bool needs_backward) {
+    const CrossEntropyOptions& options, bool inplace_backward, bool needs_backward, bool metrics) {
   refuse_nested(input, target, options, "cross_entropy");
+  refuse_gradients(options, "cross_entropy");
   refuse_tangents(op, input, target, options);
   if (!needs_gradient(input, target)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options, needs_backward);
+    return POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options, needs_backward,
+                                                       metrics);
   }
   ForBackward others;
   TransformsAside transforms;
-  const at::Tensor loss =
-      CrossEntropyFunction::apply(input, target, options, inplace_backward, others, transforms);
+  const at::Tensor loss = CrossEntropyFunction::apply(input, target, options, inplace_backward,
+                                                      metrics, others, transforms);
   return {loss, others.statistics, others.total_weight};
 }
 
@@ -340,17 +348,20 @@ at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& tar
                                   const CrossEntropyOptions& options, bool inplace_backward) {
   return std::get<0>(differentiable_forward("cross_entropy", input, target, options,
                                             inplace_backward,
-                                            /*needs_backward=*/false));
+                                            /*needs_backward=*/false, /*metrics=*/false));
 }
 
 // The raw forward operator has a derivative too: it is what a transform of torch.func finds where
 // an inner one has taken cross_entropy apart.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    bool needs_backward) {
+    bool needs_backward, bool metrics) {
   auto result = differentiable_forward("cross_entropy_forward", input, target, options,
-                                       /*inplace_backward=*/false, needs_backward);
-  if (!needs_backward) std::get<1>(result) = std::get<1>(result).narrow(0, 0, 0);
+                                       /*inplace_backward=*/false, needs_backward, metrics);
+  at::Tensor& statistics = std::get<1>(result);
+  const int64_t wanted = statistics_of_forward(options, needs_backward, metrics);
+  const c10::SymInt all = statistics.sym_size(0);  // size() would fix the number of rows
+  if (all != wanted) statistics = statistics.narrow_symint(0, all - wanted, wanted);
   return result;
 }
 

@@ -24,6 +24,7 @@ class CrossEntropyCall {
       : functions_(functions_of(input.device())),
         input_((check_cross_entropy(input, target, options, others), input)),
         reduction_(options.reduction),
+        backward_statistics_(options.statistics()),
         logits_(input, class_dim_of(input)),
         alpha_(options.alpha) {
     alpha_.fill(params);
@@ -35,6 +36,7 @@ class CrossEntropyCall {
     params.logits_strides = logits_.strides();
     params.ignore_index = options.ignore_index;
     params.label_smoothing = options.label_smoothing;
+    params.z_loss = options.z_loss;
     set_target(target);
     if (options.has_weight()) {
       weight_ = options.weight->to(accumulate_type(input)).contiguous();
@@ -42,25 +44,34 @@ class CrossEntropyCall {
       weight_sum_ = weight_.narrow(0, others.before, params.shape.classes).sum(at::kDouble);
       params.weight_sum = weight_sum_.const_data_ptr<double>();
     }
+    if (options.has_row_weight()) {
+      row_weight_ = options.row_weight->to(accumulate_type(input)).contiguous();
+      params.row_weight = row_weight_.const_data_ptr();
+    }
   }
 
-  // Room for what forward writes. The total weight comes first: nothing is computed for a target
-  // out of range.
-  void expect_forward(bool needs_backward) {
+  // Room for what forward writes: statistics (statistics_of_forward, rows), metrics last. The total
+  // weight comes first: nothing is computed for a target out of range.
+  void expect_forward(bool needs_backward, bool metrics) {
+    if (metrics) check_metrics(input_, target_);
     add_total_weight();
     losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
     params.losses = losses_.mutable_data_ptr();
-    statistics_ = new_empty({needs_backward ? kStatistics : 0, params.shape.rows()},
+    const int64_t for_backward = needs_backward ? backward_statistics_ : 0;
+    statistics_ = new_empty({for_backward + (metrics ? kMetrics : 0), params.shape.rows()},
                             logits_.accumulate_options());
-    params.statistics = needs_backward ? statistics_.mutable_data_ptr() : nullptr;
+    if (needs_backward) params.statistics = statistics_.mutable_data_ptr();
+    if (for_backward > kStatistics) params.sumexp_m1 = row_of_statistics(kStatistics);
+    if (metrics) params.metrics = row_of_statistics(for_backward);
   }
 
   // Room for what forward tells other shards of the rows.
-  at::Tensor expect_shard_statistics(int64_t fingerprint) {
+  at::Tensor expect_shard_statistics(int64_t fingerprint, bool metrics) {
+    if (metrics) check_metrics(input_, target_);
     add_total_weight();
     const int64_t rows = params.shape.rows();
     const at::Tensor result =
-        at::empty({shard_statistics_size(rows, false)}, logits_.accumulate_options());
+        at::empty({shard_statistics_size(rows, metrics)}, logits_.accumulate_options());
     // With the number of rows, and exact in float.
     result.select(0, 0).fill_((fingerprint ^ rows * 0x9e3779b1) & 0xffffff);
     const auto rows_of = [&](int statistic) {
@@ -70,10 +81,13 @@ class CrossEntropyCall {
     params.statistics = rows_of(0).mutable_data_ptr();
     params.sumexp_m1 = rows_of(kSumexpM1).mutable_data_ptr();
     params.losses = rows_of(kDistance).mutable_data_ptr();
+    if (metrics) params.metrics = rows_of(kTargetLogit).mutable_data_ptr();
     if (params.shape.classes > 0) return result;
     rows_of(kMaximum).fill_(-std::numeric_limits<double>::infinity());
     for (const int sum : {int{kAlphaSumexpM1}, int{kSumexpM1}}) rows_of(sum).fill_(-1);
     for (const int sum : {int{kTargetWeight}, int{kDistance}}) rows_of(sum).zero_();
+    if (!metrics) return result;
+    for (const int of_metrics : {int{kTargetLogit}, int{kEntropySum}}) rows_of(of_metrics).zero_();
     return result;
   }
 
@@ -101,8 +115,11 @@ class CrossEntropyCall {
     functions_.check_targets(params, input_.device());
     check_total_weight(total_weight, input_.device());
     total_weight_ = total_weight.to(at::kDouble);
-    statistics_ = readable_statistics(statistics, input_, kStatistics, params.shape);
+    statistics_ = readable_statistics(statistics, input_, backward_statistics_, params.shape);
     params.statistics = const_cast<void*>(statistics_.const_data_ptr());
+    if (backward_statistics_ > kStatistics) {
+      params.sumexp_m1 = const_cast<void*>(statistics_.select(0, kStatistics).const_data_ptr());
+    }
     set_grad_output(grad_output);
   }
 
@@ -131,6 +148,8 @@ class CrossEntropyCall {
   const at::Tensor& total_weight() const { return total_weight_; }
 
  private:
+  void* row_of_statistics(int64_t row) { return statistics_.select(0, row).mutable_data_ptr(); }
+
   void add_total_weight() {
     total_weight_ = new_empty({}, input_.options().dtype(at::kDouble));
     functions_.total_weight(
@@ -187,11 +206,13 @@ class CrossEntropyCall {
   const DeviceFunctions& functions_;
   at::Tensor input_;
   Reduction reduction_;
+  int64_t backward_statistics_;
   ReadableLogits logits_;
   Alpha alpha_;
   at::Tensor target_;
   at::Tensor weight_;
   at::Tensor weight_sum_;
+  at::Tensor row_weight_;
   at::Tensor losses_;
   at::Tensor statistics_;
   at::Tensor grad_output_;

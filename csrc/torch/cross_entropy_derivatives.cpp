@@ -1,13 +1,15 @@
 // Derivatives of cross-entropy's backward, in ATen's differentiable operators: for create_graph,
-// any order. With p' = softmax(alpha z), dz = g (p' W - target) and an incoming gradient h:
+// any order. With p' = softmax(alpha z), row weight r, V = W + 2 z_loss lse,
+// dz = g r (p' V - target) and an incoming gradient h:
 //
-//     d/dg = sum_j h_j (p'_j W - target_j)
-//     d/dz = g W alpha p' (h - sum_j p'_j h_j)
-//     d/dq = g w (sum_j p'_j h_j - h)                  (target probabilities)
+//     d/dg = r sum_j h_j (p'_j V - target_j)
+//     d/dz = g r (V alpha p' (h - sum_j p'_j h_j) + 2 z_loss p sum_j p'_j h_j)
+//     d/dq = g r w (sum_j p'_j h_j - h)                (target probabilities)
 //
 // These paths build (N, C) temporaries; the first-order ones do not.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
@@ -31,7 +33,13 @@ at::Tensor class_weights(const at::Tensor& logits, const CrossEntropyOptions& op
   return weights.reshape_symint(shape);
 }
 
-// target_j = w_j q_j for every class, and which rows count: what ignored rows have is not used.
+// Of each row, broadcasting over classes; undefined: all are 1.
+at::Tensor row_weights(const at::Tensor& logits, const CrossEntropyOptions& options) {
+  if (!options.has_row_weight()) return {};
+  return options.row_weight->to(logits.scalar_type()).unsqueeze(class_dim_of(logits));
+}
+
+// target_j = w_j q_j for every class, and which rows count: what others have is not used.
 struct WeightedTarget {
   at::Tensor values;
   at::Tensor counts;
@@ -40,12 +48,13 @@ struct WeightedTarget {
                  const CrossEntropyOptions& options) {
     const int64_t class_dim = class_dim_of(logits);
     const c10::SymInt classes = logits.sym_size(class_dim);
+    counts = options.rows_that_count(target);
+    if (counts.defined()) counts = counts.unsqueeze(class_dim);
     at::Tensor q;
     if (is_probabilities(logits, target)) {
       q = target.to(logits.scalar_type());
     } else {
       const at::Tensor index = target.to(at::kLong).unsqueeze(class_dim);
-      counts = index.ne(options.ignore_index);
       const at::Tensor safe_index = at::where(counts, index, 0);
       q = at::zeros_like(logits).scatter(class_dim, safe_index, 1.0);
     }
@@ -70,9 +79,20 @@ at::Tensor divisor(const at::Tensor& total_weight, at::ScalarType type,
 // The factor of each row's gradient, broadcasting over classes.
 at::Tensor grad_output_of_rows(const at::Tensor& grad_output, const at::Tensor& logits,
                                const at::Tensor& total_weight, const CrossEntropyOptions& options) {
-  if (options.reduction == Reduction::none) return grad_output.unsqueeze(class_dim_of(logits));
-  if (options.reduction == Reduction::sum) return grad_output;
-  return grad_output / divisor(total_weight, grad_output.scalar_type(), options);
+  at::Tensor result = grad_output;
+  if (options.reduction == Reduction::none) result = result.unsqueeze(class_dim_of(logits));
+  if (options.reduction == Reduction::mean) {
+    result = result / divisor(total_weight, grad_output.scalar_type(), options);
+  }
+  const at::Tensor weights = row_weights(logits, options);
+  return weights.defined() ? result * weights : result;
+}
+
+// The gradient of probabilities, 0 in rows of weight 0 whatever their logits are.
+at::Tensor zero_where_weightless(const at::Tensor& gradient, const at::Tensor& logits,
+                                 const CrossEntropyOptions& options) {
+  const at::Tensor weights = row_weights(logits, options);
+  return weights.defined() ? at::where(weights.ne(0), gradient, 0.0) : gradient;
 }
 
 }  // namespace
@@ -83,22 +103,32 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
   const int64_t class_dim = class_dim_of(input);
   const at::Tensor logits = input.to(accumulate_type(input));
   const WeightedTarget weighted_target(logits, target, options);
-  const at::Tensor target_weight = weighted_target.values.sum(class_dim, /*keepdim=*/true);
+  at::Tensor weight_of_p = weighted_target.values.sum(class_dim, /*keepdim=*/true);
+  if (options.z_loss != 0.0) {
+    const at::Tensor lse = at::logsumexp(logits, {class_dim}, /*keepdim=*/true);
+    weight_of_p = weight_of_p + lse * (2.0 * options.z_loss);
+  }
   const at::Tensor alpha = options.alpha.to(logits.scalar_type());
   const at::Tensor p = weighted_target.zero_where_ignored(at::softmax(logits * alpha, class_dim));
   const at::Tensor h = grad.to(logits.scalar_type());
   const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
 
-  const at::Tensor direction =
-      weighted_target.zero_where_ignored(p * target_weight - weighted_target.values);
+  at::Tensor direction =
+      weighted_target.zero_where_ignored(p * weight_of_p - weighted_target.values);
+  if (const at::Tensor weights = row_weights(logits, options); weights.defined()) {
+    direction = direction * weights;
+  }
   at::Tensor per_row = (h * direction).sum(class_dim);
   if (options.reduction != Reduction::none) per_row = per_row.sum();
   // 0 / 0 where no row counts, as torch's.
   if (options.reduction == Reduction::mean)
     per_row = per_row / divisor(total_weight, logits.scalar_type(), options);
   const at::Tensor mean_h = (p * h).sum(class_dim, /*keepdim=*/true);
-  const at::Tensor grad_input =
-      weighted_target.zero_where_ignored(g * target_weight * alpha * p * (h - mean_h));
+  at::Tensor grad_input = weight_of_p * alpha * p * (h - mean_h);
+  if (options.z_loss != 0.0) {
+    grad_input = grad_input + mean_h * (2.0 * options.z_loss) * at::softmax(logits, class_dim);
+  }
+  grad_input = weighted_target.zero_where_ignored(g * grad_input);
   return {per_row.to(grad_output.scalar_type()), grad_input.to(input.scalar_type())};
 }
 
@@ -112,8 +142,9 @@ at::Tensor cross_entropy_backward_target_gradient(const at::Tensor& grad,
   const at::Tensor p = at::softmax(logits * options.alpha.to(logits.scalar_type()), class_dim);
   const at::Tensor h = grad.to(logits.scalar_type());
   const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
-  return g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
-         ((p * h).sum(class_dim, /*keepdim=*/true) - h);
+  const at::Tensor gradient = g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
+                              ((p * h).sum(class_dim, /*keepdim=*/true) - h);
+  return zero_where_weightless(gradient, logits, options);
 }
 
 at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at::Tensor& input,
@@ -121,8 +152,10 @@ at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at
                                          const CrossEntropyOptions& options) {
   const at::Tensor logits = input.to(accumulate_type(input));
   const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
-  return -g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
-         at::log_softmax(logits, class_dim_of(logits));
+  const at::Tensor gradient = -g * (1.0 - options.label_smoothing) *
+                              class_weights(logits, options) *
+                              at::log_softmax(logits, class_dim_of(logits));
+  return zero_where_weightless(gradient, logits, options);
 }
 
 }  // namespace powergrad

@@ -40,11 +40,13 @@ at::Tensor empty_statistics(const at::Tensor& input, int64_t class_dim, int64_t 
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_meta(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    bool needs_backward) {
+    bool needs_backward, bool metrics) {
   check_cross_entropy(input, target, options);
+  if (metrics) check_metrics(input, target);
   const int64_t class_dim = class_dim_of(input);
   return {empty_losses(input, symbolic_row_sizes(input, class_dim), options.reduction),
-          empty_statistics(input, class_dim, needs_backward ? kStatistics : 0),
+          empty_statistics(input, class_dim,
+                           statistics_of_forward(options, needs_backward, metrics)),
           empty({}, input, at::kDouble)};
 }
 
@@ -62,19 +64,24 @@ at::Tensor cross_entropy_backward_meta(const at::Tensor& grad_output, const at::
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward_meta(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    int64_t classes_before, int64_t classes_after, int64_t) {
+    int64_t classes_before, int64_t classes_after, int64_t, bool metrics) {
   check_cross_entropy(input, target, options, {classes_before, classes_after});
+  if (metrics) check_metrics(input, target);
   const c10::SymInt rows = row_count(input, class_dim_of(input));
-  return {empty({rows * kShardStatistics + shard_statistics_size(0, false)}, input,
-                accumulate_type(input)),
+  const int64_t header = shard_statistics_size(0, metrics);
+  const int64_t of_row = shard_statistics_size(1, metrics) - header;
+  return {empty({rows * of_row + header}, input, accumulate_type(input)),
           empty({}, input, at::kDouble)};
 }
 
 std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards_meta(
-    const at::Tensor& shard_statistics, const at::Tensor&, const CrossEntropyOptions& options) {
-  const c10::SymInt rows = shard_statistics.sym_size(1) / kShardStatistics;
+    const at::Tensor& shard_statistics, const at::Tensor&, const CrossEntropyOptions& options,
+    bool metrics) {
+  const int64_t of_row = shard_statistics_size(1, metrics) - shard_statistics_size(0, metrics);
+  const c10::SymInt rows = shard_statistics.sym_size(1) / of_row;
+  const int64_t merged = kShardStatistics + (metrics ? kMetrics : 0);
   return {empty_losses(shard_statistics, {rows}, options.reduction),
-          empty({kShardStatistics, rows}, shard_statistics, shard_statistics.scalar_type())};
+          empty({merged, rows}, shard_statistics, shard_statistics.scalar_type())};
 }
 
 LinearGradients empty_gradients(const LastLayer& layer, GradientMask wanted) {
@@ -86,14 +93,19 @@ LinearGradients empty_gradients(const LastLayer& layer, GradientMask wanted) {
           wanted[2] ? empty({weight.sym_size(0)}, input, wide) : empty({0}, input, wide)};
 }
 
-LinearForward linear_cross_entropy_forward_meta(const LastLayer& layer, GradientMask gradients) {
+LinearForward linear_cross_entropy_forward_meta(const LastLayer& layer, GradientMask gradients,
+                                                bool metrics) {
   check_last_layer(layer);
+  if (metrics) check_metrics(shape_of_logits(layer), layer.target);
   const at::Tensor& input = layer.input;
+  const CrossEntropyOptions& options = layer.options;
   const int64_t features = input.dim() - 1;
   return std::tuple_cat(
-      std::tuple(empty_losses(input, symbolic_row_sizes(input, features), layer.options.reduction),
-                 empty_statistics(input, features, layer.shard.is_sharded() ? kStatistics : 0),
-                 empty({}, input, at::kDouble), empty({}, input, at::kDouble)),
+      std::tuple(
+          empty_losses(input, symbolic_row_sizes(input, features), options.reduction),
+          empty_statistics(input, features, metrics ? kMetrics : 0),
+          empty_statistics(input, features, layer.shard.is_sharded() ? options.statistics() : 0),
+          empty({}, input, at::kDouble), empty({}, input, at::kDouble)),
       empty_gradients(layer, gradients));
 }
 

@@ -10,23 +10,26 @@ TORCH_LIBRARY(powergrad, m) {
   m.def("cross_entropy(Tensor input, Tensor target, " POWERGRAD_OPTIONS_WITH_DEFAULTS
         ", bool inplace_backward=False) -> Tensor");
   m.def("cross_entropy_forward(Tensor input, Tensor target, " POWERGRAD_OPTIONS
-        ", bool needs_backward) -> (Tensor loss, Tensor statistics, Tensor total_weight)");
+        ", bool needs_backward, bool metrics=False) "
+        "-> (Tensor loss, Tensor statistics, Tensor total_weight)");
   m.def(
       "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor statistics, "
       "Tensor total_weight, " POWERGRAD_OPTIONS
       ", int classes_before=0, int classes_after=0) -> Tensor");
   m.def("cross_entropy_shard_forward(Tensor input, Tensor target, " POWERGRAD_OPTIONS
-        ", int classes_before, int classes_after, int fingerprint) "
+        ", int classes_before, int classes_after, int fingerprint, bool metrics=False) "
         "-> (Tensor shard_statistics, Tensor total_weight)");
   m.def(
       "cross_entropy_merge_shards(Tensor shard_statistics, Tensor total_weight, " POWERGRAD_OPTIONS
-      ") -> (Tensor loss, Tensor merged)");
+      ", bool metrics=False) -> (Tensor loss, Tensor merged)");
 
   m.def("linear_cross_entropy(" POWERGRAD_LAST_LAYER_WITH_DEFAULTS ") -> Tensor");
+  m.def("linear_cross_entropy_metrics(" POWERGRAD_LAST_LAYER_WITH_DEFAULTS
+        ") -> (Tensor loss, Tensor metrics)");
   m.def("linear_cross_entropy_forward(" POWERGRAD_LAST_LAYER
-        ", bool[3] gradients) "
-        "-> (Tensor loss, Tensor statistics, Tensor divisor, Tensor scale, Tensor grad_input, "
-        "Tensor grad_linear_weight, Tensor grad_linear_bias)");
+        ", bool[3] gradients, bool metrics=False) "
+        "-> (Tensor loss, Tensor metrics, Tensor statistics, Tensor divisor, Tensor scale, "
+        "Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)");
   m.def("linear_cross_entropy_backward(Tensor grad_output, " POWERGRAD_LAST_LAYER
         ", Tensor statistics, Tensor divisor, bool[3] gradients) "
         "-> (Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)");

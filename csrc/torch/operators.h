@@ -15,11 +15,16 @@ namespace powergrad {
 at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                          const CrossEntropyOptions& options, bool inplace_backward);
 
-// loss; statistics (kStatistics, rows), empty without needs_backward; total_weight, a float64
-// scalar: what reduction="mean" divides by.
+// loss; statistics (statistics_of_forward, rows); total_weight, a float64 scalar: what
+// reduction="mean" divides by.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    bool needs_backward);
+    bool needs_backward, bool metrics);
+// How many statistics of a row: those of backward where it needs them, then metrics (Metric).
+inline int64_t statistics_of_forward(const CrossEntropyOptions& options, bool needs_backward,
+                                     bool metrics) {
+  return (needs_backward ? options.statistics() : 0) + (metrics ? kMetrics : 0);
+}
 
 // Of logits that hold some of the classes, there are others before and after them: then targets
 // are indices among all classes, and weights those of all.
@@ -37,7 +42,7 @@ struct LossAndGradient {
   at::Tensor total_weight;
 };
 LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
-                                               const CrossEntropyOptions& options);
+                                               const CrossEntropyOptions& options, bool metrics);
 
 // Writes the gradient over the logits.
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,
@@ -56,7 +61,8 @@ struct SpeculativeGradient : LossAndGradient {
 };
 // Nothing while a graph is captured (last_grad_output.h), or where the kernels need copies.
 std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
-    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options);
+    const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
+    bool metrics);
 // Makes speculative.gradient that for grad_output; its loss is not used.
 void cross_entropy_validate(const SpeculativeGradient& speculative, const at::Tensor& grad_output,
                             const at::Tensor& input, const at::Tensor& target,
@@ -65,30 +71,37 @@ void cross_entropy_validate(const SpeculativeGradient& speculative, const at::Te
 // The shard statistics (shards.h), with the fingerprint of the arguments; total_weight.
 std::tuple<at::Tensor, at::Tensor> cross_entropy_shard_forward(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
-    int64_t classes_before, int64_t classes_after, int64_t fingerprint);
-// loss; what merges from the statistics of all shards (shards, shard_statistics_size(rows)): those
-// of the whole rows (kShardStatistics, rows).
+    int64_t classes_before, int64_t classes_after, int64_t fingerprint, bool metrics);
+// loss; what merges from the statistics of all shards (shards, shard_statistics_size(rows,
+// metrics)): those of the whole rows (kShardStatistics, rows), whose first are those of backward,
+// then their metrics (kMetrics, rows).
 std::tuple<at::Tensor, at::Tensor> cross_entropy_merge_shards(const at::Tensor& shard_statistics,
                                                               const at::Tensor& total_weight,
-                                                              const CrossEntropyOptions& options);
+                                                              const CrossEntropyOptions& options,
+                                                              bool metrics);
 
-// losses; statistics (kStatistics, rows) of the whole rows: an all-gather of the shard statistics.
-// Where it raises on this rank, the others are told.
+// losses; what merges, as above: an all-gather of the shard statistics. Where it raises on this
+// rank, the others are told.
 std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& input,
                                                            const at::Tensor& target,
                                                            const CrossEntropyOptions& options,
-                                                           const ClassShard& shard);
+                                                           const ClassShard& shard, bool metrics);
 
 // Cross-entropy of linear(input, linear_weight, linear_bias).
 at::Tensor linear_cross_entropy(const LastLayer& layer);
+// And the metrics of each row, (kMetrics, rows).
+using LossAndMetrics = std::tuple<at::Tensor, at::Tensor>;
+LossAndMetrics linear_cross_entropy_metrics(const LastLayer& layer);
 
-// loss; statistics (kStatistics, rows) where classes are sharded, else empty; divisor and scale,
+// loss; metrics (kMetrics, rows) where they are asked for, else empty; statistics
+// (options.statistics(), rows) where classes are sharded, else empty; divisor and scale,
 // float64 scalars; the gradients (row_chunks.h) of the sum of losses divided by divisor, which are
 // yet to be multiplied by scale and by grad_output. scale is 1 but for float16, of whose range a
 // mean's gradients may be out until then.
-using LinearForward =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask gradients);
+using LinearForward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                 at::Tensor, at::Tensor, at::Tensor>;
+LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask gradients,
+                                           bool metrics);
 
 // The gradients for grad_output of each row's loss, where the reduction is "none"; else for a
 // scalar, yet to be multiplied by scale. Nothing is exchanged.

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "powergrad.h"
 #include "torch/dispatch.h"
 
 namespace torch::autograd {
@@ -31,37 +32,54 @@ inline at::Tensor savable(const at::Tensor& alpha) {
 }
 
 // The options in the schema of a raw operator, and in that of one for users.
-#define POWERGRAD_OPTIONS \
-  "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha"
-#define POWERGRAD_OPTIONS_WITH_DEFAULTS                                  \
-  "Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", " \
-  "float label_smoothing=0.0, *, Tensor alpha"
+#define POWERGRAD_OPTIONS                                                                  \
+  "Tensor? weight, int ignore_index, str reduction, float label_smoothing, Tensor alpha, " \
+  "Tensor? row_weight, float z_loss"
+#define POWERGRAD_OPTIONS_WITH_DEFAULTS                                   \
+  "Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "  \
+  "float label_smoothing=0.0, *, Tensor alpha, Tensor? row_weight=None, " \
+  "float z_loss=0.0"
 
-// In the order of torch.nn.functional.cross_entropy.
+// In the order of torch.nn.functional.cross_entropy, then those that it does not have.
 struct CrossEntropyOptions {
   OptionalTensor weight;
   int64_t ignore_index;
   Reduction reduction;
   double label_smoothing;
   at::Tensor alpha;
+  OptionalTensor row_weight;  // a number for each row, in the shape of an index target
+  double z_loss;
 
   bool has_weight() const { return weight.has_value() && weight->defined(); }
+  bool has_row_weight() const { return row_weight.has_value() && row_weight->defined(); }
   CrossEntropyOptions with(Reduction other) const;
+  // Those of some rows, where all rows are one dimension.
+  CrossEntropyOptions of_rows(int64_t first, int64_t count) const;
+
+  // Which rows of a target count; undefined: all do.
+  at::Tensor rows_that_count(const at::Tensor& target) const;
+
+  // How many statistics of a row backward reads: Statistic, then r of "1 + r" for z-loss.
+  int64_t statistics() const { return z_loss != 0.0 ? kStatistics + 1 : kStatistics; }
 
   // As arguments of an operator; alpha may come as another type, of which as_tensor makes a tensor.
   template <class Alpha>
-  using ArgumentsWith = Types<const OptionalTensor&, int64_t, std::string_view, double, Alpha>;
+  using ArgumentsWith = Types<const OptionalTensor&, int64_t, std::string_view, double, Alpha,
+                              const OptionalTensor&, double>;
   using Arguments = ArgumentsWith<const at::Tensor&>;
   template <class Alpha, auto as_tensor>
   static CrossEntropyOptions make(const OptionalTensor& weight, int64_t ignore_index,
-                                  std::string_view reduction, double label_smoothing, Alpha alpha) {
-    return {weight, ignore_index, parse_reduction(reduction), label_smoothing, as_tensor(alpha)};
+                                  std::string_view reduction, double label_smoothing, Alpha alpha,
+                                  const OptionalTensor& row_weight, double z_loss) {
+    return {weight,           ignore_index, parse_reduction(reduction), label_smoothing,
+            as_tensor(alpha), row_weight,   z_loss};
   }
   static const at::Tensor& itself(const at::Tensor& alpha) { return alpha; }
   static constexpr auto from = make<const at::Tensor&, itself>;
-  std::tuple<const OptionalTensor&, int64_t, std::string_view, double, const at::Tensor&>
+  std::tuple<const OptionalTensor&, int64_t, std::string_view, double, const at::Tensor&,
+             const OptionalTensor&, double>
   arguments() const {
-    return {weight, ignore_index, name_of(reduction), label_smoothing, alpha};
+    return {weight, ignore_index, name_of(reduction), label_smoothing, alpha, row_weight, z_loss};
   }
 
   // Saves the options for backward, with `tensors`.

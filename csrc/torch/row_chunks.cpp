@@ -42,6 +42,8 @@ LastLayer with_rows(LastLayer layer) {
   if (layer.input.dim() == 1) {
     layer.input = layer.input.unsqueeze(0);
     layer.target = layer.target.unsqueeze(0);
+    auto& row_weight = layer.options.row_weight;
+    if (layer.options.has_row_weight()) row_weight = row_weight->unsqueeze(0);
   }
   return layer;
 }
@@ -120,39 +122,41 @@ void RowChunks::for_each_chunk(const Body& body) const {
   }
 }
 
-void RowChunks::forward(const at::Tensor& losses, const at::Tensor& statistics,
-                        const at::Tensor& divisor) {
-  const at::Tensor one = at::ones({}, losses.options());
-  const auto mean = layer_.options.with(Reduction::mean);
+void RowChunks::forward(const RowResults& results, const at::Tensor& divisor) {
+  const at::Tensor one = at::ones({}, results.losses.options());
   const bool with_gradient = wants_gradients();
+  const int64_t metrics = results.metrics.size(0);
   for_each_chunk([&](int64_t first, int64_t count) {
-    const at::Tensor target = layer_.target.narrow(0, first, count);
-    at::Tensor chunk = logits(first, count);
-    const auto [loss, of_rows] = reduce(chunk, target, with_gradient);
-    losses.narrow(0, first, count).copy_(loss);
-    if (layer_.shard.is_sharded()) statistics.narrow(1, first, count).copy_(of_rows);
+    Rows rows = chunk(first, count, Reduction::mean);
+    const auto [losses, statistics] = reduce(rows, with_gradient, metrics > 0);
+    results.losses.narrow(0, first, count).copy_(losses);
+    if (metrics > 0) {
+      const int64_t before = statistics.size(0) - metrics;
+      results.metrics.narrow(1, first, count).copy_(statistics.narrow(0, before, metrics));
+    }
+    if (!with_gradient && !layer_.shard.is_sharded()) return;
+    const at::Tensor of_backward = statistics.narrow(0, 0, layer_.options.statistics());
+    if (layer_.shard.is_sharded()) results.statistics.narrow(1, first, count).copy_(of_backward);
     if (!with_gradient) return;
-    differentiate(chunk, one, target, of_rows, divisor, mean);
-    add_gradients(chunk, first, count);
+    differentiate(rows, one, of_backward, divisor);
+    add_gradients(rows.logits, first);
   });
 }
 
 void RowChunks::backward(const at::Tensor& grad_output, Reduction reduction,
                          const at::Tensor& statistics, const at::Tensor& divisor) {
   if (!wants_gradients()) return;
-  const auto options = layer_.options.with(reduction);
   const bool per_row = reduction == Reduction::none;
   const double scale = layer_.function.scale;
   const at::Tensor scaled = per_row && scale != 1.0 ? grad_output * scale : grad_output;
   for_each_chunk([&](int64_t first, int64_t count) {
-    const at::Tensor target = layer_.target.narrow(0, first, count);
-    at::Tensor chunk = logits(first, count);
-    const at::Tensor of_rows = layer_.shard.is_sharded()
-                                   ? statistics.narrow(1, first, count)
-                                   : std::get<1>(reduce(chunk, target, /*needs_backward=*/true));
-    differentiate(chunk, per_row ? scaled.narrow(0, first, count) : scaled, target, of_rows,
-                  divisor, options);
-    add_gradients(chunk, first, count);
+    Rows rows = chunk(first, count, reduction);
+    const at::Tensor of_rows =
+        layer_.shard.is_sharded()
+            ? statistics.narrow(1, first, count)
+            : std::get<1>(reduce(rows, /*needs_backward=*/true, /*metrics=*/false));
+    differentiate(rows, per_row ? scaled.narrow(0, first, count) : scaled, of_rows, divisor);
+    add_gradients(rows.logits, first);
   });
 }
 
@@ -176,40 +180,52 @@ at::Tensor RowChunks::logits(int64_t first, int64_t count) const {
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor> RowChunks::reduce(const at::Tensor& logits,
-                                                     const at::Tensor& target,
-                                                     bool needs_backward) const {
-  const auto options = layer_.options.with(Reduction::none);
+RowChunks::Rows RowChunks::chunk(int64_t first, int64_t count, Reduction reduction) const {
+  return {logits(first, count), layer_.target.narrow(0, first, count),
+          layer_.options.with(reduction).of_rows(first, count)};
+}
+
+RowChunks::Rows RowChunks::Rows::some(int64_t first, int64_t count) const {
+  return {logits.narrow(0, first, count), target.narrow(0, first, count),
+          options.of_rows(first, count)};
+}
+
+std::tuple<at::Tensor, at::Tensor> RowChunks::reduce(const Rows& rows, bool needs_backward,
+                                                     bool metrics) const {
+  const auto options = rows.options.with(Reduction::none);
   if (layer_.shard.is_sharded()) {
-    return cross_entropy_of_shards(logits, target, options, layer_.shard);
+    return cross_entropy_of_shards(rows.logits, rows.target, options, layer_.shard, metrics);
   }
   const auto [losses, statistics, total_weight] =
-      cross_entropy_forward(logits, target, options, needs_backward);
+      cross_entropy_forward(rows.logits, rows.target, options, needs_backward, metrics);
   return {losses, statistics};
 }
 
-// Makes of a chunk's logits the gradient of the layer's output, but for the logits' scale.
-void RowChunks::differentiate(at::Tensor& logits, const at::Tensor& grad_output,
-                              const at::Tensor& target, const at::Tensor& statistics,
-                              const at::Tensor& divisor, const CrossEntropyOptions& options) {
-  const OtherClasses& others = layer_.shard.others;
+// Makes of the rows' logits the gradient of the layer's output, but for the logits' scale.
+void RowChunks::differentiate(Rows& rows, const at::Tensor& grad_output,
+                              const at::Tensor& statistics, const at::Tensor& divisor) {
+  const auto write_gradient = [&](Rows& of, const at::Tensor& grad, const at::Tensor& from) {
+    cross_entropy_backward_(of.logits, grad, of.target, from, divisor, of.options,
+                            layer_.shard.others);
+  };
   if (!layer_.function.softcap.has_value()) {
-    cross_entropy_backward_(logits, grad_output, target, statistics, divisor, options, others);
+    write_gradient(rows, grad_output, statistics);
     return;
   }
-  for (int64_t first = 0; first < logits.size(0); first += tanh_.size(0)) {
-    const int64_t count = std::min(tanh_.size(0), logits.size(0) - first);
-    at::Tensor block = logits.narrow(0, first, count);
-    const at::Tensor tanh = tanh_.narrow(0, 0, count).copy_(block).div_(*layer_.function.softcap);
-    cross_entropy_backward_(
-        block, grad_output.dim() == 0 ? grad_output : grad_output.narrow(0, first, count),
-        target.narrow(0, first, count), statistics.narrow(1, first, count), divisor, options,
-        others);
-    at::tanh_backward_out(block, block, tanh);
+  for (int64_t first = 0; first < rows.count(); first += tanh_.size(0)) {
+    const int64_t count = std::min(tanh_.size(0), rows.count() - first);
+    Rows block = rows.some(first, count);
+    const at::Tensor tanh =
+        tanh_.narrow(0, 0, count).copy_(block.logits).div_(*layer_.function.softcap);
+    write_gradient(block,
+                   grad_output.dim() == 0 ? grad_output : grad_output.narrow(0, first, count),
+                   statistics.narrow(1, first, count));
+    at::tanh_backward_out(block.logits, block.logits, tanh);
   }
 }
 
-void RowChunks::add_gradients(const at::Tensor& gradient, int64_t first, int64_t count) {
+void RowChunks::add_gradients(const at::Tensor& gradient, int64_t first) {
+  const int64_t count = gradient.size(0);
   auto& [grad_input, grad_linear_weight, grad_linear_bias] = gradients_;
   if (wanted_[0]) {
     at::Tensor rows = grad_input.narrow(0, first, count);

@@ -19,8 +19,9 @@ struct DeviceFunctions {
   // See last_grad_output.h; null where the host can read grad_output itself.
   void* (*last_grad_output)(const CrossEntropyParams&, bool is_mean, c10::Device);
 
-  // What reduction="mean" divides by: the summed weights of the targets that count. Stops at a
-  // target out of range, by IndexError on a CPU and a device-side assertion on a GPU. On a GPU
+  // What reduction="mean" divides by: the summed weights of the targets that count, each times its
+  // row's weight. Stops at a target out of range or a row weight that is negative or NaN, by
+  // IndexError and ValueError on a CPU and a device-side assertion on a GPU. On a GPU
   // *params.next_speculation becomes *speculative_grad_output, unless that is null.
   void (*total_weight)(const CrossEntropyParams&, double* total_weight,
                        void* speculative_grad_output, c10::Device);

@@ -155,8 +155,33 @@ double total_weight_of(const CrossEntropyParams& p) {
   });
 }
 
+// Of rows with weights of their own. Targets of rows of weight 0 are not read.
+template <class Scalar>
+double weighted_total_of(const CrossEntropyParams& p) {
+  const auto* weight = static_cast<const Scalar*>(p.weight);
+  const int64_t classes = all_classes(p);
+  return parallel_sum(p.shape.rows(), [&](int64_t begin, int64_t end) {
+    double sum = 0.0;
+    for (int64_t row = begin; row < end; ++row) {
+      const double row_weight = row_weight_of<Scalar>(p, row);
+      if (!(row_weight >= 0.0)) raise_negative_row_weight(row_weight, row);
+      if (row_weight == 0.0) continue;
+      if (p.target_index == nullptr) {
+        sum += row_weight;
+        continue;
+      }
+      const int64_t index = target_index(p, row);
+      if (index == p.ignore_index) continue;
+      if (index < 0 || index >= classes) raise_target_out_of_bounds(index, classes, p.ignore_index);
+      sum += weight != nullptr ? row_weight * weight[index] : row_weight;
+    }
+    return sum;
+  });
+}
+
 template <class Scalar>
 double total_weight_of(const CrossEntropyParams& p) {
+  if (p.row_weight != nullptr) return weighted_total_of<Scalar>(p);
   if (p.target_index == nullptr) return static_cast<double>(p.shape.rows());
   return p.target_index_is_int32 ? total_weight_of<int32_t, Scalar>(p)
                                  : total_weight_of<int64_t, Scalar>(p);

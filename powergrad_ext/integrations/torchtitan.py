@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import spmd_types as spmd
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX, BaseLoss
@@ -26,25 +27,66 @@ class PowerGradLoss(BaseLoss):
 
     A vocabulary that is sharded over tensor-parallel ranks takes one exchange
     (:func:`powergrad_ext.distributed.vocab_parallel_cross_entropy`), where torchtitan takes three.
+
+    With ``metrics=True`` it returns, beside the loss, this rank's part of the means over tokens of
+    the log-probability, the entropy and the hits (:class:`powergrad_ext.RowMetrics`), divided by
+    global_valid_tokens as the loss is.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseLoss.Config):
         alpha: float = 0.3
         """The exponent, finite and > 0."""
+        z_loss: float = 0.0
+        """The factor of logsumexp(z)**2 in each token's loss, finite and >= 0."""
+        metrics: bool = False
+        """Whether metrics are returned."""
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
-        self.fn = partial(_summed, alpha=config.alpha)
+        options = {"z_loss": config.z_loss, "return_metrics": config.metrics}
+        self.fn = partial(_summed, alpha=config.alpha, **options)
+        self.has_metrics = config.metrics
         self._maybe_compile(compile_config)
 
+    def __call__(
+        self,
+        pred: Tensor,
+        labels: Tensor,
+        global_valid_tokens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, divided by the number of tokens if that is given, and metrics by name."""
+        if not self.has_metrics:
+            return super().__call__(pred, labels, global_valid_tokens, **kwargs)
+        found, metrics = self.fn(pred, labels)
+        loss, _ = _Computed(found)(pred, labels, global_valid_tokens, **kwargs)
+        sums = {f"{name}_mean": _whole_sum(values) for name, values in metrics._asdict().items()}
+        if global_valid_tokens is not None:
+            sums = {name: value / global_valid_tokens for name, value in sums.items()}
+        return loss, sums
 
-def _summed(pred: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
+
+class _Computed(BaseLoss):
+    """A loss that is known, for what torchtitan does with it besides."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.fn = lambda pred, labels: loss
+
+
+def _whole_sum(values: Any) -> Tensor:
+    total = values.sum(dtype=torch.float32)
+    return total.full_tensor() if isinstance(total, DTensor) else total
+
+
+def _summed(pred: Tensor, labels: Tensor, *, return_metrics: bool, **options: Any) -> Any:
     """The sum over logits (batch, sequence, vocabulary); torchtitan divides it by its count."""
-    options: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "alpha": alpha}
+    options |= {"ignore_index": IGNORE_INDEX, "reduction": "sum", "return_metrics": return_metrics}
     if isinstance(pred, DTensor):
         # Not flattened: a sharded sequence would lose its placement.
-        loss: Any = cross_entropy(pred.movedim(-1, 1), labels, **options)
-        return loss if isinstance(labels, DTensor) else loss.to_local()
+        found: Any = cross_entropy(pred.movedim(-1, 1), labels, **options)
+        if isinstance(labels, DTensor):
+            return found
+        return (found[0].to_local(), found[1]) if return_metrics else found.to_local()
     rows, labels = pred.flatten(0, 1), labels.flatten(0, 1)
     if get_spmd_backend() != "spmd_types" or spmd_mesh_size("tp") == 1:
         return cross_entropy(rows, labels, **options)

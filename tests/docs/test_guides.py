@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "examples" / "guides"
 ALONE = {
     "plain_loop": None,
+    "language_model": None,
     "compiled": None,
     "amp_and_accumulation": None,
     "transformers_trainer": "transformers",

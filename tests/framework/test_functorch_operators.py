@@ -8,6 +8,7 @@ from torch.func import grad, grad_and_value, jacrev, jvp, vmap
 
 import powergrad_ext as pg
 from powergrad_ext import reference
+from powergrad_ext.options import Options
 
 OPS = torch.ops.powergrad
 ALPHA = torch.tensor(0.3, dtype=torch.float64)
@@ -25,7 +26,9 @@ def operator_loss(logits, target, reduction="mean"):
 
 
 def raw_loss(logits, target, reduction="mean"):
-    return OPS.cross_entropy_forward(logits, target, None, -100, reduction, 0.0, ALPHA, False)[0]
+    return OPS.cross_entropy_forward(
+        logits, target, *Options(reduction=reduction, alpha=ALPHA), False
+    )[0]
 
 
 def operator_log_softmax(logits, target):
@@ -132,7 +135,7 @@ def test_forward_mode_of_log_softmax_is_refused(function):
 def tangents_of_raw_operators():
     """Calls of the raw operators, each with one dual argument."""
     logits, target = torch.randn(4, 5), torch.arange(4)
-    options = (None, -100, "mean", 0.0, ALPHA)
+    options = Options(alpha=ALPHA)
     _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, True)
     _, log_statistics = OPS.log_softmax_forward(logits, -1, ALPHA, True)
     ones = torch.ones(())

@@ -8,15 +8,21 @@ import pytest
 import torch
 from cases import make_logits
 
+from powergrad_ext.options import Options
+
 ALPHA = torch.tensor(0.3, dtype=torch.float64)
 OPS = torch.ops.powergrad
+
+
+def smoothed(weight, reduction):
+    return Options(weight, reduction=reduction, label_smoothing=0.1, alpha=ALPHA)
 
 
 def index_arguments(device, shape=(6, 10), reduction="mean"):
     logits = make_logits(shape, torch.float32, device)
     target = torch.arange(shape[0]) if len(shape) == 2 else torch.zeros(2, shape[2]).long()
     weight = torch.linspace(0.5, 1.5, shape[1])
-    return logits, (target.to(device), weight.to(device), -100, reduction, 0.1, ALPHA)
+    return logits, (target.to(device), *smoothed(weight.to(device), reduction))
 
 
 def inner_arguments(device):
@@ -25,7 +31,7 @@ def inner_arguments(device):
 
 def probability_arguments(device):
     logits = make_logits((6, 10), torch.bfloat16, device)
-    return logits, (logits.float().softmax(1), None, -100, "none", 0.0, ALPHA)
+    return logits, (logits.float().softmax(1), *Options(reduction="none", alpha=ALPHA))
 
 
 def transposed_arguments(device):
@@ -82,7 +88,7 @@ LINEAR_OPERATORS = {
     "linear_cross_entropy_backward": lambda layer, wanted: (
         torch.ones_like(linear_forward(layer)[0]),
         *layer,
-        *linear_forward(layer)[1:3],
+        *linear_forward(layer)[2:4],
         wanted,
     ),
 }
@@ -94,7 +100,7 @@ def shard_arguments(device, dtype=torch.float32, reduction="none"):
     logits = make_logits((6, 10), dtype, device)
     target = torch.tensor([0, 2, 5, 11, 13, -100], device=device)
     weight = torch.linspace(0.5, 1.5, 14, device=device)
-    return logits, target, (weight, -100, reduction, 0.1, ALPHA)
+    return logits, target, smoothed(weight, reduction)
 
 
 def message(logits, target, options):
@@ -123,7 +129,12 @@ SHARD_OPERATORS = {
         *SHARD,
     ),
 }
-PUBLIC_OPERATORS = {"cross_entropy", "linear_cross_entropy", "log_softmax"}
+PUBLIC_OPERATORS = {
+    "cross_entropy",
+    "linear_cross_entropy",
+    "linear_cross_entropy_metrics",
+    "log_softmax",
+}
 
 
 def operator(name):
@@ -166,9 +177,9 @@ def test_shard_operators(name, dtype, reduction, device):
 @cases
 def test_cross_entropy(make_arguments, device):
     """With autograd: the gradients of traced and eager calls are compared too."""
-    logits, (*rest, alpha) = make_arguments(device)
+    logits, (target, *options) = make_arguments(device)
     logits = logits.detach().requires_grad_()
-    torch.library.opcheck(operator("cross_entropy"), (logits, *rest), {"alpha": alpha})
+    torch.library.opcheck(operator("cross_entropy"), (logits, target), Options(*options).keywords())
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -185,7 +196,7 @@ def linear_arguments(device, dtype, reduction):
     )
     target = torch.arange(9, device=device)
     weight = torch.linspace(0.5, 1.5, 10, device=device)
-    options = (weight, -100, reduction, 0.1, ALPHA, 4, 0.7, 3.0)
+    options = (*smoothed(weight, reduction), 4, 0.7, 3.0)
     return (input, linear_weight, target, linear_bias), options
 
 
@@ -214,7 +225,9 @@ def test_linear_operators_of_one_row(name, device):
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_linear_cross_entropy(reduction, device):
-    layer, (*rest, alpha, rows, scale, cap) = linear_arguments(device, torch.float32, reduction)
+    layer, (*rest, alpha, _, _, rows, scale, cap) = linear_arguments(
+        device, torch.float32, reduction
+    )
     layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
     torch.library.opcheck(
         operator("linear_cross_entropy"),

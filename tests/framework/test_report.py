@@ -79,6 +79,7 @@ def test_public_names():
         "PowerGradCrossEntropyLoss",
         "PowerGradLinearCrossEntropyLoss",
         "PowerGradLogSoftmax",
+        "RowMetrics",
         "calibration",
         "cross_entropy",
         "ctc_loss",

@@ -8,6 +8,7 @@ import itertools
 import torch
 
 import powergrad_ext as pg  # registers the operators
+from powergrad_ext.options import Options
 
 OPS = torch.ops.powergrad
 # Every branch of the plan for an H100 (csrc/cuda/plan.cpp), in each type.
@@ -62,33 +63,34 @@ def random_logits(shape, dtype):
 def solve(logits, alpha, targets):
     """All operators of cross-entropy, with targets of one kind."""
     shape, dtype = logits.shape, logits.dtype
-    options = [None, -100, "mean", 0.0]
+    options = Options(alpha=alpha)
     if targets == "probabilities":
         target = logits.softmax(1)
     else:
         target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64, device="cuda")
         target.view(-1)[-1] = shape[1] - 1
     if targets == "smoothed":
-        options = [torch.ones(shape[1], device="cuda", dtype=dtype), -100, "sum", 0.1]
-    OPS.cross_entropy_forward(logits, target, *options, alpha, False)
-    _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, alpha, True)
+        weight = torch.ones(shape[1], device="cuda", dtype=dtype)
+        options = Options(weight, reduction="sum", label_smoothing=0.1, alpha=alpha)
+    OPS.cross_entropy_forward(logits, target, *options, False)
+    _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, True)
     upstream = torch.ones_like(total, dtype=statistics.dtype)
     saved = (target, statistics, total)
-    OPS.cross_entropy_backward(upstream, logits, *saved, *options, alpha)
+    OPS.cross_entropy_backward(upstream, logits, *saved, *options)
     if targets != "probabilities":
-        solve_shards(logits, target, options, alpha)
+        solve_shards(logits, target, options)
 
 
-def solve_shards(logits, target, options, alpha):
+def solve_shards(logits, target, options):
     """Two shards of the classes, as two processes would have them."""
     first, second = logits.tensor_split(2, 1)
     places = [(first, 0, second.shape[1]), (second, first.shape[1], 0)]
     messages = []
     for shard, *place in places:
-        message, total = OPS.cross_entropy_shard_forward(shard, target, *options, alpha, *place, 1)
+        message, total = OPS.cross_entropy_shard_forward(shard, target, *options, *place, 1)
         messages.append(message)
-    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options, alpha)
-    rest = (target, numbers[:3], total, *options, alpha)
+    loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options)
+    rest = (target, numbers[:3], total, *options)
     for shard, *place in places:
         OPS.cross_entropy_backward(loss, shard, *rest, *place)
 

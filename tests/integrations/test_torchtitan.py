@@ -51,6 +51,36 @@ def test_the_loss(dtype, compiled):
         torch.testing.assert_close(gradient, identity(logits, labels, 13, alpha).to(dtype))
 
 
+def expected_metrics(logits, labels, tokens):
+    """By torch, in float64."""
+    z, counts = logits.detach().double(), labels != -100
+    log_p = z.log_softmax(-1)
+    of_target = log_p.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    rows = {
+        "log_prob_mean": of_target,
+        "entropy_mean": torch.special.entr(log_p.exp()).sum(-1),
+        "correct_mean": (z.argmax(-1) == labels).double(),
+    }
+    return {name: (values[counts].sum() / tokens).float() for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_metrics_and_z_loss(compiled):
+    torch._dynamo.reset()
+    compiling = CompileConfig(enable=compiled, components=["loss"], backend="aot_eager")
+    logits, labels = batch()
+    config = PowerGradLoss.Config(alpha=0.3, z_loss=0.1, metrics=True)
+    found, metrics = config.build(compile_config=compiling)(logits, labels, torch.tensor(13.0))
+    torch.testing.assert_close(metrics, expected_metrics(logits, labels, 13))
+    squares = logits.detach().double().logsumexp(-1)[labels != -100].square().sum()
+    plain, _ = PowerGradLoss.Config(alpha=0.3).build()(logits, labels, torch.tensor(13.0))
+    torch.testing.assert_close(found, (plain + 0.1 * squares / 13).float())
+    found.backward()
+    assert logits.grad.abs().sum() > 0
+    _, sums = config.build()(logits, labels)
+    torch.testing.assert_close(sums, expected_metrics(logits, labels, 1))
+
+
 def test_in_chunks():
     torch.manual_seed(0)
     head, (_, labels) = torch.nn.Linear(6, 30, bias=False), batch()
@@ -75,8 +105,9 @@ def sharded_by_dtensor(compiling):
         given = distribute_tensor(logits.detach(), mesh, [placement]).requires_grad_()
         torch._dynamo.reset()  # which would take other local sizes for dynamic; torch then fails
         its_labels = labels if of_labels is None else distribute_tensor(labels, mesh, [of_labels])
-        loss = PowerGradLoss.Config(alpha=0.3).build(compile_config=compiling)
-        found, _ = loss(given, its_labels, torch.tensor(13.0))
+        loss = PowerGradLoss.Config(alpha=0.3, metrics=True).build(compile_config=compiling)
+        found, metrics = loss(given, its_labels, torch.tensor(13.0))
+        torch.testing.assert_close(metrics, expected_metrics(logits, labels, 13))
         found.backward()
         whole = found if of_labels is None else found.full_tensor()
         torch.testing.assert_close(whole, value)
@@ -92,8 +123,9 @@ def sharded_as_plain_tensors(compiling):
     utils.set_spmd_backend("spmd_types")
     own = logits.detach().chunk(2, -1)[dist.get_rank()].clone().requires_grad_()
     with spmd_types.set_current_spmd_mesh(mesh):
-        loss = PowerGradLoss.Config(alpha=0.3).build(compile_config=compiling)
-        found, _ = loss(own, labels, torch.tensor(13.0))
+        loss = PowerGradLoss.Config(alpha=0.3, metrics=True).build(compile_config=compiling)
+        found, metrics = loss(own, labels, torch.tensor(13.0))
+        torch.testing.assert_close(metrics, expected_metrics(logits, labels, 13))
         found.backward()
         theirs, _ = CrossEntropyLoss.Config(global_vocab_size=30).build()(
             own, labels, torch.tensor(13.0)

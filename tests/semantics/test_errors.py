@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import powergrad_ext as pg
+from powergrad_ext.options import Options
 
 CLASSES = 5
 OPS = torch.ops.powergrad
@@ -137,15 +138,7 @@ invalid = pytest.mark.parametrize(("bad", "kind", "words"), INVALID.values(), id
 
 
 def arguments(device="cpu", **bad):
-    good = {
-        "input": logits(3, CLASSES),
-        "target": INDEX,
-        "weight": None,
-        "ignore_index": -100,
-        "reduction": "mean",
-        "label_smoothing": 0.0,
-        "alpha": 0.3,
-    }
+    good = {"input": logits(3, CLASSES), "target": INDEX, **Options().keywords()}
     return {name: beside(device, value) for name, value in (good | bad).items()}
 
 

@@ -11,6 +11,8 @@ from oracle import (
     log_softmax_definition,
 )
 
+from powergrad_ext.options import Options
+
 OPS = torch.ops.powergrad
 ALPHA = torch.tensor(0.3, dtype=torch.float64)
 
@@ -26,15 +28,7 @@ SHAPES = pytest.mark.parametrize("shape", [(6, 50), (3, 5, 37), (1, 70000)], ids
 
 
 def raw_arguments(problem):
-    options = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0} | problem.options
-    return (
-        problem.target,
-        problem.weight,
-        options["ignore_index"],
-        options["reduction"],
-        options["label_smoothing"],
-        ALPHA,
-    )
+    return problem.target, *Options(problem.weight, **problem.options, alpha=ALPHA)
 
 
 @CALLS
@@ -156,7 +150,7 @@ def test_every_element_is_written(shape, dtype, device):
     _, statistics, total = forward = OPS.cross_entropy_forward(problem.logits, *raw, True)
     upstream = torch.ones((), device=device, dtype=forward[0].dtype)
     logits = problem.logits.clone().requires_grad_()
-    loss = OPS.cross_entropy(logits, *raw[:-1], alpha=ALPHA)
+    loss = OPS.cross_entropy(logits, target, **Options(*options).keywords())
     returned = [
         *forward,
         *torch.autograd.grad(loss, logits),

@@ -7,6 +7,8 @@ from oracle import assert_gradient, assert_loss, definition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from powergrad_ext.options import Options
+
 OPS = torch.ops.powergrad
 ALPHA = torch.tensor(0.3, dtype=torch.float64)
 STATISTICS = 3  # of the numbers of a row
@@ -22,7 +24,7 @@ OPTIONS = {
 
 def raw_options(problem):
     options = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0} | problem.options
-    return problem.weight, *options.values(), ALPHA
+    return Options(problem.weight, **options, alpha=ALPHA)
 
 
 def check_ranks(problem, sizes):
@@ -71,20 +73,20 @@ def test_refusals():
     logits, target = torch.randn(4, 5), torch.tensor([0, 3, 9, 11])
     forward = OPS.cross_entropy_shard_forward
     with pytest.raises(IndexError, match=r"Target 11 is out of bounds.* for C = 11 classes"):
-        forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 3, 0)
+        forward(logits, target, *Options(alpha=ALPHA), 3, 3, 0)
     with pytest.raises(RuntimeError, match="must not be negative, got -1 and 9"):
-        forward(logits, target, None, -100, "mean", 0.0, ALPHA, -1, 9, 0)
+        forward(logits, target, *Options(alpha=ALPHA), -1, 9, 0)
     with pytest.raises(RuntimeError, match="for all 12 classes"):
-        forward(logits, target, torch.ones(5), -100, "mean", 0.0, ALPHA, 3, 4, 0)
+        forward(logits, target, *Options(torch.ones(5), alpha=ALPHA), 3, 4, 0)
     with pytest.raises(RuntimeError, match="must have at least one class"):
-        forward(torch.empty(4, 0), target, None, -100, "mean", 0.0, ALPHA, 0, 0, 0)
+        forward(torch.empty(4, 0), target, *Options(alpha=ALPHA), 0, 0, 0)
     with pytest.raises(ValueError, match="average is not a valid value for reduction"):
-        forward(logits, target, None, -100, "average", 0.0, ALPHA, 3, 4, 0)
-    one, total = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 1)
-    other, _ = forward(logits, target, None, -100, "mean", 0.0, ALPHA, 3, 4, 2)
+        forward(logits, target, *Options(reduction="average", alpha=ALPHA), 3, 4, 0)
+    one, total = forward(logits, target, *Options(alpha=ALPHA), 3, 4, 1)
+    other, _ = forward(logits, target, *Options(alpha=ALPHA), 3, 4, 2)
 
     def merge(messages, reduction, alpha, total):
-        options = (None, -100, reduction, 0.0, alpha)
+        options = Options(reduction=reduction, alpha=alpha)
         return OPS.cross_entropy_merge_shards(messages, total, *options)
 
     with pytest.raises(RuntimeError, match=r"ranks 0 and 2 of the group .* that differ"):
@@ -106,10 +108,10 @@ def test_refusals():
 def test_rows_are_told_apart():
     """Ranks with the same options and other numbers of rows have other fingerprints."""
     few, _ = OPS.cross_entropy_shard_forward(
-        torch.randn(4, 5), torch.zeros(4).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+        torch.randn(4, 5), torch.zeros(4).long(), *Options(alpha=ALPHA), 0, 0, 1
     )
     more, _ = OPS.cross_entropy_shard_forward(
-        torch.randn(6, 5), torch.zeros(6).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+        torch.randn(6, 5), torch.zeros(6).long(), *Options(alpha=ALPHA), 0, 0, 1
     )
     assert few[0] != more[0]
 
@@ -117,7 +119,7 @@ def test_rows_are_told_apart():
 def test_an_operator_is_not_differentiable_in_silence():
     logits = torch.randn(4, 5, requires_grad=True)
     message, _ = OPS.cross_entropy_shard_forward(
-        logits, torch.zeros(4).long(), None, -100, "mean", 0.0, ALPHA, 0, 0, 1
+        logits, torch.zeros(4).long(), *Options(alpha=ALPHA), 0, 0, 1
     )
     with pytest.raises(RuntimeError, match="not implemented"):
         message.sum().backward()
@@ -127,7 +129,7 @@ def test_an_operator_is_not_differentiable_in_silence():
         torch.zeros(4).long(),
         torch.ones(STATISTICS, 4),
         torch.tensor(4.0).double(),
-        *(None, -100, "mean", 0.0, ALPHA),
+        *Options(alpha=ALPHA),
         *(2, 0),
     )
     with pytest.raises(RuntimeError, match="not implemented where other classes"):
@@ -137,7 +139,7 @@ def test_an_operator_is_not_differentiable_in_silence():
 def merged(rows, alpha=ALPHA):
     """Of shard statistics, (shards, 5, rows): maximum, alpha sum, target weight, sum, distance."""
     messages = torch.cat([torch.zeros(len(rows), 1), rows.flatten(1)], 1)
-    options = (None, -100, "none", 0.0, alpha)
+    options = Options(reduction="none", alpha=alpha)
     return OPS.cross_entropy_merge_shards(messages, torch.ones(()).double(), *options)[1]
 
 
@@ -177,7 +179,7 @@ def test_infinite_rows_are_nan(value, device):
         logits = torch.randn(2, 12, device=device)
         logits[0, place] = value
         target = torch.tensor([1, 1], device=device)
-        options = (None, -100, "none", 0.0, ALPHA)
+        options = Options(reduction="none", alpha=ALPHA)
         shards = logits.split(4, 1)
         messages, totals = zip(
             *(
@@ -215,7 +217,7 @@ def test_fake_rules(arrangement):
     }[arrangement]
     rows = (6, *logits.shape[2:])
     target = torch.randint(9, rows)
-    options = (None, -100, "none", 0.0, ALPHA)
+    options = Options(reduction="none", alpha=ALPHA)
     message, total = OPS.cross_entropy_shard_forward(logits, target, *options, 1, 3, 7)
     _, numbers = OPS.cross_entropy_merge_shards(message[None], total, *options)
     calls = {

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import powergrad_ext as pg
+from powergrad_ext.options import Options
 
 TARGET = torch.tensor([0, 1, 2, -100])
 
@@ -81,4 +82,4 @@ def test_no_kernels_for_the_device():
     fake = torch.empty(4, 5, device="meta")
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(NotImplementedError, match="no kernels for meta"):
-        operator.redispatch(keys, fake, TARGET, None, -100, "mean", 0.0, torch.tensor(0.3), True)
+        operator.redispatch(keys, fake, TARGET, *Options(alpha=torch.tensor(0.3)), True)
