@@ -14,8 +14,7 @@ MergeParams merge_params(const at::Tensor& shard_statistics, bool metrics) {
   const int64_t of_row = shard_statistics_size(1, metrics) - header;
   const bool is_float = shard_statistics.scalar_type() == at::kFloat;
   TORCH_CHECK(shard_statistics.dim() == 2 && shard_statistics.size(0) > 0 &&
-                  shard_statistics.is_contiguous() &&
-                  shard_statistics.size(1) % of_row == header &&
+                  shard_statistics.is_contiguous() && shard_statistics.size(1) % of_row == header &&
                   (is_float || shard_statistics.scalar_type() == at::kDouble),
               "cross_entropy_merge_shards(): argument 'shard_statistics' must hold what",
               " cross_entropy_shard_forward returned for every shard, got ",
@@ -98,9 +97,9 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_of_shards(const at::Tensor& inp
                                                            const ClassShard& shard, bool metrics) {
   at::Tensor own, total_weight;
   try {
-    std::tie(own, total_weight) = cross_entropy_shard_forward(
-        input, target, options, shard.others.before, shard.others.after, /*fingerprint=*/0,
-        metrics);
+    std::tie(own, total_weight) =
+        cross_entropy_shard_forward(input, target, options, shard.others.before, shard.others.after,
+                                    /*fingerprint=*/0, metrics);
   } catch (...) {
     const auto type = input.options().dtype(accumulate_type(input));
     all_gather(at::full({shard_statistics_size(target.numel(), metrics)}, kNoFingerprint, type),

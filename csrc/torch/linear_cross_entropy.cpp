@@ -82,9 +82,8 @@ LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask 
                 losses.options());
   RowChunks chunks(layer, gradients);
   chunks.forward({losses, statistics, whole.statistics()}, divisor);
-  return std::tuple_cat(
-      std::tuple(whole.loss(), whole.statistics(), statistics, divisor, scale),
-      chunks.gradients());
+  return std::tuple_cat(std::tuple(whole.loss(), whole.statistics(), statistics, divisor, scale),
+                        chunks.gradients());
 }
 
 LinearGradients linear_cross_entropy_backward(const at::Tensor& grad_output, const LastLayer& layer,

@@ -44,10 +44,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_meta(
   check_cross_entropy(input, target, options);
   if (metrics) check_metrics(input, target);
   const int64_t class_dim = class_dim_of(input);
-  return {empty_losses(input, symbolic_row_sizes(input, class_dim), options.reduction),
-          empty_statistics(input, class_dim,
-                           statistics_of_forward(options, needs_backward, metrics)),
-          empty({}, input, at::kDouble)};
+  return {
+      empty_losses(input, symbolic_row_sizes(input, class_dim), options.reduction),
+      empty_statistics(input, class_dim, statistics_of_forward(options, needs_backward, metrics)),
+      empty({}, input, at::kDouble)};
 }
 
 at::Tensor cross_entropy_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,

@@ -71,8 +71,8 @@ struct CrossEntropyOptions {
   static CrossEntropyOptions make(const OptionalTensor& weight, int64_t ignore_index,
                                   std::string_view reduction, double label_smoothing, Alpha alpha,
                                   const OptionalTensor& row_weight, double z_loss) {
-    return {weight,           ignore_index, parse_reduction(reduction), label_smoothing,
-            as_tensor(alpha), row_weight,   z_loss};
+    return {weight,     ignore_index, parse_reduction(reduction), label_smoothing, as_tensor(alpha),
+            row_weight, z_loss};
   }
   static const at::Tensor& itself(const at::Tensor& alpha) { return alpha; }
   static constexpr auto from = make<const at::Tensor&, itself>;

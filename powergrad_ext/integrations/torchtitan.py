@@ -5,6 +5,7 @@ In place of CrossEntropyLoss.Config(), also as ChunkedLossWrapper.Config(loss_fn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,8 +44,9 @@ class PowerGradLoss(BaseLoss):
         """Whether metrics are returned."""
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
-        options = {"z_loss": config.z_loss, "return_metrics": config.metrics}
-        self.fn = partial(_summed, alpha=config.alpha, **options)
+        self.fn: Callable[..., Any] = partial(
+            _summed, alpha=config.alpha, z_loss=config.z_loss, return_metrics=config.metrics
+        )
         self.has_metrics = config.metrics
         self._maybe_compile(compile_config)
 

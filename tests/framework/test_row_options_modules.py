@@ -1,0 +1,174 @@
+"""row_weight, z_loss and return_metrics of modules, under checkpoints, hooks and autocast."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import ClassVar
+
+import pytest
+import torch
+import torch._dynamo.testing
+from last_layer import C, H, N, make_layer, make_target
+from row_options import make_finite_rows
+from torch.utils.checkpoint import checkpoint
+
+import powergrad_ext as pg
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_checkpoints_and_packed_tensors(reduction):
+    logits, target, row_weight = make_finite_rows(dtype=torch.float32)
+    layer = make_layer("cpu", torch.float32)
+    rows = (torch.arange(N) % 4).float()
+    options = {"reduction": reduction, "z_loss": 0.1}
+
+    def loss(z):
+        return pg.cross_entropy(z, target, row_weight=row_weight, **options).sum()
+
+    def of_layer(input):
+        return pg.linear_cross_entropy(
+            input, *layer[1:2], make_target("cpu"), row_weight=rows, **options
+        ).sum()
+
+    for function, start in ((loss, logits), (of_layer, layer[0].detach())):
+        leaf = start.clone().requires_grad_()
+        (right,) = torch.autograd.grad(function(leaf), leaf)
+        (found,) = torch.autograd.grad(checkpoint(function, leaf, use_reentrant=False), leaf)
+        torch.testing.assert_close(found, right)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t.bfloat16() if t.is_floating_point() else t, lambda t: t
+        ):
+            value = function(leaf)
+        (rounded,) = torch.autograd.grad(value, leaf)
+        torch.testing.assert_close(rounded, right, rtol=0.1, atol=0.05)
+
+
+def test_autocast():
+    layer, target = make_layer("cpu", torch.float32), make_target("cpu")
+    row_weight = (torch.arange(N) % 4).float()
+    options = {"row_weight": row_weight, "z_loss": 0.1, "return_metrics": True}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = pg.linear_cross_entropy(*layer[:2], target, **options)
+    halves = [each.detach().bfloat16() for each in layer[:2]]
+    expected, its_metrics = pg.linear_cross_entropy(*halves, target, **options)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close((loss.detach(), *metrics), (expected, *its_metrics))
+
+
+MODULES = {
+    "loss": lambda: pg.PowerGradCrossEntropyLoss(z_loss=0.1, return_metrics=True),
+    "layer": lambda: pg.PowerGradLinearCrossEntropyLoss(H, C, z_loss=0.1, return_metrics=True),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name):
+    module = MODULES[name]()
+    assert "z_loss=0.1, return_metrics=True" in repr(module)
+    input = make_layer("cpu", torch.float32)[0].detach()
+    target, row_weight = make_target("cpu"), (torch.arange(N) % 4).float()
+    target = target.clamp_max(H - 1)
+    found = module(input, target, row_weight)
+    copies = (copy.deepcopy(module), pickle.loads(pickle.dumps(module)))
+    for each in copies:
+        again = each(input, target, row_weight)
+        assert torch.equal(again[0], found[0])
+        assert torch.equal(again[1].entropy, found[1].entropy)
+    if name == "loss":
+        expected = pg.cross_entropy(
+            input, target, row_weight=row_weight, z_loss=0.1, return_metrics=True
+        )
+    else:
+        expected = pg.linear_cross_entropy(
+            input,
+            module.linear.weight,
+            target,
+            row_weight=row_weight,
+            z_loss=0.1,
+            return_metrics=True,
+        )
+    torch.testing.assert_close((found[0], *found[1]), (expected[0], *expected[1]))
+    assert "z_loss" not in repr(pg.PowerGradCrossEntropyLoss())
+    with pytest.raises(RuntimeError, match="return_metrics must be False under"):
+        torch.jit.script(module)
+
+
+def test_scripts():
+    logits, target, row_weight = make_finite_rows(dtype=torch.float32)
+    for module in (pg.PowerGradCrossEntropyLoss(z_loss=0.1),):
+        script = torch.jit.script(module)
+        for rows in (None, row_weight):
+            torch.testing.assert_close(script(logits, target, rows), module(logits, target, rows))
+
+
+class Traced(torch.Tensor):
+    """A subclass that records the keywords of what is called."""
+
+    seen: ClassVar[dict] = {}
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (pg.cross_entropy, pg.linear_cross_entropy):
+            cls.seen = dict(kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+
+def test_torch_function_hands_them_on():
+    logits, target, row_weight = make_finite_rows()
+    options = {"row_weight": row_weight.as_subclass(Traced), "z_loss": 0.1, "return_metrics": True}
+    loss, _ = pg.cross_entropy(logits, target, **options)
+    assert {name: Traced.seen[name] for name in ("z_loss", "return_metrics")} == {
+        "z_loss": 0.1,
+        "return_metrics": True,
+    }
+    plain = options | {"row_weight": row_weight}
+    expected = pg.cross_entropy(logits, target, **plain)
+    torch.testing.assert_close(torch.Tensor(loss), expected[0])
+    layer = [each.detach() for each in make_layer("cpu")[:2]]
+    rows = (torch.arange(N) % 4).double()
+    found, _ = pg.linear_cross_entropy(
+        *layer,
+        make_target("cpu"),
+        row_weight=rows.as_subclass(Traced),
+        z_loss=0.1,
+        return_metrics=True,
+    )
+    right = pg.linear_cross_entropy(*layer, make_target("cpu"), row_weight=rows, z_loss=0.1)
+    torch.testing.assert_close(torch.Tensor(found), right)
+
+
+def test_flops_of_metrics():
+    """The products of the plain call, however metrics are asked for."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer, target = make_layer("cpu"), make_target("cpu")
+    counts = []
+    for return_metrics in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            loss = pg.linear_cross_entropy(*layer[:2], target, return_metrics=return_metrics)
+            (loss[0] if return_metrics else loss).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * N * C * H
+
+
+def test_inplace_backward():
+    """z-loss reads what forward saved, not the logits that the gradient has overwritten."""
+    logits, target, row_weight = make_finite_rows(dtype=torch.float32)
+    for reduction in REDUCTIONS:
+        results = []
+        for inplace in (False, True):
+            leaf = logits.clone().requires_grad_()
+            loss = pg.cross_entropy(
+                leaf * 1.0,
+                target,
+                row_weight=row_weight,
+                z_loss=0.1,
+                reduction=reduction,
+                inplace_backward=inplace,
+            ).sum()
+            results.append(torch.autograd.grad(loss, leaf)[0])
+        torch.testing.assert_close(*results)
