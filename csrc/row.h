@@ -51,6 +51,17 @@ POWERGRAD_FUNCTION Scalar nan_if_infinite(Scalar maximum) {
 
 POWERGRAD_FUNCTION bool has_metrics(const CrossEntropyParams& p) { return p.metrics != nullptr; }
 
+template <class Params>
+POWERGRAD_FUNCTION bool has_z_loss(const Params& p) {
+  return p.z_loss > 0.0;
+}
+
+// Whether a row needs more than its plain loss and its statistics. One test of it, so that calls
+// that ask for none of these pay one branch.
+POWERGRAD_FUNCTION bool has_row_options(const CrossEntropyParams& p) {
+  return p.row_weight != nullptr || has_metrics(p) || has_z_loss(p);
+}
+
 // Whether every class has a target: probabilities or label smoothing.
 POWERGRAD_FUNCTION bool has_dense_target(const CrossEntropyParams& p) {
   return p.target_probabilities != nullptr || p.label_smoothing > 0.0;
@@ -93,10 +104,11 @@ struct IndexTarget {
   IndexTarget() = default;
   POWERGRAD_FUNCTION static IndexTarget of_row(const CrossEntropyParams& p, int64_t row) {
     IndexTarget target;
-    const int64_t index_of_all = target_index(p, row);
-    target.ignored = (p.target_index != nullptr && index_of_all == p.ignore_index) ||
-                     row_weight_of<Scalar>(p, row) == 0;
+    target.ignored = row_weight_of<Scalar>(p, row) == 0;
     if (p.target_index == nullptr || target.ignored) return target;
+    const int64_t index_of_all = target_index(p, row);
+    target.ignored = index_of_all == p.ignore_index;
+    if (target.ignored) return target;
     target.index = own_class(p, index_of_all);
     if (target.index >= 0) target.set_weights(p);
     return target;
@@ -124,7 +136,7 @@ struct IndexTarget {
 template <class Scalar, class Params, class Loss>
 POWERGRAD_FUNCTION Loss weighted_loss(const Params& p, int64_t row, Loss loss, Loss maximum,
                                       Loss log_sum) {
-  if (p.z_loss != 0.0) {
+  if (has_z_loss(p)) {
     const Loss lse = maximum + log_sum;
     loss += static_cast<Loss>(p.z_loss) * lse * lse;
   }
@@ -206,29 +218,25 @@ POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_
 //
 // W / (1 + r') and r' W / (1 + r') are computed once a row, which also rounds less than multiplying
 // by W for each class.
+//
+// z-loss gives p' the weight W + z with z = 2 z_loss lse. The difference W - target_j of the second
+// formula stays as it is, and exact: z is taken from what is subtracted from it.
 template <class Scalar>
 struct SoftmaxRow {
   Scalar maximum;
   Scalar dominant;       // the maximum where r' < 1, else NaN, which equals nothing
   Scalar target_weight;  // W
-  Scalar share;          // W / (1 + r')
-  Scalar missing;        // r' W / (1 + r'): what the maximum's p' W lacks to W
+  Scalar share;          // (W + z) / (1 + r')
+  Scalar missing;        // r' (W + z) / (1 + r') - z: what the maximum's p' (W + z) lacks to W
 
   SoftmaxRow() = default;
   POWERGRAD_FUNCTION SoftmaxRow(Scalar row_maximum, Scalar alpha_sumexp_m1,
-                                Scalar row_target_weight)
+                                Scalar row_target_weight, Scalar z = 0)
       : maximum(row_maximum),
         dominant(alpha_sumexp_m1 < 1 ? row_maximum : static_cast<Scalar>(NAN)),
         target_weight(row_target_weight),
-        share(row_target_weight / (1 + alpha_sumexp_m1)),
-        missing(alpha_sumexp_m1 * share) {}
-
-  // Raises the weight of p' above W: that of z-loss (z_loss_weight). The difference from 1 stays
-  // exact, since only `missing` knows of it.
-  POWERGRAD_FUNCTION void add_weight(Scalar alpha_sumexp_m1, Scalar weight) {
-    share = (target_weight + weight) / (1 + alpha_sumexp_m1);
-    missing = alpha_sumexp_m1 * share - weight;
-  }
+        share((row_target_weight + z) / (1 + alpha_sumexp_m1)),
+        missing(alpha_sumexp_m1 * share - z) {}
 
   // p'_j W - target_j of a logit z. The first difference is an explicit fma, since the compiler
   // would otherwise fuse a target_j that is a product into it: the difference would then be that

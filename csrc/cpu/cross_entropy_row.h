@@ -208,15 +208,12 @@ struct CrossEntropyRow {
       state.target_weight += target.point_weight;
       state.distance += target.point_weight * (reference_of(state.maximum) - z_target);
     }
-    const double entropy_sum =
-        has_metrics(p) ? merge_entropy_sums(count, workspace.blocks, state.maximum) : 0.0;
     if (p.is_shard) {
       write_sumexp_m1(p, row, state.sumexp_m1);
       loss = static_cast<Scalar>(state.distance);
       write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.target_weight);
       if (has_metrics(p)) {
-        write_metrics_of_shard(p, row, static_cast<Scalar>(z_target),
-                               static_cast<Scalar>(entropy_sum));
+        write_metrics_of_shard(p, row, static_cast<Scalar>(z_target), entropy_sum(p, workspace));
       }
       return;
     }
@@ -224,15 +221,31 @@ struct CrossEntropyRow {
     const auto sumexp_m1 = static_cast<Scalar>(state.sumexp_m1 + undefined);
     const Scalar log_sum = log1p(sumexp_m1);
     // Both terms are >= 0, so nothing cancels.
-    const double of_target = state.distance + state.target_weight * log_sum;
-    loss = static_cast<Scalar>(
-        weighted_loss<Scalar>(p, row, of_target, state.maximum, double{log_sum}));
+    double whole_loss = state.distance + state.target_weight * log_sum;
+    if (has_row_options(p)) {
+      whole_loss = finish_options(p, row, whole_loss, z_target, sumexp_m1, log_sum, workspace);
+    }
+    loss = static_cast<Scalar>(whole_loss);
     write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + undefined, state.target_weight);
+  }
+
+  // Not inlined: rows without options then have all registers.
+  __attribute__((noinline)) static double finish_options(const Params& p, int64_t row, double loss,
+                                                         double z_target, Scalar sumexp_m1,
+                                                         Scalar log_sum,
+                                                         const Workspace& workspace) {
+    const double maximum = workspace.row.maximum;
     write_sumexp_m1(p, row, sumexp_m1);
-    if (!has_metrics(p)) return;
-    compute_metrics(p, p.shape.rows(), row, static_cast<Scalar>(state.maximum),
-                    static_cast<Scalar>(z_target), sumexp_m1, log_sum,
-                    static_cast<Scalar>(entropy_sum));
+    if (has_metrics(p)) {
+      compute_metrics(p, p.shape.rows(), row, static_cast<Scalar>(maximum),
+                      static_cast<Scalar>(z_target), sumexp_m1, log_sum, entropy_sum(p, workspace));
+    }
+    return weighted_loss<Scalar>(p, row, loss, maximum, double{log_sum});
+  }
+
+  static Scalar entropy_sum(const Params& p, const Workspace& workspace) {
+    return static_cast<Scalar>(
+        merge_entropy_sums(block_count(p.shape), workspace.blocks, workspace.row.maximum));
   }
 
   static void write_sumexp_m1(const Params& p, int64_t row, double sumexp_m1) {
@@ -248,15 +261,10 @@ struct CrossEntropyRow {
     *statistic(p, kTargetWeight, row) = static_cast<Scalar>(target_weight);
   }
 
-  static SoftmaxRow<Scalar> softmax_of(const Params& p, int64_t row) {
-    const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
-    SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
-                               *statistic(p, kTargetWeight, row));
-    if (p.z_loss != 0.0) {
-      const Scalar log_sum = log1p(static_cast<const Scalar*>(p.sumexp_m1)[row]);
-      softmax.add_weight(alpha_sumexp_m1, z_loss_weight(p, softmax.maximum, log_sum));
-    }
-    return softmax;
+  static Scalar z_loss_weight_of(const Params& p, int64_t row) {
+    if (!has_z_loss(p)) return 0;
+    const Scalar log_sum = log1p(static_cast<const Scalar*>(p.sumexp_m1)[row]);
+    return z_loss_weight(p, *statistic(p, kMaximum, row), log_sum);
   }
 
   // With the exponentials that the reduction kept, or without them.
@@ -275,7 +283,8 @@ struct CrossEntropyRow {
     Storage* out = gradient(p, row);
     const auto target = IndexTarget<Scalar>::of_row(p, row);
     const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
-    const SoftmaxRow<Scalar> softmax = softmax_of(p, row);
+    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
+                                     *statistic(p, kTargetWeight, row), z_loss_weight_of(p, row));
     const DenseTarget<Storage> target_of = dense_target(p, row);
     const Scalar scale = grad_output_of_row<Scalar>(p, row);
     for (int64_t k = begin; k < end; ++k) {

@@ -19,6 +19,7 @@ class CrossEntropyTiles {
     const bool is_scalar = p.grad_output != nullptr && p.grad_output_stride == 0;
     const Scalar common = is_scalar ? *static_cast<const Scalar*>(p.grad_output) : Scalar(1);
     common_scale_ = V::broadcast(common / divisor);
+    has_common_scale_ = (p.grad_output == nullptr || is_scalar) && p.row_weight == nullptr;
   }
 
   template <class Kind>
@@ -60,23 +61,17 @@ class CrossEntropyTiles {
       const V ignored = target.ignored();
       const auto counts = equal(ignored, zero);
       const auto write = [&](V value, void* to) { rows.store(masked(counts, value), to); };
-      V z_weight = zero;
+      V z = zero;
       if (!p_.is_shard) {
         sums = sums.with_nan_if_infinite(maximum);
-        const V log_sum = log1p(sums.sumexp_m1);
         // Both terms are >= 0, so nothing cancels.
-        loss.distance = multiply_add(loss.target_weight, log_sum, loss.distance);
-        if (p_.z_loss != 0.0) {
-          const V lse = maximum + log_sum;
-          const V weight = V::broadcast(static_cast<Scalar>(p_.z_loss));
-          loss.distance = multiply_add(weight * lse, lse, loss.distance);
-          z_weight = z_loss_weights(maximum, log_sum);
-        }
-        if (p_.row_weight != nullptr) loss.distance = loss.distance * rows.load(p_.row_weight);
+        loss.distance = multiply_add(loss.target_weight, log1p(sums.sumexp_m1), loss.distance);
       }
-      if (has_metrics(p_)) finish_metrics(rows, target, z_target, maximum, sums.sumexp_m1);
-      if (p_.sumexp_m1 != nullptr) {
-        rows.store(masked(counts, sums.sumexp_m1) - ignored, p_.sumexp_m1);
+      if (has_options_) {
+        const LossWithOptions with =
+            finish_options(rows, target, z_target, maximum, sums.sumexp_m1, loss.distance);
+        loss.distance = with.loss;
+        z = with.z;
       }
       write(loss.distance, p_.losses);
       if (p_.statistics != nullptr) {
@@ -86,8 +81,7 @@ class CrossEntropyTiles {
       }
       if (p_.gradient == nullptr) return;
       gradient.softmax.set(vector, maximum, sums.alpha_sumexp_m1, loss.target_weight, scale(rows),
-                           ignored);
-      if (p_.z_loss != 0.0) gradient.softmax.add_weight(vector, sums.alpha_sumexp_m1, z_weight);
+                           ignored, z);
       set_target(gradient, vector, target, z_target);
     });
     if (p_.gradient == nullptr) return;
@@ -105,14 +99,10 @@ class CrossEntropyTiles {
     for_each_vector_of<V>(tile, [&](const TileVector& vector) {
       const RowLanes<V> rows(tile, vector);
       const LaneTargets<V> target = targets_.read(rows);
-      const V maximum = rows.load(statistic(kMaximum));
-      const V alpha_sumexp_m1 = rows.load(statistic(kAlphaSumexpM1));
-      gradient.softmax.set(vector, maximum, alpha_sumexp_m1, rows.load(statistic(kTargetWeight)),
-                           scale(rows), target.ignored());
-      if (p_.z_loss != 0.0) {
-        const V log_sum = log1p(rows.load(p_.sumexp_m1));
-        gradient.softmax.add_weight(vector, alpha_sumexp_m1, z_loss_weights(maximum, log_sum));
-      }
+      const V z = has_options_ ? saved_z_loss_weights(rows) : V::broadcast(0);
+      gradient.softmax.set(vector, rows.load(statistic(kMaximum)),
+                           rows.load(statistic(kAlphaSumexpM1)),
+                           rows.load(statistic(kTargetWeight)), scale(rows), target.ignored(), z);
       set_target(gradient, vector, target, logits.gather(vector, target.number));
     });
     write_again(tile, gradient, dense, logits);
@@ -138,7 +128,8 @@ class CrossEntropyTiles {
 
   Scalar* statistic(Statistic which) const { return statistic_of_rows<Scalar>(p_, which); }
 
-  // Not inlined, as the next: GCC 12 fails on masks of doubles for baseline SSE2 otherwise.
+  // What options need is not inlined: tiles without options then have all registers, and GCC 12
+  // fails on masks of doubles for baseline SSE2 otherwise.
   __attribute__((noinline)) void sum_entropy(const TileLogits<Storage>& logits,
                                              const TileVector& vector, const RowLanes<V>& rows,
                                              V maximum) const {
@@ -172,17 +163,49 @@ class CrossEntropyTiles {
   }
 
   V scale(const RowLanes<V>& rows) const {
+    return has_common_scale_ ? common_scale_ : scale_of_each(rows);
+  }
+  // grad_output_of_row, lane by lane.
+  V scale_of_each(const RowLanes<V>& rows) const {
     const bool is_common = p_.grad_output == nullptr || p_.grad_output_stride == 0;
-    if (p_.row_weight == nullptr) {
-      return is_common ? common_scale_ : rows.load(p_.grad_output) / divisor_;
-    }
+    if (p_.row_weight == nullptr) return rows.load(p_.grad_output) / divisor_;
     const V weights = rows.load(p_.row_weight);
     return is_common ? common_scale_ * weights : rows.load(p_.grad_output) * weights / divisor_;
   }
 
+  struct LossWithOptions {
+    V loss;
+    V z;  // as in SoftmaxRow
+  };
+  __attribute__((noinline)) LossWithOptions finish_options(const RowLanes<V>& rows,
+                                                           const LaneTargets<V>& target, V z_target,
+                                                           V maximum, V sumexp_m1, V loss) const {
+    if (p_.sumexp_m1 != nullptr) {
+      const V ignored = target.ignored();
+      const auto counts = equal(ignored, V::broadcast(0));
+      rows.store(masked(counts, sumexp_m1) - ignored, p_.sumexp_m1);
+    }
+    if (has_metrics(p_)) finish_metrics(rows, target, z_target, maximum, sumexp_m1);
+    if (p_.is_shard) return {loss, V::broadcast(0)};
+    const V z = has_z_loss(p_) ? z_loss_weights(maximum, sumexp_m1) : V::broadcast(0);
+    return {weighted_losses(rows, loss, maximum, sumexp_m1), z};
+  }
+
+  // weighted_loss, lane by lane.
+  V weighted_losses(const RowLanes<V>& rows, V loss, V maximum, V sumexp_m1) const {
+    if (has_z_loss(p_)) {
+      const V lse = maximum + log1p(sumexp_m1);
+      loss = multiply_add(V::broadcast(static_cast<Scalar>(p_.z_loss)) * lse, lse, loss);
+    }
+    return p_.row_weight != nullptr ? loss * rows.load(p_.row_weight) : loss;
+  }
   // z_loss_weight, lane by lane.
-  V z_loss_weights(V maximum, V log_sum) const {
-    return V::broadcast(static_cast<Scalar>(2.0 * p_.z_loss)) * (maximum + log_sum);
+  V z_loss_weights(V maximum, V sumexp_m1) const {
+    return V::broadcast(static_cast<Scalar>(2.0 * p_.z_loss)) * (maximum + log1p(sumexp_m1));
+  }
+  __attribute__((noinline)) V saved_z_loss_weights(const RowLanes<V>& rows) const {
+    if (!has_z_loss(p_)) return V::broadcast(0);
+    return z_loss_weights(rows.load(statistic(kMaximum)), rows.load(p_.sumexp_m1));
   }
 
   // Exponentials are kept over the packed logits, or else in a gradient that is wide enough.
@@ -234,7 +257,9 @@ class CrossEntropyTiles {
   TargetReader<Scalar> targets_;
   PoweredExponential<V> exponential_;
   V divisor_;
-  V common_scale_;  // of all rows, but for grad_outputs of their own
+  V common_scale_;  // of all rows, but for grad_outputs and weights of their own
+  bool has_common_scale_;
+  bool has_options_ = p_.is_shard || has_row_options(p_);
 };
 
 }  // namespace

@@ -38,10 +38,9 @@ void map_row(int64_t count, Storage* out, const Value& value) {
       store_pair(first, second, out + column);
     }
   }
-  for (; column < count; column += V::kWidth) {
-    const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, count - column));
-    prefetch_and_store(value(column, lanes), out + column, lanes);
-  }
+  for_each_vector<V>(count - column, [&](int64_t offset, int lanes) {
+    prefetch_and_store(value(column + offset, lanes), out + column + offset, lanes);
+  });
 }
 
 // What nothing is less than.

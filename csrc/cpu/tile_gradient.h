@@ -17,29 +17,22 @@ struct PoweredExponential {
 template <class V>
 class TileSoftmax {
  public:
-  // `ignored` is 1 for a row that has no gradient.
+  // `ignored` is 1 for a row that has no gradient; `z` as in SoftmaxRow.
   void set(const TileVector& vector, V maximum, V alpha_sumexp_m1, V target_weight, V scale,
-           V ignored) {
+           V ignored, V z = V::broadcast(0)) {
     const V one = V::broadcast(1);
-    const V share = target_weight / (one + alpha_sumexp_m1);
+    const V share = (target_weight + z) / (one + alpha_sumexp_m1);
     const V remote = remote_lanes(alpha_sumexp_m1);
     maximum_.set(vector, maximum);
     dominant_.set(vector, select(less(alpha_sumexp_m1, one), one, V::broadcast(NAN)));
     share_.set(vector, share);
     target_weight_.set(vector, target_weight);
-    missing_.set(vector, alpha_sumexp_m1 * share);
+    missing_.set(vector, alpha_sumexp_m1 * share - z);
     scale_.set(vector, scale);
     ignored_.set(vector, ignored);
     remote_.set(vector, remote);
     has_ignored_[vector.number] = any_of(ignored, vector.lanes);
     has_remote_[vector.number] = any_of(remote, vector.lanes);
-  }
-
-  // As in SoftmaxRow, after set.
-  void add_weight(const TileVector& vector, V alpha_sumexp_m1, V weight) {
-    const V share = (target_weight_.at(vector) + weight) / (V::broadcast(1) + alpha_sumexp_m1);
-    share_.set(vector, share);
-    missing_.set(vector, alpha_sumexp_m1 * share - weight);
   }
 
   // Of one class, with its powered exponentials. As in SoftmaxRow, where p' is above 1/2 it is
@@ -86,9 +79,9 @@ class TileSoftmax {
 
   TileLanes<V> maximum_;
   TileLanes<V> dominant_;       // 1, or NaN where no p' is above 1/2
-  TileLanes<V> share_;          // W / (1 + r')
+  TileLanes<V> share_;          // as in SoftmaxRow
   TileLanes<V> target_weight_;  // W
-  TileLanes<V> missing_;        // W (1 - p') of the largest logit
+  TileLanes<V> missing_;        // as in SoftmaxRow
   TileLanes<V> scale_;
   TileLanes<V> ignored_;
   TileLanes<V> remote_;

@@ -30,8 +30,13 @@ class TargetReader {
         own_share_(static_cast<Scalar>(p.label_smoothing / static_cast<double>(all_classes(p)))) {}
 
   LaneTargets<V> read(const RowLanes<V>& rows) const {
-    V number = numbers(rows);
-    if (p_.row_weight != nullptr) number = without_weightless(number, rows);
+    LaneTargets<V> target = of_numbers(numbers(rows));
+    if (p_.row_weight != nullptr) ignore_weightless(target, rows);
+    return target;
+  }
+
+ private:
+  LaneTargets<V> of_numbers(V number) const {
     V weight = V::broadcast(1);
     if (weight_ != nullptr) weight = V::gather(weight_, maximum(number, V::broadcast(0)));
     const auto counts = less(V::broadcast(kNoClass), number);
@@ -40,23 +45,20 @@ class TargetReader {
     const V own = multiply_add(weight, V::broadcast(own_share_), point);
     return {number, point, masked(counts, own)};
   }
-
- private:
   V numbers(const RowLanes<V>& rows) const {
     if (p_.target_index == nullptr) return V::broadcast(kNoClass);
     return p_.target_index_is_int32
                ? numbers_of(static_cast<const int32_t*>(p_.target_index) + rows.row, rows.lanes)
                : numbers_of(static_cast<const int64_t*>(p_.target_index) + rows.row, rows.lanes);
   }
-  // Lane by lane: GCC 12 merges this with the selections before it into one that baseline SSE2 has
-  // not, and fails.
-  V without_weightless(V number, const RowLanes<V>& rows) const {
-    Scalar lanes[V::kWidth];
-    number.store(lanes);
-    for (int i = 0; i < rows.lanes; ++i) {
-      if (row_weight_of<Scalar>(p_, rows.row + i) == 0) lanes[i] = kIgnored;
-    }
-    return V::load(lanes);
+  // Rows of weight 0 do not count. Not inlined, see CrossEntropyTiles.
+  __attribute__((noinline)) void ignore_weightless(LaneTargets<V>& target,
+                                                   const RowLanes<V>& rows) const {
+    const V zero = V::broadcast(0);
+    const auto counts = not_equal(rows.load(p_.row_weight), zero);
+    target.number = select(counts, target.number, V::broadcast(kIgnored));
+    target.point_weight = masked(counts, target.point_weight);
+    target.target_weight = masked(counts, target.target_weight);
   }
   // No integer outside [0, C) becomes one inside by rounding: float holds all up to 2^24.
   template <class Index>

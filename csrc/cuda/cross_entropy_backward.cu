@@ -49,14 +49,12 @@ __device__ void write_gradient(const CrossEntropyParams& p, const Plan& plan,
   SoftmaxRow<Scalar> softmax[Rows::kRows];
 #pragma unroll
   for (int r = 0; r < Rows::kRows; ++r) {
-    softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_sumexp_m1[r], target_weight_sum[r]);
-  }
-  if (p.z_loss != 0.0) {
-#pragma unroll
-    for (int r = 0; r < Rows::kRows; ++r) {
+    Scalar z = 0;
+    if (has_z_loss(p)) {
       const Scalar log_sum = std::log1p(static_cast<const Scalar*>(p.sumexp_m1)[rows.row + r]);
-      softmax[r].add_weight(alpha_sumexp_m1[r], z_loss_weight(p, maximum[r], log_sum));
+      z = z_loss_weight(p, maximum[r], log_sum);
     }
+    softmax[r] = SoftmaxRow<Scalar>(maximum[r], alpha_sumexp_m1[r], target_weight_sum[r], z);
   }
   const GradientMap<Rows, kDenseTarget> map(p, alpha_scale, rows, logits, dense_target, targets,
                                             softmax);

@@ -92,13 +92,11 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
       state[r].sumexp_m1 += nan_if_infinite(state[r].maximum);
       state[r].alpha_sumexp_m1 += nan_if_infinite(state[r].maximum);
     }
-    softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, target_weight);
-    const bool adds_weight = kGradient && p.z_loss != 0.0;
-    if (!rows.is_leader() && !adds_weight) continue;
-    const Scalar log_sum = std::log1p(state[r].sumexp_m1);
-    if (adds_weight) {
-      const Scalar weight = z_loss_weight(p, state[r].maximum, log_sum);
-      softmax[r].add_weight(state[r].alpha_sumexp_m1, weight);
+    Scalar log_sum = 0;
+    if (rows.is_leader() || has_z_loss(p)) log_sum = std::log1p(state[r].sumexp_m1);
+    if constexpr (kGradient) {
+      const Scalar z = has_z_loss(p) ? z_loss_weight(p, state[r].maximum, log_sum) : Scalar(0);
+      softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, target_weight, z);
     }
     if (!rows.is_leader()) continue;
     if constexpr (kHasEntropy<Kind>) {

@@ -178,6 +178,7 @@ void check_speculation(Reports& reports) {
         p.grad_output = problem.row_grad_output.data();
         p.speculative_grad_output = &speculative;
         p.statistics = outputs.statistics.data();
+        outputs.rows.fill(p);  // z-loss needs the sums, too
         p.gradient = outputs.gradient.block.data();
         p.gradient_strides = outputs.gradient.strides;
         report.expect(launch_cross_entropy_backward(p, nullptr) == cudaSuccess,

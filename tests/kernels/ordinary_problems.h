@@ -201,6 +201,7 @@ void check_confident_rows(Reports& reports) {
           options.target = static_cast<TargetKind>(random.below(4));
           options.weighted = random.one_in(2);
           options.metrics = options.by_index();
+          if (turn % 2 == 0) options.z_loss = 0.03;
           options.shape = shape_of(arrangement, classes, turn);
           Problem<Storage> problem(options, random, 0.0, 1.0);
           make_confident(problem, gap, random);

@@ -252,9 +252,10 @@ struct Problem {
 
   bool is_well_posed(int64_t row) const {
     const SoftmaxReference softmax(logits_row(row), options.alpha);
+    const long double largest_share = 1 / (1 + softmax.alpha_sumexp_m1);
     const auto is_large = [&](const Row& target, long double more_weight) {
       return 8 * largest_magnitude(softmax.gradient(target, more_weight)) >=
-             largest_magnitude(target) + std::fabs(more_weight);
+             largest_magnitude(target) + std::fabs(more_weight) * largest_share;
     };
     return is_large(log_softmax_grad_output_row(row), 0) &&
            (ignored(row) || is_large(weighted_target_row(row), z_loss_weight(softmax)));

@@ -12,8 +12,8 @@ using Row = std::vector<long double>;
 
 struct SoftmaxReference {
   long double maximum;
-  int64_t highest;  // the first class that has it
-  long double entropy = 0;
+  int64_t highest;          // the first class that has it
+  long double entropy = 0;  // -sum_j p_j log p_j
   long double sumexp_m1 = 0;
   long double alpha_sumexp_m1 = 0;
   Row powered;  // exp(alpha (z - maximum))
@@ -49,8 +49,8 @@ struct SoftmaxReference {
   long double log_sum_of_exponentials() const { return maximum + std::log1p(sumexp_m1); }
 
   // p'_j (W + more_weight) - target_j with S = sum of powered, rearranged so that nothing cancels
-  // where p'_j or target_j / W is close to 1: (powered_j (W - target_j) - target_j (S - powered_j))
-  // / S.
+  // where p'_j or target_j / W is close to 1:
+  // (powered_j (W - target_j + more_weight) - target_j (S - powered_j)) / S.
   Row gradient(const Row& target, long double more_weight = 0) const {
     Row result(target.size(), kNaN);
     if (is_nan) return result;
@@ -83,8 +83,8 @@ struct Expected {
 // exponent t = alpha (z - maximum) alone can cost a relative error of |t| / 2 ulp, and all classes
 // share the errors of the row's sums: hence a share of the row's largest gradient. It is about 34
 // ulp of float; 45 ulp of double leave room for |t| = 120 (alpha = 2, confident rows). A loss is a
-// sum of terms
-// >= 0, so its error is relative. A sum below the least normal number may be flushed to zero.
+// sum of terms >= 0, so its error is relative; so are those of a log-probability and of an entropy,
+// whose terms all have the same sign. A sum below the least normal number may be flushed to zero.
 template <class Storage>
 struct Bounds {
   using Accumulate = AccumulateOf<Storage>;
@@ -102,7 +102,8 @@ struct Bounds {
   static Expected sum(long double value) {
     return {value, kRelative * remoteness(value) * std::fabs(value) + kLeast};
   }
-  // Of log(1 + r) and terms t exp(t), which end later than exp(t) does.
+  // log(1 + r) plus a sum of -t exp(t). Exponentials that are flushed to zero still count there,
+  // times their t.
   static Expected entropy(long double value, long double sumexp_m1) {
     return {value, kRelative * remoteness(sumexp_m1) * value + 1000 * kLeast};
   }
