@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
 import powergrad_ext as pg
-from bench import command_line
+from bench import command_line, linear_options
 from bench.cases import DTYPES
 from bench.check import TOLERANCE, WrongResultError
 from bench.clock import clock_of
@@ -79,6 +79,7 @@ CASES = {
     case.name: case
     for case in (
         Case("small", 2048, 512, 32000),
+        Case("middle", 4096, 2048, 32000),
         Case("gpt2", 4096, 1024, 50257),
         Case("llama2", 8192, 4096, 32000),
         Case("llama3", 2048, 4096, 128256),
@@ -184,6 +185,11 @@ PEERS: dict[str, tuple[str, Callable[[Problem], Step]]] = {
     "liger": ("Liger", liger),
     "cut": ("Cut Cross-Entropy", cut),
 }
+DEFAULT_PEERS = tuple(PEERS)
+PEERS |= {
+    name: (f"ours, α={linear_options.ALPHA:g}, {words}", linear_options.step_with(name))
+    for name, (words, _) in linear_options.OPTIONS.items()
+}
 HEADINGS = {FLOOR: "matrix products alone", **{name: words for name, (words, _) in PEERS.items()}}
 
 
@@ -204,9 +210,11 @@ def check(problem: Problem, name: str, found: Tensor) -> None:
         WrongResultError: the weight's gradient is not the identity's.
     """
     alpha = float(name.rpartition("-")[2]) if is_ours(name) else 1.0
+    if name in linear_options.OPTIONS:
+        alpha = linear_options.ALPHA
     x, weight = problem.input.detach().float(), problem.linear_weight.detach().float()
     weight.requires_grad_()
-    loss = F.cross_entropy(alpha * F.linear(x, weight), problem.target) / alpha
+    loss = linear_options.identity(problem, F.linear(x, weight), alpha, name)
     (expected,) = torch.autograd.grad(loss, weight)
     error = float((found.float() - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE[problem.linear_weight.dtype]:
@@ -366,7 +374,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     command_line.choose(parser, "--case", tuple(CASES), (), "what to compute")
     command_line.choose(parser, "--dtype", tuple(DTYPES), ("float32", "bfloat16"), "types")
-    command_line.choose(parser, "--peer", tuple(PEERS), tuple(PEERS), "whom to compare with")
+    command_line.choose(parser, "--peer", tuple(PEERS), DEFAULT_PEERS, "whom to compare with")
     command_line.add_measuring_options(parser, budget=20.0, per="case and type")
     return parser.parse_args(arguments)
 

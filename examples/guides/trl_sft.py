@@ -1,21 +1,14 @@
-"""Supervised fine-tuning with TRL: its trainer asks the model for the loss."""
+"""Supervised fine-tuning with TRL: PGT, a fused last layer and TRL's metrics."""
 
 import tempfile
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
-from trl import SFTConfig, SFTTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig
 
-from powergrad_ext.integrations.transformers import causal_lm_loss, set_loss_function
-
-
-class PlainSFTTrainer(SFTTrainer):
-    """TRL's trainer with the loss of the model in place of TRL's own."""
-
-    compute_loss = Trainer.compute_loss
-
+from powergrad_ext.integrations.trl import PowerGradSFTTrainer
 
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -26,7 +19,6 @@ config = LlamaConfig(
     num_attention_heads=4,
 )
 model = LlamaForCausalLM(config)
-set_loss_function(model, causal_lm_loss(alpha=0.8))
 
 tokens = torch.randint(2, 1000, (16, 24)).tolist()
 words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
@@ -35,17 +27,20 @@ with tempfile.TemporaryDirectory() as folder:
     arguments = SFTConfig(
         folder,
         max_steps=5,
+        logging_steps=5,
         per_device_train_batch_size=4,
         bf16=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         report_to=[],
         use_cpu=True,
     )
-    trainer = PlainSFTTrainer(
+    trainer = PowerGradSFTTrainer(
         model,
         arguments,
         train_dataset=Dataset.from_dict({"input_ids": tokens, "labels": tokens}),
         processing_class=tokenizer,
+        alpha=0.8,
     )
-    result = trainer.train()
-print(f"training loss {result.training_loss:.3f}")
+    trainer.train()
+logged = trainer.state.log_history[0]
+print(f"loss {logged['loss']:.3f}, entropy {logged['entropy']:.3f}")

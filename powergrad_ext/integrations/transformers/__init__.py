@@ -16,14 +16,12 @@ the Trainer's arguments.
 
 Models whose forward never calls ``loss_function`` (BartForCausalLM, T5, XLNet, all masked language
 models that make their own CrossEntropyLoss) are refused by ``set_loss_function``. Models whose
-logits ``fuse_last_layer`` does not know how to make are refused when it is called, or at the first
-call with labels: masks and slices of the logits. The guide has tables of what works with
-which model and with which option of the Trainer.
+logits ``fuse_last_layer`` cannot make are refused when it is called, or at the first call with
+labels: masks and slices of the logits. The guide has tables of what works with which model and with
+which option of the Trainer.
 
-TRL's SFTTrainer computes a loss of its own, in chunks, and asks neither of the first two.
-``SFTTrainer(compute_loss_func=...)`` makes it call ours, at the price of a second forward pass for
-its metrics (and TRL means to remove that); a subclass with ``compute_loss = Trainer.compute_loss``
-asks the model, and loses the metrics.
+TRL's SFTTrainer computes a loss of its own, and asks neither of the first two:
+:class:`powergrad_ext.integrations.trl.PowerGradSFTTrainer` takes its place.
 """
 
 from powergrad_ext.integrations.transformers.fused import fuse_last_layer, unfuse_last_layer

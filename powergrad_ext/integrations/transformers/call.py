@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from powergrad_ext import linear_cross_entropy
+from powergrad_ext import RowMetrics, linear_cross_entropy
 from powergrad_ext.integrations.transformers.changes import Changes
 from powergrad_ext.integrations.transformers.logits import FusedLogits
 
@@ -36,6 +36,7 @@ class FusedCall:
         target: labels that are aligned with the logits, -100 where none counts.
         reduction: "mean" or "sum".
         offset: (1, classes), what the model will add to its layer's output.
+        return_metrics: whether the layer makes metrics of its rows too.
     """
 
     def __init__(
@@ -45,13 +46,18 @@ class FusedCall:
         target: Tensor,
         reduction: str,
         offset: Tensor | None,
+        return_metrics: bool,
     ) -> None:
         self.model = model
         self.options = settings.options | settings.changes.options()
         self.changes = replace(settings.changes, has_offset=offset is not None)
         self.offset = offset
-        self.target = target.reshape(-1).clone()  # the model may mask its labels in place
+        self.labels = target.clone()  # the model may mask its labels in place
+        self.target = self.labels.reshape(-1)
         self.reduction = reduction
+        self.return_metrics = return_metrics
+        self.row_metrics: RowMetrics | None = None
+        self.loss: Tensor | None = None
         self.is_made = self.is_taken = False
 
     def misfit(self, why: str) -> RuntimeError:
@@ -78,14 +84,16 @@ class FusedCall:
         if self.offset is not None:
             offset = self.offset.reshape(-1).to(weight)
             bias = offset if bias is None else bias + offset
-        loss = linear_cross_entropy(
+        made = linear_cross_entropy(
             hidden.reshape(rows, -1),
             weight,
             self.target.to(hidden.device),
             linear_bias=bias,
             reduction=self.reduction,
+            return_metrics=self.return_metrics,
             **self.options,
         )
+        loss, self.row_metrics = made if self.return_metrics else (made, None)
         shape = (*hidden.shape[:-1], weight.shape[0])
         return FusedLogits.of(loss, self, shape, hidden.dtype, Changes())
 
@@ -109,6 +117,7 @@ class FusedCall:
                 raise wrong
         else:  # torch.equal would synchronise with the device, and break a compiled graph
             torch._assert_async((target == expected).all(), str(wrong))
+        self.loss = loss
         if reduction == self.reduction:
             return loss
         counted = (expected != -100).sum()
@@ -120,3 +129,10 @@ class FusedCall:
             raise self.misfit("its last layer is not called as a module")
         if not self.is_taken:
             raise self.misfit("its loss is not made from its last layer's output")
+
+    def metrics(self) -> dict[str, Any]:
+        """After the model's forward, the further fields of its output."""
+        assert self.row_metrics is not None
+        shape = self.labels.shape
+        rows = RowMetrics(*(each.reshape(shape) for each in self.row_metrics))
+        return {"loss_sum": self.loss, "aligned_labels": self.labels, "row_metrics": rows}

@@ -21,7 +21,7 @@ from powergrad_ext.integrations.transformers.labels import (
     shifted,
 )
 from powergrad_ext.integrations.transformers.losses import base_model, checked_options
-from powergrad_ext.integrations.transformers.outputs import without_logits
+from powergrad_ext.integrations.transformers.outputs import with_metrics, without_logits
 
 
 def fuse_last_layer(
@@ -43,6 +43,11 @@ def fuse_last_layer(
     more are, and again for another alpha. Forward and backward of a Llama of 2 layers of 256
     features and a vocabulary of 32000, at 4 x 512 tokens in float32 on a CPU, took 201 MiB besides
     the model, and 857 with the library's loss.
+
+    ``model(..., labels=labels, return_metrics=True)`` computes that loss in every mode, and returns
+    three more fields: ``row_metrics``, a :class:`powergrad_ext.RowMetrics` of the labels' shape;
+    ``aligned_labels``, which they belong to (shifted where the model shifts); and ``loss_sum``, the
+    sum of the rows' losses, without a router's.
 
     Labels are aligned with the logits or shifted, summed or averaged as the model's own loss has
     them; mixtures of experts keep the loss of their router. A layer's bias, the final_logits_bias
@@ -154,10 +159,12 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     position = list(inspect.signature(base.forward).parameters).index("labels") - 1
 
     @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, return_metrics: bool = False, **kwargs: Any) -> Any:
         labels = args[position] if len(args) > position else kwargs.get("labels")
+        if return_metrics:
+            _require_metrics(labels, kwargs.get("return_dict", self.config.return_dict))
         records = torch.is_grad_enabled()
-        if labels is None or not (self.training or records):
+        if labels is None or not (self.training or records or return_metrics):
             if self.training and records and not torch.compiler.is_compiling():
                 warnings.warn(
                     f"{base.__name__} after fuse_last_layer() is trained without labels: a loss of "
@@ -166,7 +173,7 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
                     stacklevel=2,
                 )
             return base.forward(self, *args, **kwargs)
-        call = _call(self, labels, kwargs)
+        call = _call(self, labels, kwargs, return_metrics)
         layers = _fused_layers(self)
         for layer in layers:
             layer._fused_call = call
@@ -176,7 +183,8 @@ def _fused_model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for layer in layers:
                 layer._fused_call = None
         call.require_taken()
-        return without_logits(output)
+        output = without_logits(output)
+        return with_metrics(output, call) if return_metrics else output
 
     return _subclass(base, forward, _fused_model)
 
@@ -199,16 +207,24 @@ def _new(maker: Any, base: type) -> Any:
     return made.__new__(made)
 
 
-def _call(model: Any, labels: Tensor, kwargs: dict[str, Any]) -> FusedCall:
+def _require_metrics(labels: Tensor | None, return_dict: bool | None) -> None:
+    if labels is None:
+        raise ValueError("labels must be given where return_metrics is True, got None")
+    if return_dict is False:
+        raise ValueError("return_dict must be True where return_metrics is, got False")
+
+
+def _call(model: Any, labels: Tensor, kwargs: dict[str, Any], return_metrics: bool) -> FusedCall:
     settings: Settings = model._fused_settings
     target = labels
     if settings.shifts_labels:
         given = kwargs.get("shift_labels")
         target = shifted(labels, -100) if given is None else given
     counts = settings.counts_items and kwargs.get("num_items_in_batch") is not None
-    reduction = "sum" if counts else "mean"
+    reduction = "sum" if counts or return_metrics else "mean"
     offset = getattr(model, "final_logits_bias", None)
-    return FusedCall(type(model).__name__, settings, target, reduction, offset)
+    name = type(model).__name__
+    return FusedCall(name, settings, target, reduction, offset, return_metrics)
 
 
 def _fused_layers(model: Any) -> list[Any]:

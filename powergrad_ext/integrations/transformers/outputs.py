@@ -1,9 +1,14 @@
-"""What a fused model returns: its own output, without logits."""
+"""What a fused model returns: its own output, without logits, with metrics where asked for."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
+from transformers.utils import ModelOutput
+
+from powergrad_ext.integrations.transformers.call import FusedCall
 from powergrad_ext.integrations.transformers.logits import FusedLogits
 
 
@@ -14,3 +19,15 @@ def without_logits(output: Any) -> Any:
         if isinstance(value, FusedLogits):
             output[name] = None
     return output
+
+
+def with_metrics(output: ModelOutput, call: FusedCall) -> ModelOutput:
+    """The output with the call's sum of losses, its labels and its rows' metrics."""
+    return _class_with_metrics(type(output))(**output, **call.metrics())
+
+
+@functools.cache
+def _class_with_metrics(base: type[ModelOutput]) -> type[ModelOutput]:
+    """A class of its own, since only fields survive where an output is taken apart, as by FSDP."""
+    fields = [(name, Any, None) for name in ("loss_sum", "aligned_labels", "row_metrics")]
+    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,))
