@@ -24,9 +24,9 @@ def row_weight(problem: Problem) -> Tensor:
 
 
 OPTIONS: dict[str, tuple[str, Callable[[Problem], dict[str, Any]]]] = {
-    "metrics": ("with metrics", lambda problem: {"return_metrics": True}),
-    "z-loss": ("with z-loss", lambda problem: {"z_loss": Z_LOSS}),
-    "softcap": ("with a softcap", lambda problem: {"softcap": SOFTCAP}),
+    "metrics": ("with metrics", lambda _: {"return_metrics": True}),
+    "z-loss": ("with z-loss", lambda _: {"z_loss": Z_LOSS}),
+    "softcap": ("with a softcap", lambda _: {"softcap": SOFTCAP}),
     "row-weights": ("with row weights", lambda problem: {"row_weight": row_weight(problem)}),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import linear
+from bench import linear, linear_options
 from bench.check import WrongResultError
 from bench.result import read
 
@@ -34,6 +34,20 @@ def test_main(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "40 x 8 x 30" in printed
     ratio = timed.ratio("powergrad-0.3", "products")
     assert str(ratio) in [cell for row in linear.cells([timed, peaks]).rows for cell in row]
+
+
+@pytest.mark.parametrize("name", linear_options.OPTIONS)
+def test_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step passes the check that its gradient is the identity's, and only with its option."""
+    monkeypatch.setattr(linear_options, "SOFTCAP", 0.5)
+    monkeypatch.setattr(linear_options, "Z_LOSS", 0.5)
+    problem = linear.Problem(TINY)
+    step = linear.candidates((name,))[name](problem)
+    found = step.as_tensor(step.run())
+    linear.check(problem, name, found)
+    if name != "metrics":  # which change nothing
+        with pytest.raises(WrongResultError, match="wrong gradient: off by"):
+            linear.check(problem, "powergrad-0.3", found)
 
 
 def test_peers_that_are_missing_say_why(tiny: None) -> None:
