@@ -39,8 +39,6 @@ class BuildLibraries(build_ext):
     def run(self):
         package = HERE if self.inplace or self.editable_mode else Path(self.build_lib)
         output = package / "powergrad_ext" / _build.NATIVE
-        if package != HERE:  # all that lies there is packed, of an earlier build too
-            shutil.rmtree(output, ignore_errors=True)
         if self.built is not None:
             self.copy_tree(self.built, str(output))
             return
@@ -52,8 +50,7 @@ class BuildLibraries(build_ext):
             )
         if missing := tools.missing_tool():
             sys.exit(f"powergrad_ext has to be compiled, which needs {missing}")
-        # In place, files are changed and compiled again.
-        libraries = _build.libraries(CSRC, as_one=not self.inplace)
+        libraries = _build.libraries(CSRC, in_place=self.inplace)
         try:
             _build.build(libraries, CSRC, HERE / "build" / "objects", output)
         except _build.ninja.BuildError:
@@ -79,13 +76,19 @@ class TaggedWheel(bdist_wheel):
         return tuple(self.tag.split("-")) if self.tag else super().get_tag()
 
 
-class RecordCommit(build_py):
-    """Packs with the Python files what commit they are of; files installed in place need not."""
+class BuildPackage(build_py):
+    """Packs with the Python files what commit they are of; files installed in place need not.
+
+    It runs first, and clears the folder: all that lies there is packed, of an earlier build too.
+    """
 
     def run(self):
+        package = Path(self.build_lib, "powergrad_ext")
+        if not self.editable_mode:
+            shutil.rmtree(package, ignore_errors=True)
         super().run()
         if not self.editable_mode:
-            commit.record_commit(Path(self.build_lib, "powergrad_ext"))
+            commit.record_commit(package)
 
 
 class RecordCommitInSources(sdist):
@@ -102,7 +105,7 @@ setuptools.setup(
     cmdclass={
         "bdist_wheel": TaggedWheel,
         "build_ext": BuildLibraries,
-        "build_py": RecordCommit,
+        "build_py": BuildPackage,
         "sdist": RecordCommitInSources,
     },
 )

@@ -17,12 +17,10 @@ namespace powergrad {
 // can read that of any library.
 struct BuiltFrom {
   const char* sources;
-  int64_t cross_entropy_params;  // sizes of the structs, which compilers may lay out differently
-  int64_t log_softmax_params;
-  int64_t merge_params;
+  int64_t struct_sizes[3];  // compilers may lay the structs out differently
 };
 
-inline constexpr BuiltFrom kBuiltFrom{POWERGRAD_SOURCES, sizeof(CrossEntropyParams),
-                                      sizeof(LogSoftmaxParams), sizeof(MergeParams)};
+inline constexpr BuiltFrom kBuiltFrom{
+    POWERGRAD_SOURCES, {sizeof(CrossEntropyParams), sizeof(LogSoftmaxParams), sizeof(MergeParams)}};
 
 }  // namespace powergrad

@@ -39,7 +39,7 @@ POWERGRAD_FUNCTION double smoothing_weight(const CrossEntropyParams& p) {
 // infinity is subtracted from another.
 template <class Scalar>
 POWERGRAD_FUNCTION Scalar reference_of(Scalar maximum) {
-  return maximum == -std::numeric_limits<Scalar>::infinity() ? Scalar(0) : maximum;
+  return maximum == static_cast<Scalar>(-INFINITY) ? Scalar(0) : maximum;
 }
 
 // NaN for a row whose maximum is infinite (all classes masked out, or a logit of +infinity), as in

@@ -153,7 +153,7 @@ def _need(kernels: Path | None, torch_minor: str) -> str:
 
 def _compile(csrc: Path, folder: Path, kernels: Path | None) -> None:
     if kernels is None:
-        libraries = _build.libraries(csrc, as_one=True)
+        libraries = _build.libraries(csrc, in_place=False)
     else:
         torch, python = _build.installed_torch(), _build.running_python()
         libraries = [_build.binding(csrc, torch, python, as_one=True)]

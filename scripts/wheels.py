@@ -6,6 +6,7 @@ One wheel for each Python that is found here; in each the CPU kernels, the CUDA 
 a CUDA toolkit (TORCH_CUDA_ARCH_LIST names the architectures), and a binding for every minor version
 of torch that has a wheel for that Python. A torch's headers and libraries are taken from its wheel,
 without what that depends on. All is linked for glibc 2.28 by zig, which serves as a linker only.
+Beside them the source distribution. What lies in the tree and is not git's stops it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "powergrad_ext"))
 
 import _build  # noqa: E402
-from _build import tools  # noqa: E402
+from _build import commit, tools  # noqa: E402
 
 CSRC = REPOSITORY / "csrc"
 WORK = REPOSITORY / "build" / "wheels"
@@ -35,6 +37,8 @@ OLDEST_TORCH = (2, 11)
 PYTHONS = [f"python3.{minor}" for minor in range(10, 15)]
 GLIBC = (2, 28)
 PLATFORM = "manylinux_{}_{}_{}".format(*GLIBC, platform.machine())
+# What describes a wheel or a source distribution.
+GENERATED = re.compile(r"powergrad_ext/COMMIT|PKG-INFO|setup\.cfg|[^/]+\.(egg|dist)-info/.*")
 # What of a torch's wheel a binding is compiled and linked with.
 WANTED = re.compile(r"torch/(include/.*|lib/lib(c10|torch_cpu|torch_python)\.so)")
 # zig's own: stubs of an old glibc. The C++ library is the compiler's, and torch brings it.
@@ -75,13 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     shared = [_build.cpu_library(CSRC)]
     if os.environ.get("POWERGRAD_CUDA") != "OFF" and (toolkit := tools.cuda_toolkit()) is not None:
-        shared.append(_build.cuda_library(CSRC, toolkit))
+        shared.append(_build.cuda_library(CSRC, toolkit, lines=False))
     everything = [*shared, *(library for some in bindings.values() for library in some)]
     build(everything, native)
+    archive = source_distribution(options.output)
+    check(archive, [])
+    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB): commit {commit.commit()}")
     for version, some in bindings.items():
         files = [native / library.name for library in (*shared, *some)]
         wheel = pack(version, files, options.output)
-        check(wheel)
+        check(wheel, files)
+        check_platform(wheel)
         print(f"{wheel} ({wheel.stat().st_size / 1e6:.1f} MB): torch {', '.join(torches[version])}")
         for minor in torches[version] if options.test else ():
             test(wheel, pythons[version], minor)
@@ -179,9 +187,43 @@ def pack(python: str, files: Iterable[Path], output: Path) -> Path:
     return wheel
 
 
-def check(wheel: Path) -> None:
-    """Stop where the index would refuse it, or its platform is not what its name says."""
-    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel], check=True)
+def source_distribution(output: Path) -> Path:
+    """Of which anyone may build."""
+    command = [sys.executable, "setup.py", "--quiet", "sdist", f"--dist-dir={output}"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    return max(output.glob("powergrad_ext-*.tar.gz"), key=lambda path: path.stat().st_mtime)
+
+
+def check(archive: Path, libraries: Iterable[Path]) -> None:
+    """Stop where the index would refuse it, or it holds files that are not of the repository."""
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", archive], check=True)
+    if stray := names_in(archive) - known_names(libraries):
+        sys.exit(f"{archive.name} holds what git does not know: {', '.join(sorted(stray))}")
+
+
+def names_in(archive: Path) -> set[str]:
+    """The files in a wheel or a source distribution, without those that describe it."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            names = wheel.namelist()
+    else:
+        with tarfile.open(archive) as sources:
+            names = [file.name.partition("/")[2] for file in sources if file.isfile()]
+    return {name for name in names if not GENERATED.fullmatch(name)}
+
+
+def known_names(libraries: Iterable[Path]) -> set[str]:
+    """What git tracks, under the names that it has in both, and the libraries of a wheel."""
+    command = ["git", "ls-files"]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    tracked = listed.stdout.splitlines()
+    packed = {f"powergrad_ext/{name}" for name in tracked if name.startswith("csrc/")}
+    native = {f"powergrad_ext/{_build.NATIVE}/{path.name}" for path in libraries}
+    return {*tracked, *packed, *native}
+
+
+def check_platform(wheel: Path) -> None:
+    """Stop where a wheel's platform is not what its name says."""
     command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     match = re.search(r'"manylinux_(\d+)_(\d+)_\w+"', told)

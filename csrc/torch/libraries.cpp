@@ -1,5 +1,6 @@
 #include "torch/libraries.h"
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 
@@ -8,12 +9,6 @@
 namespace powergrad {
 namespace {
 
-bool same(const BuiltFrom& a, const BuiltFrom& b) {
-  return std::strcmp(a.sources, b.sources) == 0 &&
-         a.cross_entropy_params == b.cross_entropy_params &&
-         a.log_softmax_params == b.log_softmax_params && a.merge_params == b.merge_params;
-}
-
 // Null if it cannot be opened; dlerror() says why. It is found beside this file, whose RUNPATH is
 // $ORIGIN, and never closed.
 template <class Library>
@@ -21,10 +16,15 @@ const Library* open(const char* file, const char* function) {
   void* handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) return nullptr;
   const auto get = reinterpret_cast<const Library* (*)()>(dlsym(handle, function));
-  TORCH_CHECK(get != nullptr && same(get()->built_from, kBuiltFrom), file,
-              " was not built from the sources of the module beside it (",
-              get == nullptr ? "unknown" : get()->built_from.sources, ", not ", kBuiltFrom.sources,
-              "): install powergrad_ext again");
+  const char* sources = get == nullptr ? "unknown" : get()->built_from.sources;
+  TORCH_CHECK(std::strcmp(sources, kBuiltFrom.sources) == 0, file,
+              " was not built from the sources of the module beside it (", sources, ", not ",
+              kBuiltFrom.sources, "): install powergrad_ext again");
+  const c10::IntArrayRef sizes(get()->built_from.struct_sizes), expected(kBuiltFrom.struct_sizes);
+  TORCH_CHECK(sizes == expected, file,
+              " was built by a compiler that lays out structs differently from that of the module"
+              " beside it (sizes ",
+              sizes, ", not ", expected, "): install powergrad_ext again");
   return get();
 }
 

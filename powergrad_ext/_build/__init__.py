@@ -26,9 +26,8 @@ from .tools import code_for, compiler, cuda_architectures, cuda_toolkit, openmp_
 # compiler would do it in one copy of a loop and not in another, and a row's bits would depend on
 # which of them it falls to.
 CXX_FLAGS = ["-O3", "-DNDEBUG", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-# No fast maths, which the promised accuracy has no room for. Lines, for profilers and sanitizers.
-# The threads take an architecture each.
-NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=4"]
+# No fast maths, which the promised accuracy has no room for. The threads take an architecture each.
+NVCC_FLAGS = ["-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=4"]
 STANDARD = "-std=c++17"
 
 NATIVE = "native"  # the folder of the libraries in the package
@@ -94,12 +93,16 @@ def _linked(csrc: Path, group: str) -> list[Path]:
     return [SOURCES / path.relative_to(csrc) for path in read_sources(csrc)[group]]
 
 
-def libraries(csrc: Path, *, as_one: bool) -> list[Library]:
-    """Those for the torch and the Python that run this; `as_one`: see `binding`."""
-    built = [cpu_library(csrc), binding(csrc, installed_torch(), running_python(), as_one=as_one)]
+def libraries(csrc: Path, *, in_place: bool) -> list[Library]:
+    """Those for the torch and the Python that run this.
+
+    In place, files are changed, compiled again and profiled.
+    """
+    torch, python = installed_torch(), running_python()
+    built = [cpu_library(csrc), binding(csrc, torch, python, as_one=not in_place)]
     toolkit = wanted_toolkit()
     if toolkit is not None and read_sources(csrc)["cuda"]:
-        built.append(cuda_library(csrc, toolkit))
+        built.append(cuda_library(csrc, toolkit, lines=in_place))
     return built
 
 
@@ -122,13 +125,18 @@ def cpu_library(csrc: Path) -> Library:
     return Library(CPU_LIBRARY, objects, [EXPORTS])
 
 
-def cuda_library(csrc: Path, toolkit: Path) -> Library:
-    """The CUDA kernels with a CUDA runtime of their own, so that any torch's will do beside it."""
+def cuda_library(csrc: Path, toolkit: Path, *, lines: bool) -> Library:
+    """The CUDA kernels with a CUDA runtime of their own, so that any torch's will do beside it.
+
+    Lines of the sources are for profilers and sanitizers; they make most of the file.
+    """
     architectures = cuda_architectures(toolkit)
     names = ",".join(architectures)
     cxx = [*_cxx(toolkit / "include"), f'-DPOWERGRAD_CUDA_ARCHITECTURES="{names}"']
     nvcc = [str(toolkit / "bin" / "nvcc"), STANDARD, *NVCC_FLAGS, f"-I{SOURCES}"]
     nvcc += [flag for name in architectures for flag in code_for(name)]
+    if lines:
+        nvcc.append("-lineinfo")
     if len(compiler()) == 1:
         nvcc.append(f"--compiler-bindir={compiler()[0]}")
     objects = [

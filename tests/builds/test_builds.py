@@ -70,15 +70,20 @@ def test_the_wheel_holds_libraries_sources_and_types(wheel: Path) -> None:
     } <= set(headers)
 
 
-def test_libraries_of_an_earlier_build_are_not_packed(tmp_path: Path) -> None:
-    """Such as those of another torch, or CUDA kernels that are left out now."""
-    native = tmp_path / "lib" / "powergrad_ext" / _build.NATIVE
-    for folder, name in ((native, _build.CUDA_LIBRARY), (tmp_path / "built", _build.CPU_LIBRARY)):
-        folder.mkdir(parents=True)
-        (folder / name).touch()
-    options = [f"--built={tmp_path / 'built'}", f"--build-lib={tmp_path / 'lib'}"]
-    run(sys.executable, "setup.py", "build_ext", *options, cwd=REPOSITORY)
+def test_files_of_an_earlier_build_are_not_packed(tmp_path: Path) -> None:
+    """Such as libraries for another torch, CUDA kernels that are left out now, renamed modules."""
+    package = tmp_path / "lib" / "powergrad_ext"
+    native = package / _build.NATIVE
+    old_module = package / "old_name.py"
+    for path in (native / _build.CUDA_LIBRARY, old_module, tmp_path / "built" / _build.CPU_LIBRARY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    command = ["setup.py", "build", f"--build-lib={package.parent}"]
+    command += ["build_ext", f"--built={tmp_path / 'built'}"]
+    run(sys.executable, *command, cwd=REPOSITORY)
     assert [path.name for path in native.iterdir()] == [_build.CPU_LIBRARY]
+    assert (package / "alpha.py").exists()
+    assert not old_module.exists()
 
 
 def test_the_version_is_the_package_s(wheel: Path) -> None:

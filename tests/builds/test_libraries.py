@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -41,14 +42,15 @@ KERNELS = """
 #include "built_from.h"
 
 namespace powergrad {
-constexpr BuiltFrom kOther{SOURCES, kBuiltFrom.cross_entropy_params + CROSS_ENTROPY,
-                           kBuiltFrom.log_softmax_params + LOG_SOFTMAX,
-                           kBuiltFrom.merge_params + MERGE};
+constexpr const int64_t* kSizes = kBuiltFrom.struct_sizes;
+constexpr BuiltFrom kOther{
+    SOURCES, {kSizes[0] + CROSS_ENTROPY, kSizes[1] + LOG_SOFTMAX, kSizes[2] + MERGE}};
 }
 
 POWERGRAD_EXPORT const void* FUNCTION() { return &powergrad::kOther; }
 """
-RIGHT = {"SOURCES": '"of the test"', "CROSS_ENTROPY": "0", "LOG_SOFTMAX": "0", "MERGE": "0"}
+STRUCTS = ["CROSS_ENTROPY", "LOG_SOFTMAX", "MERGE"]
+RIGHT = {"SOURCES": '"of the test"'} | dict.fromkeys(STRUCTS, "0")
 LIBRARIES = {"cpu": _build.CPU_LIBRARY, "cuda": _build.CUDA_LIBRARY}
 REFUSED = "{0}: {1} was not built from the sources of the module beside it ({2}, not of the test)"
 
@@ -92,11 +94,16 @@ def test_those_of_the_same_sources_are_opened(opener: Opener) -> None:
     assert opener.open() == {"cpu": "cpu: opened", "cuda": "cuda: opened"}
 
 
-@pytest.mark.parametrize("struct", ["CROSS_ENTROPY", "LOG_SOFTMAX", "MERGE"])
-def test_structs_of_another_size_are_refused(opener: Opener, struct: str) -> None:
+@pytest.mark.parametrize(("position", "struct"), list(enumerate(STRUCTS)))
+def test_structs_of_another_size_are_refused(opener: Opener, position: int, struct: str) -> None:
     """As another compiler may lay them out: kernels would read other fields."""
     for device, line in opener.open(**{struct: "8"}).items():
-        assert line.startswith(REFUSED.format(device, LIBRARIES[device], "of the test"))
+        assert line.startswith(f"{device}: {LIBRARIES[device]} was built by a compiler that lays")
+        told = re.search(r"\(sizes \[(.*)\], not \[(.*)\]\): install powergrad_ext again", line)
+        assert told is not None
+        sizes, expected = ([int(size) for size in group.split(", ")] for group in told.groups())
+        expected[position] += 8
+        assert sizes == expected
 
 
 def test_other_sources_are_refused(opener: Opener) -> None:

@@ -37,7 +37,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(csrc: Path = CSRC) -> set[str]:
-    return {library.name for library in _build.libraries(csrc, as_one=False)}
+    return {library.name for library in _build.libraries(csrc, in_place=True)}
 
 
 def test_every_listed_file_exists_and_every_file_is_listed() -> None:
@@ -46,8 +46,8 @@ def test_every_listed_file_exists_and_every_file_is_listed() -> None:
 
 
 def test_every_file_is_compiled_once(toolkit: Path) -> None:
-    for as_one in (False, True):
-        libraries = _build.libraries(CSRC, as_one=as_one)
+    for in_place in (False, True):
+        libraries = _build.libraries(CSRC, in_place=in_place)
         compiled = [path for part in libraries for made in part.objects for path in made.sources]
         assert len(compiled) == len(set(compiled))
         listed = {path for group in _build.read_sources(CSRC).values() for path in group}
@@ -56,7 +56,7 @@ def test_every_file_is_compiled_once(toolkit: Path) -> None:
 
 def test_no_command_names_the_place_of_the_sources(toolkit: Path) -> None:
     """So object files that are copied beside the same sources elsewhere are up to date there."""
-    rules = ninja.rules(_build.libraries(CSRC, as_one=True), "made", ["c++"])
+    rules = ninja.rules(_build.libraries(CSRC, in_place=False), "made", ["c++"])
     assert str(CSRC) not in rules
 
 
@@ -113,7 +113,7 @@ def test_cuda_is_built_for_the_architectures_that_are_named(
     toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0+PTX")
-    library = _build.cuda_library(CSRC, toolkit)
+    library = _build.cuda_library(CSRC, toolkit, lines=False)
     commands = {path.name: made.command for made in library.objects for path in made.sources}
     assert {flag for flag in commands["cross_entropy_forward.cu"] if "gencode" in flag} == {
         "-gencode=arch=compute_90,code=sm_90",
@@ -123,7 +123,20 @@ def test_cuda_is_built_for_the_architectures_that_are_named(
     assert '-DPOWERGRAD_CUDA_ARCHITECTURES="9.0,12.0+PTX"' in commands["library.cpp"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: .* got 'Hopper'"):
-        _build.cuda_library(CSRC, toolkit)
+        _build.cuda_library(CSRC, toolkit, lines=False)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_machine_code_names_lines_where_it_is_developed(toolkit: Path, in_place: bool) -> None:
+    """And not in what is installed, where they are most of the file."""
+    (library,) = (
+        library
+        for library in _build.libraries(CSRC, in_place=in_place)
+        if library.name == _build.CUDA_LIBRARY
+    )
+    for made in library.objects:
+        if made.sources[0].suffix == ".cu":
+            assert ("-lineinfo" in made.command) == in_place
 
 
 @pytest.mark.parametrize(("release", "newest"), [("12.6", "9.0+PTX"), ("13.0", "12.0+PTX")])

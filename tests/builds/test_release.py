@@ -1,0 +1,64 @@
+"""The script that makes the wheels: what is compiled once, and what may not be packed."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY
+
+from powergrad_ext import _build
+
+sys.path.append(str(REPOSITORY / "scripts"))
+import wheels
+
+sys.path.pop()
+
+
+def test_what_knows_no_python_is_compiled_once_for_each_torch() -> None:
+    """Bindings for two Pythons share all object files but those of module.cpp."""
+    csrc = REPOSITORY / "csrc"
+    torch = _build.Torch(Path("torch"), "2.13")
+    pythons = [_build.Python(Path(f"python{name}"), f".{name}.so") for name in ("a", "b")]
+    first, second = (
+        {part.name: part for part in _build.binding(csrc, torch, python, as_one=True).objects}
+        for python in pythons
+    )
+    own = {source for name in first.keys() - second.keys() for source in first[name].sources}
+    assert {csrc / path.relative_to(_build.SOURCES) for path in own} == set(
+        _build.read_sources(csrc)["module"]
+    )
+    assert all(first[name] == second[name] for name in first.keys() & second.keys())
+
+
+@pytest.mark.parametrize("kind", ["whl", "tar.gz"])
+def test_what_git_does_not_know_is_found(tmp_path: Path, kind: str) -> None:
+    """Left in the tree by somebody's work."""
+    library = Path("native", "libpowergrad_kernels.so")
+    known = wheels.known_names([library])
+    if "setup.py" not in known:
+        pytest.skip("this is no clone")
+    archive = tmp_path / f"powergrad_ext-1.0.{kind}"
+    if kind == "whl":
+        names = [
+            "powergrad_ext/alpha.py",
+            "powergrad_ext/COMMIT",
+            "powergrad_ext/csrc/row.h",
+            f"powergrad_ext/{library}",
+            "powergrad_ext-1.0.dist-info/METADATA",
+        ]
+        with zipfile.ZipFile(archive, "w") as wheel:
+            for name in [*names, "powergrad_ext/csrc/row.h.orig", "powergrad_ext/native/stub.so"]:
+                wheel.writestr(name, "")
+        expected = {"powergrad_ext/csrc/row.h.orig", "powergrad_ext/native/stub.so"}
+    else:
+        names = ["setup.py", "powergrad_ext/COMMIT", "csrc/row.h", "PKG-INFO", "setup.cfg"]
+        with tarfile.open(archive, "w:gz") as sources:
+            for name in [*names, "powergrad_ext.egg-info/SOURCES.txt", "tests/scratch.py"]:
+                sources.addfile(tarfile.TarInfo(f"powergrad_ext-1.0/{name}"), io.BytesIO())
+        expected = {"tests/scratch.py"}
+    assert wheels.names_in(archive) - known == expected
