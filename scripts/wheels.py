@@ -37,6 +37,9 @@ OLDEST_TORCH = (2, 11)
 PYTHONS = [f"python3.{minor}" for minor in range(10, 15)]
 GLIBC = (2, 28)
 PLATFORM = "manylinux_{}_{}_{}".format(*GLIBC, platform.machine())
+# For nvcc of CUDA 13: half of what a wheel's own compression would leave. Older drivers cannot
+# read it, but nor can they run that runtime.
+SMALL = "--compress-mode=size"
 # What describes a wheel or a source distribution.
 GENERATED = re.compile(r"powergrad_ext/COMMIT|PKG-INFO|setup\.cfg|[^/]+\.(egg|dist)-info/.*")
 # What of a torch's wheel a binding is compiled and linked with.
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     shared = [_build.cpu_library(CSRC)]
     if os.environ.get("POWERGRAD_CUDA") != "OFF" and (toolkit := tools.cuda_toolkit()) is not None:
-        shared.append(_build.cuda_library(CSRC, toolkit, lines=False))
+        shared.append(_build.cuda_library(CSRC, toolkit, SMALL))
     everything = [*shared, *(library for some in bindings.values() for library in some)]
     build(everything, native)
     archive = source_distribution(options.output)

@@ -96,13 +96,14 @@ def _linked(csrc: Path, group: str) -> list[Path]:
 def libraries(csrc: Path, *, in_place: bool) -> list[Library]:
     """Those for the torch and the Python that run this.
 
-    In place, files are changed, compiled again and profiled.
+    In place, files are changed, compiled again and profiled: so machine code names their lines,
+    which make most of its size.
     """
     torch, python = installed_torch(), running_python()
     built = [cpu_library(csrc), binding(csrc, torch, python, as_one=not in_place)]
     toolkit = wanted_toolkit()
     if toolkit is not None and read_sources(csrc)["cuda"]:
-        built.append(cuda_library(csrc, toolkit, lines=in_place))
+        built.append(cuda_library(csrc, toolkit, *(["-lineinfo"] if in_place else [])))
     return built
 
 
@@ -125,18 +126,16 @@ def cpu_library(csrc: Path) -> Library:
     return Library(CPU_LIBRARY, objects, [EXPORTS])
 
 
-def cuda_library(csrc: Path, toolkit: Path, *, lines: bool) -> Library:
+def cuda_library(csrc: Path, toolkit: Path, *flags: str) -> Library:
     """The CUDA kernels with a CUDA runtime of their own, so that any torch's will do beside it.
 
-    Lines of the sources are for profilers and sanitizers; they make most of the file.
+    `flags` are further ones for nvcc.
     """
     architectures = cuda_architectures(toolkit)
     names = ",".join(architectures)
     cxx = [*_cxx(toolkit / "include"), f'-DPOWERGRAD_CUDA_ARCHITECTURES="{names}"']
-    nvcc = [str(toolkit / "bin" / "nvcc"), STANDARD, *NVCC_FLAGS, f"-I{SOURCES}"]
+    nvcc = [str(toolkit / "bin" / "nvcc"), STANDARD, *NVCC_FLAGS, *flags, f"-I{SOURCES}"]
     nvcc += [flag for name in architectures for flag in code_for(name)]
-    if lines:
-        nvcc.append("-lineinfo")
     if len(compiler()) == 1:
         nvcc.append(f"--compiler-bindir={compiler()[0]}")
     objects = [

@@ -28,7 +28,8 @@ def commit() -> str | None:
 
 def _git(*arguments: str) -> str:
     command = ["git", *arguments]
-    done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)
+    folder = PACKAGE.parent  # from which paths count
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

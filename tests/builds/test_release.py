@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY
+from commands import REPOSITORY, run
 
 from powergrad_ext import _build
 
@@ -62,3 +64,25 @@ def test_what_git_does_not_know_is_found(tmp_path: Path, kind: str) -> None:
                 sources.addfile(tarfile.TarInfo(f"powergrad_ext-1.0/{name}"), io.BytesIO())
         expected = {"tests/scratch.py"}
     assert wheels.names_in(archive) - known == expected
+
+
+@pytest.mark.parametrize("name", ["csrc/row.h", "powergrad_ext/alpha.py"])
+def test_the_commit_tells_of_a_changed_file(tmp_path: Path, name: str) -> None:
+    package = tmp_path / "powergrad_ext" / "_build"
+    changed = tmp_path / name
+    for folder in (package, changed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / "powergrad_ext" / "_build" / "commit.py", package)
+    changed.touch()
+    someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*someone, "commit", "-qm", "of the test"]):
+        run("git", *command, cwd=tmp_path)
+
+    def commit() -> str:
+        code = "import commit; print(commit.commit())"
+        return run(sys.executable, "-B", "-c", code, cwd=package).stdout.strip()
+
+    before = commit()
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    changed.write_text("changed")
+    assert commit() == f"{before}+"

@@ -113,7 +113,7 @@ def test_cuda_is_built_for_the_architectures_that_are_named(
     toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0+PTX")
-    library = _build.cuda_library(CSRC, toolkit, lines=False)
+    library = _build.cuda_library(CSRC, toolkit)
     commands = {path.name: made.command for made in library.objects for path in made.sources}
     assert {flag for flag in commands["cross_entropy_forward.cu"] if "gencode" in flag} == {
         "-gencode=arch=compute_90,code=sm_90",
@@ -123,12 +123,12 @@ def test_cuda_is_built_for_the_architectures_that_are_named(
     assert '-DPOWERGRAD_CUDA_ARCHITECTURES="9.0,12.0+PTX"' in commands["library.cpp"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: .* got 'Hopper'"):
-        _build.cuda_library(CSRC, toolkit, lines=False)
+        _build.cuda_library(CSRC, toolkit)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_machine_code_names_lines_where_it_is_developed(toolkit: Path, in_place: bool) -> None:
-    """And not in what is installed, where they are most of the file."""
+    """And not in what is installed, of which they would be most."""
     (library,) = (
         library
         for library in _build.libraries(CSRC, in_place=in_place)
