@@ -45,7 +45,7 @@ def plan(options: argparse.Namespace, folder: Path) -> command.Plan:
     size = QUICK if options.quick else FULL
     base = base_model(texts, size, folder / "base.pt")
     alphas = (1.0, 1.43) if options.quick else ALPHAS
-    study = Study.of(("transformer",), alphas, (2.5e-4, 1e-3, 4e-3), loss, quick=options.quick)
+    study = Study.of(("transformer",), alphas, (1e-3, 4e-3, 1.6e-2), loss, quick=options.quick)
 
     def run(arm: Arm, rate: float, seed: int, part: str) -> Metrics:
         return measure(base, texts, size, arm, rate, seed, part)
