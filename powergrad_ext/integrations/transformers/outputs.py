@@ -23,7 +23,8 @@ def without_logits(output: Any) -> Any:
 
 def with_metrics(output: ModelOutput, call: FusedCall) -> ModelOutput:
     """The output with the call's sum of losses, its labels and its rows' metrics."""
-    return _class_with_metrics(type(output))(**output, **call.metrics())
+    base: Any = type(output)  # mypy does not take it for hashable
+    return _class_with_metrics(base)(**output, **call.metrics())
 
 
 @functools.cache
