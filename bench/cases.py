@@ -91,7 +91,7 @@ FRESH = "forward+backward"
 IN_PLACE = "in-place"
 """The same, the gradient over the logits where an implementation can do that."""
 UNREDUCED = "none"
-"""Forward and backward with reduction="none" and another upstream gradient for every row."""
+"""Forward and backward with reduction="none" and another grad_output for every row."""
 PROBABILITIES = "probabilities"
 """Forward and backward with a probability for every class as the target."""
 SMOOTHING = "smoothing"
@@ -101,7 +101,7 @@ WEIGHTS = "weights"
 LOG_SOFTMAX_FORWARD = "log-softmax-forward"
 """Log-softmax over the classes instead of a loss, of logits that need no gradient."""
 LOG_SOFTMAX_BACKWARD = "log-softmax-backward"
-"""Its gradient alone, with another upstream gradient for every log-probability."""
+"""Its gradient alone, with another grad_output for every log-probability."""
 LOG_SOFTMAX = "log-softmax"
 """Both of it."""
 
@@ -122,7 +122,7 @@ LEAST_TRAFFIC = {
 
 A step reads logits (and probabilities) once and writes a gradient once. Where forward must not
 write the gradient yet, backward reads the logits again. Log-softmax also writes its output in
-forward, and backward reads as large an upstream gradient: for PGT 2 and then 3, the logits once
+forward, and backward reads as large a grad_output: for PGT 2 and then 3, the logits once
 more among them (the ordinary one can read its output instead, which is as large).
 """
 MODES = tuple(LEAST_TRAFFIC)

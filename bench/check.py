@@ -87,10 +87,10 @@ def expected_gradient(problem: Problem, alpha: float) -> tuple[Tensor, Tensor]:
 
 
 def gradient_of_log_probabilities(problem: Problem) -> Tensor:
-    """What a log-softmax is given in backward: the upstream itself, for a loss -upstream * q."""
-    upstream, logits = problem.upstream, widened(problem.pristine)
-    if upstream is not None and upstream.shape == logits.shape:
-        return upstream.to(logits)
+    """What a log-softmax gets in backward: grad_output itself, for a loss -grad_output * q."""
+    grad_output, logits = problem.grad_output, widened(problem.pristine)
+    if grad_output is not None and grad_output.shape == logits.shape:
+        return grad_output.to(logits)
     if problem.target.is_floating_point():
         target = problem.target.to(logits)
     else:
@@ -103,7 +103,7 @@ def gradient_of_log_probabilities(problem: Problem) -> Tensor:
         of_class = problem.options["weight"].to(logits)
         target = target * of_class.view(-1, *(1 for _ in problem.group.case.inner))
         rows = target.sum()  # as far as they count
-    return target * (-1.0 / rows if upstream is None else -upstream.unsqueeze(1))
+    return target * (-1.0 / rows if grad_output is None else -grad_output.unsqueeze(1))
 
 
 def widened(tensor: Tensor) -> Tensor:

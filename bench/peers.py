@@ -92,7 +92,7 @@ def torch_step(problem: Problem, loss: Callable[..., Tensor]) -> Step:
 
     def run() -> Tensor:
         logits = problem.logits
-        (gradient,) = torch.autograd.grad(value_at(logits), logits, problem.upstream)
+        (gradient,) = torch.autograd.grad(value_at(logits), logits, problem.grad_output)
         return gradient
 
     return Step(run, problem.restore)
@@ -104,7 +104,7 @@ def second_backward_step(problem: Problem, value_at: Callable[[Tensor], Tensor])
 
     def run() -> Tensor:
         output, logits = graph[0], problem.logits
-        (gradient,) = torch.autograd.grad(output, logits, problem.upstream, retain_graph=True)
+        (gradient,) = torch.autograd.grad(output, logits, problem.grad_output, retain_graph=True)
         return gradient
 
     def prepare() -> None:
@@ -159,7 +159,7 @@ def jax_loss(problem: Problem) -> tuple[Callable[..., Any], Any]:
     jax, jnp, optax = map(import_untyped, ("jax", "jax.numpy", "optax"))
     target_is_index = group.mode != PROBABILITIES
     target = jnp.from_dlpack(problem.target.int() if target_is_index else problem.target)
-    upstream = None if problem.upstream is None else jnp.from_dlpack(problem.upstream)
+    grad_output = None if problem.grad_output is None else jnp.from_dlpack(problem.grad_output)
 
     def loss(logits: Any, target: Any) -> Any:
         if target_is_index and not group.case.inner:
@@ -168,24 +168,24 @@ def jax_loss(problem: Problem) -> tuple[Callable[..., Any], Any]:
             if target_is_index:  # as indices, it takes many seconds to compile
                 target = jax.nn.one_hot(target, group.case.classes, axis=1, dtype=logits.dtype)
             losses = optax.softmax_cross_entropy(logits, target, axis=1)
-        return losses.mean() if upstream is None else (losses * upstream).sum()
+        return losses.mean() if grad_output is None else (losses * grad_output).sum()
 
     return (loss if group.mode == FORWARD else jax.grad(loss)), target
 
 
 def jax_log_softmax(problem: Problem) -> tuple[Callable[..., Any], Any]:
-    """A function of logits and upstream gradient, and the latter.
+    """A function of logits and grad_output, and the latter.
 
     It gives log-probabilities, which XLA would not compute if they were not asked for, and then the
     gradient.
     """
     jax, jnp = map(import_untyped, ("jax", "jax.numpy"))
 
-    def both(logits: Any, upstream: Any) -> Any:
+    def both(logits: Any, grad_output: Any) -> Any:
         output, pull_back = jax.vjp(partial(jax.nn.log_softmax, axis=1), logits)
-        return output, *pull_back(upstream)
+        return output, *pull_back(grad_output)
 
-    return both, jnp.from_dlpack(problem.upstream)
+    return both, jnp.from_dlpack(problem.grad_output)
 
 
 def hook(problem: Problem, alpha: float) -> Step:
@@ -197,15 +197,15 @@ def hook(problem: Problem, alpha: float) -> Step:
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         hooked = logits.view_as(logits)
         value = F.cross_entropy(hooked, target)
-        upstream: list[Tensor] = []
+        grad_output: list[Tensor] = []
 
         def transform(gradient: Tensor) -> Tensor:
             p = torch.softmax(alpha * logits.detach(), dim=1)
             row_term = torch.ones((), dtype=p.dtype, device=p.device).expand(target.shape)
             p.scatter_add_(1, target.unsqueeze(1), -row_term.unsqueeze(1))
-            return p * (upstream[0] / target.numel())
+            return p * (grad_output[0] / target.numel())
 
-        value.register_hook(upstream.append)
+        value.register_hook(grad_output.append)
         hooked.register_hook(transform)
         return value
 

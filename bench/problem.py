@@ -28,8 +28,8 @@ class Problem:
     Attributes:
         pristine: (rows, classes, *inner), never written.
         target: (rows, *inner) int64, or probabilities in the shape and type of the logits.
-        upstream: (rows, *inner), the gradient of each row's loss, or in the shape and type of the
-            logits, that of each log-probability; None if the loss is a mean.
+        grad_output: (rows, *inner), the gradient of each row's loss, or in the shape and type of
+            the logits, that of each log-probability; None if the loss is a mean.
         arguments: what the function that is differentiated takes after the logits: the target;
             nothing for log-softmax.
         options: what it has to be told besides.
@@ -48,11 +48,11 @@ class Problem:
             self.target = torch.randn(group.shape, **on_device).softmax(dim=1).to(dtype)
         else:
             self.target = torch.randint(group.case.classes, rows, **on_device)
-        self.upstream: Tensor | None = None
+        self.grad_output: Tensor | None = None
         self.arguments: tuple[Tensor, ...] = (self.target,)
         self.options: dict[str, Any] = {}
         if group.mode == UNREDUCED:
-            self.upstream = torch.rand(rows, **on_device) + 0.5
+            self.grad_output = torch.rand(rows, **on_device) + 0.5
             self.options = {"reduction": "none"}
         elif group.mode == SMOOTHING:
             self.options = {"label_smoothing": 0.1}
@@ -61,7 +61,7 @@ class Problem:
             self.options = {"weight": weight.to(dtype)}
         elif group.mode in OF_LOG_SOFTMAX:
             # Of one sign, as a loss would send it: nothing cancels in its sum.
-            self.upstream = (torch.rand(group.shape, **on_device) + 0.5).to(dtype)
+            self.grad_output = (torch.rand(group.shape, **on_device) + 0.5).to(dtype)
             self.arguments, self.options = (), {"dim": 1}
         count = GPU_BUFFERS if group.device == "cuda" else 1
         self._buffers = cycle([torch.empty_like(self.pristine) for _ in range(count)])

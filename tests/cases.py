@@ -63,18 +63,18 @@ class Problem:
             logits, target, self.weight, alpha=self.alpha, **self.options, **more
         )
 
-    def expected(self, oracle: Callable[..., Expected], upstream: Tensor) -> Expected:
+    def expected(self, oracle: Callable[..., Expected], grad_output: Tensor) -> Expected:
         return oracle(
             self.logits,
             self.target,
-            upstream,
+            grad_output,
             alpha=float(self.alpha),
             weight=self.weight,
             **self.options,
         )
 
-    def upstream(self, like: Tensor) -> Tensor:
-        """An upstream gradient of any sign and size: nothing may lean on its being 1."""
+    def grad_output(self, like: Tensor) -> Tensor:
+        """A grad_output of any sign and size: nothing may lean on its being 1."""
         return torch.randn(like.shape, generator=generator(1)).to(like)
 
 
@@ -133,11 +133,11 @@ def check(problem: Problem) -> None:
     before = [(tensor.detach().clone(), tensor._version) for tensor in given]
 
     loss = problem.loss(logits, target)
-    upstream = problem.upstream(loss)
+    grad_output = problem.grad_output(loss)
     wanted = [tensor for tensor in (logits, target) if tensor.requires_grad]
-    gradients = torch.autograd.grad(loss, wanted, upstream)
+    gradients = torch.autograd.grad(loss, wanted, grad_output)
 
-    expected = problem.expected(definition, upstream)
+    expected = problem.expected(definition, grad_output)
     assert loss.dtype == accumulation_type(logits.dtype)
     assert_loss(loss.detach(), expected.loss)
     assert gradients[0].dtype == logits.dtype
@@ -157,11 +157,13 @@ def check_log_softmax(
     logits = logits.detach().requires_grad_()
     before = logits.detach().clone()
     output = pg.log_softmax(logits, dim, alpha=alpha, dtype=dtype)
-    upstream = torch.randn(output.shape, generator=generator(1)).to(output)
-    (gradient,) = torch.autograd.grad(output, logits, upstream)
+    grad_output = torch.randn(output.shape, generator=generator(1)).to(output)
+    (gradient,) = torch.autograd.grad(output, logits, grad_output)
 
     seen = logits.detach() if dtype is None else logits.detach().to(dtype)
-    expected, expected_gradient, terms = log_softmax_definition(seen, dim, upstream, float(alpha))
+    expected, expected_gradient, terms = log_softmax_definition(
+        seen, dim, grad_output, float(alpha)
+    )
     assert output.dtype == seen.dtype
     assert gradient.dtype == logits.dtype
     assert_log_probabilities(output.detach(), expected)

@@ -42,22 +42,22 @@ class Expected(NamedTuple):
 def identity(
     logits: Tensor,
     target: Tensor,
-    upstream: Tensor,
+    grad_output: Tensor,
     *,
     alpha: float,
     weight: Tensor | None = None,
     **options: Any,
 ) -> Expected:
     """Loss, gradient and gradient of probability targets in float64, by torch's own derivative."""
-    logits, target, upstream = logits.cpu(), target.cpu(), upstream.cpu()
+    logits, target, grad_output = logits.cpu(), target.cpu(), grad_output.cpu()
     z = logits.detach().double().requires_grad_()
     weight = None if weight is None else weight.cpu().double()
     probabilities = target.is_floating_point()
     q = target.detach().double().requires_grad_() if probabilities else target.long()
     loss = F.cross_entropy(z, q, weight, **options)
     scaled = F.cross_entropy(alpha * z, q, weight, **options) / alpha
-    (gradient,) = torch.autograd.grad(scaled, z, upstream.double())
-    of_target = torch.autograd.grad(loss, q, upstream.double())[0] if probabilities else None
+    (gradient,) = torch.autograd.grad(scaled, z, grad_output.double())
+    of_target = torch.autograd.grad(loss, q, grad_output.double())[0] if probabilities else None
     return Expected(loss.detach(), gradient, of_target)
 
 
@@ -65,7 +65,7 @@ def identity(
 def definition(
     logits: Tensor,
     target: Tensor,
-    upstream: Tensor,
+    grad_output: Tensor,
     *,
     alpha: float,
     weight: Tensor | None = None,
@@ -103,7 +103,7 @@ def definition(
     gradient = p * others - mass * complement
     terms = np.maximum(p * mass.sum(1, keepdims=True), mass)
 
-    scale = _long(upstream).reshape(-1, 1)
+    scale = _long(grad_output).reshape(-1, 1)
     if reduction == "mean":
         scale = scale / total_weight
     losses = np.where(counts, losses, 0)
@@ -111,7 +111,7 @@ def definition(
     of_target = -w * (1 - smoothing) * log_p * scale
     total = {"none": losses, "sum": losses.sum(), "mean": losses.sum() / total_weight}[reduction]
     return Expected(
-        torch.as_tensor(np.asarray(total, dtype=float)).reshape(upstream.shape),
+        torch.as_tensor(np.asarray(total, dtype=float)).reshape(grad_output.shape),
         _unrows(gradient, logits, class_dim),
         _unrows(of_target, logits, class_dim) if target.is_floating_point() else None,
         _unrows(terms * abs(scale), logits, class_dim)
@@ -150,14 +150,14 @@ def _unrows(rows: np.ndarray, like: Tensor, class_dim: int) -> Tensor:
 
 
 def log_softmax_definition(
-    logits: Tensor, dim: int, upstream: Tensor, alpha: float
+    logits: Tensor, dim: int, grad_output: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, g - softmax(alpha z) sum(g), and its terms, in long double."""
     if logits.dim() == 0:
-        rows = log_softmax_definition(logits[None], 0, upstream[None], alpha)
+        rows = log_softmax_definition(logits[None], 0, grad_output[None], alpha)
         return rows[0][0], rows[1][0], rows[2][0]
     with np.errstate(all="ignore"):
-        z, g = _rows(logits, dim), _rows(upstream, dim)
+        z, g = _rows(logits, dim), _rows(grad_output, dim)
         log_p, _ = _softmax(z, np.longdouble(1))
         _, (p, complement) = _softmax(z, np.longdouble(alpha))
         gradient = g * complement - p * (g.sum(1, keepdims=True) - g)

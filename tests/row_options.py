@@ -73,12 +73,12 @@ def loss_and_gradient(
     of_p = target_j.sum(-1) + 2 * z_loss * lse
     direction = torch.softmax(alpha * z, -1) * of_p.unsqueeze(-1) - target_j
     gradient = torch.where(counts.unsqueeze(-1), r.unsqueeze(-1) * direction, 0.0)
-    upstream = grad_output.double()
-    upstream = upstream.unsqueeze(-1) if reduction == "none" else upstream
+    scaled = grad_output.double()
+    scaled = scaled.unsqueeze(-1) if reduction == "none" else scaled
     if reduction == "mean":
-        losses, upstream = losses / divisor, upstream / divisor
+        losses, scaled = losses / divisor, scaled / divisor
     loss = losses if reduction == "none" else losses.sum()
-    return loss, (gradient * upstream).movedim(-1, class_dim)
+    return loss, (gradient * scaled).movedim(-1, class_dim)
 
 
 def metrics_of(

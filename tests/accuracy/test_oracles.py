@@ -32,10 +32,10 @@ ALPHAS = pytest.mark.parametrize("alpha", [1.0, 0.3, 2.0])
 def test_identity_is_the_definition(alpha, shape, options):
     problem = make_problem(shape, torch.float64, alpha=alpha, **options)
     loss = problem.loss(problem.logits, problem.target)
-    upstream = problem.upstream(loss)
+    grad_output = problem.grad_output(loss)
     torch.testing.assert_close(
-        problem.expected(identity, upstream)[:3],
-        problem.expected(definition, upstream)[:3],
+        problem.expected(identity, grad_output)[:3],
+        problem.expected(definition, grad_output)[:3],
         rtol=1e-12,
         atol=1e-13,
     )
@@ -50,8 +50,8 @@ def test_reference_is_the_identity(alpha, shape, options):
     target = problem.target
     wanted = [logits, target.requires_grad_()] if target.is_floating_point() else [logits]
     loss = reference.cross_entropy(logits, target, problem.weight, alpha=alpha, **problem.options)
-    gradients = torch.autograd.grad(loss, wanted, problem.upstream(loss))
-    expected = problem.expected(identity, problem.upstream(loss))
+    gradients = torch.autograd.grad(loss, wanted, problem.grad_output(loss))
+    expected = problem.expected(identity, problem.grad_output(loss))
     torch.testing.assert_close(loss.detach(), expected.loss)
     for gradient, right in zip(gradients, expected[1:3], strict=False):
         torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-13)

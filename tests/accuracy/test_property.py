@@ -75,10 +75,10 @@ def problems(draw):
 def test_cross_entropy(problem, isa):
     with instruction_set(isa):
         check(problem)
-    upstream = problem.upstream(problem.loss(problem.logits, problem.target))
+    grad_output = problem.grad_output(problem.loss(problem.logits, problem.target))
     torch.testing.assert_close(
-        problem.expected(definition, upstream)[:3],
-        problem.expected(identity, upstream)[:3],
+        problem.expected(definition, grad_output)[:3],
+        problem.expected(identity, grad_output)[:3],
         rtol=1e-9,
         atol=1e-9,
         equal_nan=True,

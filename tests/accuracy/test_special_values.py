@@ -26,8 +26,8 @@ def target(device):
 
 
 def assert_as_torch(losses, gradients, rows, target, **options):
-    upstream = torch.ones(len(rows), device=rows.device)
-    expected = definition(rows, target, upstream, alpha=0.3, reduction="none", **options)
+    grad_output = torch.ones(len(rows), device=rows.device)
+    expected = definition(rows, target, grad_output, alpha=0.3, reduction="none", **options)
     assert_loss(losses, expected.loss)
     assert_gradient(gradients, expected.gradient, 1)
 

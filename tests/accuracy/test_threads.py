@@ -20,13 +20,13 @@ SHAPES = {
 def bits_of_cross_entropy(problem):
     logits = problem.logits.detach().requires_grad_()
     loss = problem.loss(logits, problem.target)
-    return loss.detach(), torch.autograd.grad(loss, logits, problem.upstream(loss))[0]
+    return loss.detach(), torch.autograd.grad(loss, logits, problem.grad_output(loss))[0]
 
 
 def bits_of_log_softmax(problem):
     logits = problem.logits.detach().requires_grad_()
     output = pg.log_softmax(logits, problem.class_dim)
-    return output.detach(), torch.autograd.grad(output, logits, problem.upstream(output))[0]
+    return output.detach(), torch.autograd.grad(output, logits, problem.grad_output(output))[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

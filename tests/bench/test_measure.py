@@ -106,7 +106,7 @@ def test_wrong_gradient_is_refused(dtype: str) -> None:
 @pytest.mark.parametrize("inner", [(), (2, 3)])
 def test_gradient_of_log_softmax_is_as_defined(dtype: str, inner: tuple[int, ...]) -> None:
     problem = Problem(Group(Case("small", 4, 50, inner), dtype, LOG_SOFTMAX))
-    z, g = problem.pristine.double(), problem.upstream.double()
+    z, g = problem.pristine.double(), problem.grad_output.double()
     check = ResultCheck(problem)
 
     def gradient(probabilities: torch.Tensor, total: torch.Tensor) -> torch.Tensor:

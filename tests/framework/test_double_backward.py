@@ -26,12 +26,12 @@ def random_like(tensor, seed):
 
 
 def derivatives(loss, logits, orders):
-    """The gradient of the loss, of a projection of that gradient, and so on; and of upstreams."""
-    upstream = random_like(loss, 5).requires_grad_()
-    found = list(torch.autograd.grad(loss, logits, upstream, create_graph=True))
+    """The gradient of the loss, of a projection of it, and so on; and of grad_outputs."""
+    grad_output = random_like(loss, 5).requires_grad_()
+    found = list(torch.autograd.grad(loss, logits, grad_output, create_graph=True))
     for order in range(1, orders):
         projected = (found[-1] * random_like(logits, order)).sum()
-        wanted = [upstream, logits] if order == 1 else [logits]
+        wanted = [grad_output, logits] if order == 1 else [logits]
         found += torch.autograd.grad(projected, wanted, create_graph=True)
     return [tensor.detach() for tensor in found]
 
@@ -87,8 +87,8 @@ def test_mixed_derivatives_with_probabilities(reduction, device):
         target = problem.target.clone().requires_grad_()
         options = {"alpha": 0.3, "reduction": reduction, "label_smoothing": 0.2}
         loss = module.cross_entropy(logits, target, problem.weight, **options)
-        upstream = random_like(loss, 5)
-        first = torch.autograd.grad(loss, (logits, target), upstream, create_graph=True)
+        grad_output = random_like(loss, 5)
+        first = torch.autograd.grad(loss, (logits, target), grad_output, create_graph=True)
         projected = sum((g * random_like(g, i)).sum() for i, g in enumerate(first))
         return torch.autograd.grad(projected, (logits, target))
 

@@ -36,10 +36,10 @@ def logits_and_target(kind="indices"):
     return logits, torch.randint(CLASSES, (ROWS,), generator=random)
 
 
-def solve(loss, logits, target, upstream=1.7):
+def solve(loss, logits, target, grad_output=1.7):
     value = loss(logits, target)
     # Not .grad: torch 2.11 gathers a leaf's gradient whose shards are unequal.
-    return value, *torch.autograd.grad(value, logits, torch.full_like(value, upstream))
+    return value, *torch.autograd.grad(value, logits, torch.full_like(value, grad_output))
 
 
 def check_cross_entropy(mesh, placements, kind, reduction, options):
@@ -64,10 +64,13 @@ def check_cross_entropy(mesh, placements, kind, reduction, options):
 
 def check_log_softmax(mesh, placements, dim):
     logits, _ = logits_and_target()
-    upstream = logits.flip(1).abs()
+    grad_output = logits.flip(1).abs()
     given = distribute_tensor(logits, mesh, placements).requires_grad_()
     alone = logits.clone().requires_grad_()
-    for each, g in ((given, distribute_tensor(upstream, mesh, placements)), (alone, upstream)):
+    for each, g in (
+        (given, distribute_tensor(grad_output, mesh, placements)),
+        (alone, grad_output),
+    ):
         (pg.log_softmax(each, dim, alpha=0.4) * g).sum().backward()
     torch.testing.assert_close(given.grad.full_tensor(), alone.grad, rtol=1e-12, atol=1e-14)
 
@@ -207,17 +210,17 @@ def other_dimensions(mesh):
     random = torch.Generator().manual_seed(3)
     logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=random)
     target = torch.randint(5, (3, 7), generator=random)
-    upstream = torch.randn(3, 7, dtype=torch.float64, generator=random)
+    grad_output = torch.randn(3, 7, dtype=torch.float64, generator=random)
     alone = logits.clone().requires_grad_()
     right = pg.cross_entropy(alone, target, reduction="none", alpha=0.4)
-    right.backward(upstream)
+    right.backward(grad_output)
     for placement, of_rows in ((Shard(1), Replicate()), (Shard(2), Shard(1))):
         given = distribute_tensor(logits, mesh, [placement]).requires_grad_()
         its_target = distribute_tensor(target, mesh, [of_rows])
-        its_upstream = distribute_tensor(upstream, mesh, [of_rows])
+        its_grad_output = distribute_tensor(grad_output, mesh, [of_rows])
         with CommDebugMode() as communication:
             found = pg.cross_entropy(given, its_target, reduction="none", alpha=0.4)
-            (gradient,) = torch.autograd.grad(found, given, its_upstream)
+            (gradient,) = torch.autograd.grad(found, given, its_grad_output)
         assert found.placements == (of_rows,)
         assert communication.get_total_counts() == (placement == Shard(1))
         torch.testing.assert_close(found.full_tensor(), right)

@@ -147,7 +147,7 @@ def tangents_of_raw_operators():
         "backward": lambda dual: OPS.cross_entropy_backward(
             ones, dual(logits), target, statistics, total, *options
         ),
-        "backward, upstream": lambda dual: OPS.cross_entropy_backward(
+        "backward, grad_output": lambda dual: OPS.cross_entropy_backward(
             dual(ones), logits, target, statistics, total, *options
         ),
         "log-softmax": lambda dual: OPS.log_softmax_forward(dual(logits), -1, ALPHA, True),

@@ -155,10 +155,10 @@ def test_alpha_made_in_inference_mode(reduction):
                 alpha.fill_(value)
             ours = module(*arguments)
             of = [*module.parameters(), z] if z is arguments[0] else [*module.parameters()]
-            upstream = torch.randn(ours.shape)
-            found = torch.autograd.grad(ours, of, upstream)
+            grad_output = torch.randn(ours.shape)
+            found = torch.autograd.grad(ours, of, grad_output)
             module.alpha = value
-            expected = torch.autograd.grad(module(*arguments), of, upstream)
+            expected = torch.autograd.grad(module(*arguments), of, grad_output)
             module.alpha = alpha
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
     z.grad = None

@@ -50,7 +50,7 @@ def saved(logits, rest):
     return OPS.cross_entropy_forward(logits, *rest, True)[1:]
 
 
-def upstream(logits, rest):
+def grad_output(logits, rest):
     return torch.ones_like(OPS.cross_entropy_forward(logits, *rest, False)[0])
 
 
@@ -66,7 +66,7 @@ def linear_forward(layer):
 CROSS_ENTROPY_OPERATORS = {
     "cross_entropy_forward": lambda z, rest: (z, *rest, True),
     "cross_entropy_backward": lambda z, rest: (
-        upstream(z, rest),
+        grad_output(z, rest),
         z,
         rest[0],
         *saved(z, rest),

@@ -94,10 +94,10 @@ def test_registration(shape, reduction, z_loss, metrics):
     forward = (logits, target, *options)
     loss, statistics, total = OPS.cross_entropy_forward(*forward, True)
     of_row = OPS.cross_entropy_shard_forward(*forward, 1, 2, 7, metrics)[0]
-    upstream = torch.ones_like(loss)
+    grad_output = torch.ones_like(loss)
     checks = {
         "cross_entropy_forward": (*forward, True, metrics),
-        "cross_entropy_backward": (upstream, logits, target, statistics, total, *options),
+        "cross_entropy_backward": (grad_output, logits, target, statistics, total, *options),
         "cross_entropy_shard_forward": (*forward, 1, 2, 7, metrics),
         "cross_entropy_merge_shards": (torch.stack([of_row] * 2), total, *options, metrics),
     }

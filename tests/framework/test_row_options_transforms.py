@@ -20,11 +20,11 @@ def second(function, logits, target, **options):
     leaf = logits.clone().requires_grad_()
     loss = function(leaf, target, **options)
     loss = loss[0] if options.get("return_metrics") else loss
-    upstream = torch.linspace(-1.0, 2.0, loss.numel()).double().reshape(loss.shape)
-    upstream.requires_grad_()
-    (gradient,) = torch.autograd.grad(loss, leaf, upstream, create_graph=True)
+    grad_output = torch.linspace(-1.0, 2.0, loss.numel()).double().reshape(loss.shape)
+    grad_output.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss, leaf, grad_output, create_graph=True)
     direction = torch.linspace(1.0, -2.0, logits.numel()).double().sin().reshape(logits.shape)
-    return gradient, *torch.autograd.grad(gradient, (leaf, upstream), direction)
+    return gradient, *torch.autograd.grad(gradient, (leaf, grad_output), direction)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

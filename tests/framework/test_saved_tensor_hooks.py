@@ -141,11 +141,11 @@ def test_other_types_of_log_softmax(dtype, packed, device):
     logits = make_logits((6, 50), dtype, device).requires_grad_()
     with repacked(packed):
         output = pg.log_softmax(logits)
-    upstream = torch.randn(output.shape, generator=generator(1)).to(output)
-    output.backward(upstream)
+    grad_output = torch.randn(output.shape, generator=generator(1)).to(output)
+    output.backward(grad_output)
     seen = logits.detach().to(packed).to(dtype).requires_grad_()
     alpha = torch.tensor(0.3, dtype=torch.float64).to(packed).double()
-    pg.log_softmax(seen, alpha=alpha).backward(upstream)
+    pg.log_softmax(seen, alpha=alpha).backward(grad_output)
     torch.testing.assert_close(logits.grad, seen.grad)
 
 

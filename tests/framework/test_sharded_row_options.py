@@ -59,9 +59,9 @@ def every_combination():
         options = prepared(chosen, row_weight, reduction=reduction)
         own = own_part(logits, sizes).requires_grad_()
         loss, metrics = vocab_parallel_cross_entropy(own, target, **options, return_metrics=True)
-        upstream = torch.linspace(-1.0, 2.0, loss.numel()).reshape(loss.shape).to(loss)
-        (gradient,) = torch.autograd.grad(loss, own, upstream)
-        right = loss_and_gradient(logits, target, upstream, **options)
+        grad_output = torch.linspace(-1.0, 2.0, loss.numel()).reshape(loss.shape).to(loss)
+        (gradient,) = torch.autograd.grad(loss, own, grad_output)
+        right = loss_and_gradient(logits, target, grad_output, **options)
         assert_near(loss.detach(), right[0], LOSS[dtype])
         largest = right[1].abs().max()
         its_right = own_part(right[1], sizes)
@@ -78,7 +78,7 @@ def every_combination():
         assert torch.equal(alone, loss)
         for metric in metrics:  # they are the caller's
             metric.zero_()
-        (again,) = torch.autograd.grad(alone, own, upstream)
+        (again,) = torch.autograd.grad(alone, own, grad_output)
         assert torch.equal(again, gradient)
 
 

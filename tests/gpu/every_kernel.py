@@ -74,9 +74,9 @@ def solve(logits, alpha, targets):
         options = Options(weight, reduction="sum", label_smoothing=0.1, alpha=alpha)
     OPS.cross_entropy_forward(logits, target, *options, False)
     _, statistics, total = OPS.cross_entropy_forward(logits, target, *options, True)
-    upstream = torch.ones_like(total, dtype=statistics.dtype)
+    grad_output = torch.ones_like(total, dtype=statistics.dtype)
     saved = (target, statistics, total)
-    OPS.cross_entropy_backward(upstream, logits, *saved, *options)
+    OPS.cross_entropy_backward(grad_output, logits, *saved, *options)
     if targets != "probabilities":
         solve_shards(logits, target, options)
 
@@ -96,12 +96,12 @@ def solve_shards(logits, target, options):
 
 
 def train(logits, alpha):
-    """Eager steps: forward assumes the upstream gradient that came last, backward settles it."""
+    """Eager steps: forward assumes the grad_output that came last, backward settles it."""
     logits = logits.detach().requires_grad_()
     target = torch.zeros(logits[:, 0].shape, dtype=torch.int64, device="cuda")
-    for upstream in (2.0, 0.5, 0.5):  # another one, another one, the same
+    for grad_output in (2.0, 0.5, 0.5):  # another one, another one, the same
         loss = pg.cross_entropy(logits, target, alpha=alpha)
-        loss.backward(torch.full_like(loss, upstream))
+        loss.backward(torch.full_like(loss, grad_output))
 
 
 def solve_log_softmax(logits, alpha):

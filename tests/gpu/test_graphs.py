@@ -39,11 +39,11 @@ def test_replays_with_other_logits_targets_and_alpha(dtype, shape, options):
     problem = make_problem(shape, dtype, "cuda", **options)
     problem.alpha = torch.tensor(0.3, device="cuda")
     logits = problem.logits.requires_grad_()
-    upstream = problem.upstream(problem.loss(logits, problem.target).detach())
+    grad_output = problem.grad_output(problem.loss(logits, problem.target).detach())
 
     def step():
         loss = problem.loss(logits, problem.target)
-        return loss.detach(), torch.autograd.grad(loss, logits, upstream)[0]
+        return loss.detach(), torch.autograd.grad(loss, logits, grad_output)[0]
 
     graph, (loss, gradient) = capture(step)
     for seed, alpha in enumerate([0.3, 1.0, 0.25], start=1):
@@ -55,7 +55,7 @@ def test_replays_with_other_logits_targets_and_alpha(dtype, shape, options):
             problem.target.view(-1)[: seed * 2] = -100  # more of them are ignored every time
         problem.alpha.fill_(alpha)
         graph.replay()
-        expected = problem.expected(definition, upstream)
+        expected = problem.expected(definition, grad_output)
         assert_loss(loss, expected.loss)
         assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
 
@@ -64,17 +64,17 @@ def test_inplace_backward():
     problem = make_problem((64, 1000), torch.bfloat16, "cuda")
     problem.alpha = torch.tensor(0.3, device="cuda")
     source = problem.logits.clone()
-    upstream = torch.ones((), device="cuda")
+    grad_output = torch.ones((), device="cuda")
 
     def step():
         logits = source.clone().requires_grad_() * 1.0
         loss = problem.loss(logits, problem.target, inplace_backward=True)
-        return torch.autograd.grad(loss, logits, upstream)[0]
+        return torch.autograd.grad(loss, logits, grad_output)[0]
 
     graph, gradient = capture(step)
     problem.alpha.fill_(0.7)
     graph.replay()
-    assert_gradient(gradient, problem.expected(definition, upstream).gradient, 1)
+    assert_gradient(gradient, problem.expected(definition, grad_output).gradient, 1)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -82,12 +82,12 @@ def test_log_softmax(dim, monkeypatch):
     """The whole check of an eager call, with replays in its place."""
     given = make_logits((40, 300), torch.float32, "cuda")
     logits = given.clone().requires_grad_()
-    upstream = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)).cuda()
+    grad_output = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)).cuda()
     alpha = torch.tensor(1.0, device="cuda")
 
     def step():
         output = pg.log_softmax(logits, dim, alpha=alpha)
-        return output.detach(), torch.autograd.grad(output, logits, upstream)[0]
+        return output.detach(), torch.autograd.grad(output, logits, grad_output)[0]
 
     graph, (output, gradient) = capture(step)
     alpha.fill_(0.3)
@@ -97,7 +97,7 @@ def test_log_softmax(dim, monkeypatch):
     check_log_softmax(given, dim, alpha=0.3)  # so the eager call may serve as the measure
     torch.testing.assert_close(output, expected)
     leaf = given.clone().requires_grad_()
-    (eager,) = torch.autograd.grad(pg.log_softmax(leaf, dim, alpha=0.3), leaf, upstream)
+    (eager,) = torch.autograd.grad(pg.log_softmax(leaf, dim, alpha=0.3), leaf, grad_output)
     torch.testing.assert_close(gradient, eager)
 
 

@@ -45,10 +45,10 @@ def test_rows(elements):
     logits = make((rows, CLASSES)).requires_grad_()
     target = torch.arange(rows, device="cuda") * 16 % CLASSES
     loss = pg.cross_entropy(logits, target, reduction="none")
-    upstream = torch.linspace(0.5, 1.5, rows, device="cuda")
-    loss.backward(upstream)
+    grad_output = torch.linspace(0.5, 1.5, rows, device="cuda")
+    loss.backward(grad_output)
     at = some_of(rows)
-    expected = definition(logits[at], target[at], upstream[at], alpha=0.3, reduction="none")
+    expected = definition(logits[at], target[at], grad_output[at], alpha=0.3, reduction="none")
     assert_loss(loss[at], expected.loss)
     assert_gradient(logits.grad[at], expected.gradient, 1)
 
@@ -64,8 +64,8 @@ def test_in_place(elements):
     loss = pg.cross_entropy(logits, target, reduction="sum", inplace_backward=True)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.data_ptr() == logits.data_ptr()
-    upstream = torch.ones(len(at))
-    expected = definition(kept, target[at], upstream, alpha=0.3, reduction="none")
+    grad_output = torch.ones(len(at))
+    expected = definition(kept, target[at], grad_output, alpha=0.3, reduction="none")
     assert_gradient(gradient[at], expected.gradient, 1)
 
 
@@ -110,6 +110,6 @@ def test_more_rows_than_int32_counts():
     loss = pg.cross_entropy(logits, target, reduction="sum")
     loss.backward()
     at = some_of(rows)
-    upstream = torch.ones(len(at))
-    expected = definition(logits[at], target[at], upstream, alpha=0.3, reduction="none")
+    grad_output = torch.ones(len(at))
+    expected = definition(logits[at], target[at], grad_output, alpha=0.3, reduction="none")
     assert_gradient(logits.grad[at], expected.gradient, 1)

@@ -28,7 +28,7 @@ def test_runs(dtype, reduction, shape):
         logits = problem.logits.detach().requires_grad_()
         loss = problem.loss(logits, problem.target)
         output = pg.log_softmax(logits, problem.class_dim)
-        loss_gradient = torch.autograd.grad(loss, logits, problem.upstream(loss))[0]
+        loss_gradient = torch.autograd.grad(loss, logits, problem.grad_output(loss))[0]
         return loss, loss_gradient, output, torch.autograd.grad(output, logits, logits.detach())[0]
 
     first = run()

@@ -64,9 +64,9 @@ def next_token_identity(logits, labels, count=None, alpha=0.3, ignore_index=-100
     return loss if count is None else loss / count
 
 
-def gradient(function, logits, upstream=-1.7):
+def gradient(function, logits, grad_output=-1.7):
     logits = logits.detach().requires_grad_()
-    return torch.autograd.grad(upstream * function(logits), logits)[0]
+    return torch.autograd.grad(grad_output * function(logits), logits)[0]
 
 
 @pytest.fixture(params=TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))

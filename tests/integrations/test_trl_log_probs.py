@@ -40,20 +40,22 @@ def problem(dtype=torch.float64, bias=True):
     layer += [leaf(CLASSES)] if bias else []
     index = torch.randint(CLASSES, SHAPE, generator=random)
     mask = torch.rand(SHAPE, generator=random) < 0.7
-    upstream = torch.randn(SHAPE, generator=random, dtype=torch.float64)
-    return layer, index, mask, upstream
+    grad_output = torch.randn(SHAPE, generator=random, dtype=torch.float64)
+    return layer, index, mask, grad_output
 
 
-def with_gradients(values, layer, upstream):
-    return values.detach(), torch.autograd.grad((values * upstream.to(values.dtype)).sum(), layer)
+def with_gradients(values, layer, grad_output):
+    return values.detach(), torch.autograd.grad(
+        (values * grad_output.to(values.dtype)).sum(), layer
+    )
 
 
-def ours(layer, index, upstream, **options):
+def ours(layer, index, grad_output, **options):
     hidden, weight, *bias = layer
     bias = bias[0] if bias else None
     values = selective_log_softmax(hidden, weight, index, linear_bias=bias, **options)
     assert values.shape == index.shape
-    return with_gradients(values, layer, upstream)
+    return with_gradients(values, layer, grad_output)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -62,12 +64,12 @@ def ours(layer, index, upstream, **options):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_trls_own(temperature, masked, bias, dtype):
     """In half precision TRL rounds more than we do: its float32 is the truth."""
-    layer, index, mask, upstream = problem(dtype, bias)
+    layer, index, mask, grad_output = problem(dtype, bias)
     options = {"temperature": temperature, "row_mask": mask if masked else None}
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
     leaves = [each.detach().to(wide).requires_grad_() for each in layer]
-    expected = with_gradients(of_logits(F.linear(*leaves), index, **options), leaves, upstream)
-    values, gradients = ours(layer, index, upstream, chunk_rows=5, **options)
+    expected = with_gradients(of_logits(F.linear(*leaves), index, **options), leaves, grad_output)
+    values, gradients = ours(layer, index, grad_output, chunk_rows=5, **options)
     assert values.dtype == wide
     assert_close(values, expected[0], dtype)
     for found, right in zip(gradients, expected[1], strict=True):
@@ -81,27 +83,27 @@ def test_trls_own(temperature, masked, bias, dtype):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_another_alpha(temperature):
     """The values stay; the gradient is the ordinary one at alpha z, over alpha."""
-    layer, index, mask, upstream = problem()
+    layer, index, mask, grad_output = problem()
     options = {"temperature": temperature, "row_mask": mask}
-    values, gradients = ours(layer, index, upstream, alpha=0.3, **options)
+    values, gradients = ours(layer, index, grad_output, alpha=0.3, **options)
     torch.testing.assert_close(values, of_logits(F.linear(*layer), index, **options))
     identity = of_logits(0.3 * F.linear(*layer), index, **options) / 0.3
-    _, expected = with_gradients(identity, layer, upstream)
+    _, expected = with_gradients(identity, layer, grad_output)
     torch.testing.assert_close(gradients, expected, **TOLERANCES[torch.float64])
 
 
 def test_rows_without_a_token():
-    layer, index, _, upstream = problem()
+    layer, index, _, grad_output = problem()
     index[0, 2] = -100
-    values, gradients = ours(layer, index, upstream)
+    values, gradients = ours(layer, index, grad_output)
     assert values[0, 2] == 0.0
     assert not gradients[0][0, 2].any()
 
 
 def test_the_logits_are_never_whole():
-    layer, index, _, upstream = problem(torch.float32, bias=False)
+    layer, index, _, grad_output = problem(torch.float32, bias=False)
     with torch.profiler.profile(record_shapes=True) as profile:
-        ours(layer, index, upstream, chunk_rows=5)
+        ours(layer, index, grad_output, chunk_rows=5)
     shapes = [shape for event in profile.events() for shape in event.input_shapes or []]
     assert [5, CLASSES] in shapes
     assert not any(shape[-1:] == [CLASSES] and shape[:-1] in ([21], [3, 7]) for shape in shapes)

@@ -73,9 +73,9 @@ def test_so_large_that_only_the_largest_logits_are_left(dtype, alpha, device):
     loss = pg.cross_entropy(logits, target, alpha=alpha, reduction="none")
     (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
     assert gradient.tolist() == [[0.0, -0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, -1.0, 0.0]]
-    upstream = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]] * 2, dtype=dtype, device=device)
+    grad_output = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]] * 2, dtype=dtype, device=device)
     output = pg.log_softmax(logits, alpha=alpha)
-    (gradient,) = torch.autograd.grad(output, logits, upstream)
+    (gradient,) = torch.autograd.grad(output, logits, grad_output)
     assert gradient.tolist() == [[1.0, -0.5, -0.5, 0.0, 0.0]] * 2
 
 
@@ -119,7 +119,7 @@ def test_change_between_forward_and_backward(device):
     loss = problem.loss(problem.logits.requires_grad_(), problem.target)
     problem.alpha.fill_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward(problem.upstream(loss))
+        loss.backward(problem.grad_output(loss))
 
 
 def test_change_after_the_gradient_was_computed_in_forward():
@@ -128,10 +128,10 @@ def test_change_after_the_gradient_was_computed_in_forward():
     problem.alpha = torch.tensor(0.3, dtype=torch.float64)
     logits = problem.logits.requires_grad_()
     loss = problem.loss(logits, problem.target)
-    upstream = problem.upstream(loss)
-    expected = problem.expected(definition, upstream)
+    grad_output = problem.grad_output(loss)
+    expected = problem.expected(definition, grad_output)
     problem.alpha.fill_(2.0)
-    (gradient,) = torch.autograd.grad(loss, logits, upstream)
+    (gradient,) = torch.autograd.grad(loss, logits, grad_output)
     assert_gradient(gradient, expected.gradient, 1)
 
 

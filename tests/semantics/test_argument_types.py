@@ -51,7 +51,7 @@ def test_probabilities(reduction, layout, other, dtype, device):
     same = problem.target.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     for z, q in ((logits, target), (wide, same)):
         loss = problem.loss(z, q)
-        loss.backward(problem.upstream(loss))
+        loss.backward(problem.grad_output(loss))
     assert target.grad.dtype == other
     torch.testing.assert_close(logits.grad, wide.grad)
     torch.testing.assert_close(target.grad, same.grad.to(other))

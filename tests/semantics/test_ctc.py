@@ -64,12 +64,12 @@ def test_gradient(dtype, alpha, reduction, device):
         TARGET_LENGTHS.to(device),
         reduction=reduction,
     )
-    upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=torch.float64).reshape(loss.shape)
-    loss.backward(upstream.to(loss))
+    grad_output = torch.linspace(0.5, 1.5, loss.numel(), dtype=torch.float64).reshape(loss.shape)
+    loss.backward(grad_output.to(loss))
 
     log_p = logits().log_softmax(-1).requires_grad_()
     expected = reduced(true_losses(log_p), reduction)
-    (by_log_p,) = torch.autograd.grad(expected, log_p, upstream)
+    (by_log_p,) = torch.autograd.grad(expected, log_p, grad_output)
     gradient = by_log_p - (alpha * logits()).softmax(-1) * by_log_p.sum(-1, keepdim=True)
     torch.testing.assert_close(loss.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(z.grad.cpu().double(), gradient, rtol=1e-4, atol=1e-5)

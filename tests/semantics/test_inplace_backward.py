@@ -17,7 +17,7 @@ MODIFIED = "modified by an inplace operation"
 
 def solve(problem, logits):
     loss = problem.loss(logits, problem.target, inplace_backward=True)
-    loss.backward(problem.upstream(loss))
+    loss.backward(problem.grad_output(loss))
     return loss.detach()
 
 
@@ -29,7 +29,7 @@ def test_gradient_lands_over_the_logits(targets, reduction, shape, dtype, device
     x = problem.logits.clone().requires_grad_()
     logits = x * 1.0
     loss = solve(problem, logits)
-    expected = problem.expected(definition, problem.upstream(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     assert_loss(loss, expected.loss)
     assert_gradient(x.grad, expected.gradient, problem.class_dim, expected.terms)
     assert torch.equal(logits.detach(), x.grad)
@@ -41,7 +41,7 @@ def test_probabilities_that_want_a_gradient_too(device):
     problem.target.requires_grad_()
     x = problem.logits.clone().requires_grad_()
     loss = solve(problem, x * 1.0)
-    expected = problem.expected(definition, problem.upstream(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     assert_gradient(x.grad, expected.gradient, 1, expected.terms)
     assert_gradient(problem.target.grad, expected.target_gradient, 1)
 
@@ -53,7 +53,7 @@ def test_a_leaf_does_not_become_its_own_gradient(part, device):
     leaf = problem.logits.clone().requires_grad_()
     problem.logits, problem.target = problem.logits[part], problem.target[part]
     loss = solve(problem, leaf if part == slice(None) else leaf[part])
-    expected = problem.expected(definition, problem.upstream(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     assert_gradient(leaf.grad[part], expected.gradient, 1)
     assert torch.equal(leaf.detach()[part], problem.logits)
 
@@ -63,10 +63,10 @@ def test_second_backward_is_refused(reduction, device):
     problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
     logits = problem.logits.clone().requires_grad_() * 1.0
     loss = problem.loss(logits, problem.target, inplace_backward=True)
-    upstream = problem.upstream(loss)
-    loss.backward(upstream, retain_graph=True)
+    grad_output = problem.grad_output(loss)
+    loss.backward(grad_output, retain_graph=True)
     with pytest.raises(RuntimeError, match=MODIFIED):
-        loss.backward(upstream)
+        loss.backward(grad_output)
 
 
 @REDUCTIONS
@@ -107,8 +107,8 @@ def test_permission_that_cannot_be_used(place, device):
     logits = place(x)
     before = logits.detach().clone()
     loss = problem.loss(logits, problem.target, inplace_backward=True)
-    (gradient,) = torch.autograd.grad(loss, logits, problem.upstream(loss))
-    expected = problem.expected(definition, problem.upstream(loss))
+    (gradient,) = torch.autograd.grad(loss, logits, problem.grad_output(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     assert_gradient(gradient, expected.gradient, 1)
     assert torch.equal(logits.detach(), before)
 

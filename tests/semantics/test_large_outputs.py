@@ -47,7 +47,7 @@ def test_cross_entropy(shape, dtype):
 @dtypes
 def test_log_softmax(shape, dtype):
     logits = random_logits(shape, dtype)
-    upstream = random_logits(shape, dtype).flip(0)
+    grad_output = random_logits(shape, dtype).flip(0)
 
     def step(z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
@@ -56,6 +56,6 @@ def test_log_softmax(shape, dtype):
         return output.detach(), z.grad
 
     for whole, parts in zip(
-        step(logits, upstream), image_by_image(step, logits, upstream), strict=True
+        step(logits, grad_output), image_by_image(step, logits, grad_output), strict=True
     ):
         assert torch.equal(whole, parts)

@@ -30,18 +30,18 @@ def make_target(kind, device="cpu", rows=N, ignore_index=-100):
     return target.to(device)
 
 
-def solve(function, layer, upstream=None, wanted=(True, True, True)):
+def solve(function, layer, grad_output=None, wanted=(True, True, True)):
     """The loss, and a gradient for each of the layer's tensors."""
     layer = [
         tensor.detach().clone().requires_grad_(is_wanted)
         for tensor, is_wanted in zip(layer, wanted, strict=True)
     ]
     loss = function(*layer)
-    loss.backward(make_upstream(loss) if upstream is None else upstream)
+    loss.backward(make_grad_output(loss) if grad_output is None else grad_output)
     return loss.detach(), [tensor.grad for tensor in layer]
 
 
-def make_upstream(loss):
+def make_grad_output(loss):
     return torch.linspace(-1.5, 2.0, loss.numel()).reshape(loss.shape).to(loss)
 
 
@@ -67,7 +67,7 @@ def expected(target, layer, alpha=ALPHA, weight=None, **options):
         return of
 
     value = loss(1.0)(*layer)
-    return value, solve(loss(alpha), layer, make_upstream(value))[1]
+    return value, solve(loss(alpha), layer, make_grad_output(value))[1]
 
 
 # Of the largest gradient: the logits, the sums over rows and classes, and the result are rounded.
@@ -180,7 +180,7 @@ def test_losses_of_many_dimensions(targets, device):
 
     loss, gradients = solve(ours(target), layer)
     torch.testing.assert_close(loss, composed(1.0)(*layer), rtol=1e-12, atol=1e-13)
-    right = solve(composed(ALPHA), layer, make_upstream(loss))[1]
+    right = solve(composed(ALPHA), layer, make_grad_output(loss))[1]
     assert_close(gradients, right, torch.float64)
 
 
@@ -272,18 +272,18 @@ def test_alpha_tensor(device):
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_a_second_backward(reduction, device):
-    """The same bits for the same upstream gradient, and right ones for another."""
+    """The same bits for the same grad_output, and right ones for another."""
     layer = [tensor.requires_grad_() for tensor in make_layer(torch.float32, device)]
     loss = ours(make_target(torch.int64, device), reduction=reduction)(*layer)
-    upstream = make_upstream(loss)
+    grad_output = make_grad_output(loss)
 
-    def backward(upstream):
-        return torch.autograd.grad(loss, layer, upstream, retain_graph=True)
+    def backward(grad_output):
+        return torch.autograd.grad(loss, layer, grad_output, retain_graph=True)
 
-    first = backward(upstream)
+    first = backward(grad_output)
     kept = [gradient.clone() for gradient in first]
-    third = backward(4 * upstream)
-    torch.testing.assert_close(backward(upstream), first, rtol=0, atol=0)
+    third = backward(4 * grad_output)
+    torch.testing.assert_close(backward(grad_output), first, rtol=0, atol=0)
     torch.testing.assert_close(list(first), kept, rtol=0, atol=0)
     torch.testing.assert_close(third, tuple(4 * gradient for gradient in first))
 

@@ -74,14 +74,14 @@ KEPT = {
 
 
 @pytest.mark.parametrize("create_graph", [False, True], ids=["", "create_graph"])
-@pytest.mark.parametrize(("make", "upstream"), KEPT.values(), ids=KEPT.keys())
-def test_a_kept_loss_keeps_no_gradient(make, upstream, create_graph):
+@pytest.mark.parametrize(("make", "value"), KEPT.values(), ids=KEPT.keys())
+def test_a_kept_loss_keeps_no_gradient(make, value, create_graph):
     """As torch's, of whose graph backward leaves nothing; here a bit for each row."""
     loss_of, tensors = make(256)
 
     def step():
         loss = loss_of()
-        grad_output = torch.tensor(upstream)
+        grad_output = torch.tensor(value)
         torch.autograd.grad(
             loss, tensors, grad_output, create_graph=create_graph, retain_graph=False
         )

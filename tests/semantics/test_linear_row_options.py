@@ -113,8 +113,8 @@ def test_shapes(kind):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("upstream", [1.0, float("inf")])
-def test_rows_of_weight_zero(upstream, bad):
+@pytest.mark.parametrize("grad_output", [1.0, float("inf")])
+def test_rows_of_weight_zero(grad_output, bad):
     """Get a gradient of 0, whatever they hold, and whatever the loss is multiplied by."""
     layer, target, row_weight = make_layer(torch.float32)
     target = torch.where(row_weight == 0, 10**6, target)
@@ -130,7 +130,7 @@ def test_rows_of_weight_zero(upstream, bad):
     )
     assert loss.isfinite()
     assert not any(metric[row_weight == 0].any() for metric in metrics)
-    (loss * upstream).backward()
+    (loss * grad_output).backward()
     assert not leaves[0].grad[row_weight == 0].any()
 
 

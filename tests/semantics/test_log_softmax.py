@@ -122,10 +122,10 @@ def test_jagged_logits_with_lengths(transposed, device):
     for first, count, part in zip(offsets, lengths, output.unbind(), strict=False):
         expected = torch.log_softmax(values[first : first + count], 1)
         torch.testing.assert_close(part.T if transposed else part, expected)
-    upstream = make_logits((9, 7), torch.float32, device, seed=1)
-    by_values = upstream.T if transposed else upstream
+    grad_output = make_logits((9, 7), torch.float32, device, seed=1)
+    by_values = grad_output.T if transposed else grad_output
     output.values().backward(by_values)
-    expected = upstream - torch.softmax(0.5 * values, 1) * upstream.sum(1, keepdim=True)
+    expected = grad_output - torch.softmax(0.5 * values, 1) * grad_output.sum(1, keepdim=True)
     torch.testing.assert_close(values.grad, expected.detach())
 
 
@@ -166,10 +166,10 @@ def test_loss_on_log_probabilities_is_the_fused_loss(device):
 def test_retained_graph(device):
     logits = make_logits((6, 50), torch.float32, device).requires_grad_()
     output = pg.log_softmax(logits, 1)
-    upstream = torch.randn(6, 50).to(output)
-    (first,) = torch.autograd.grad(output, logits, upstream, retain_graph=True)
+    grad_output = torch.randn(6, 50).to(output)
+    (first,) = torch.autograd.grad(output, logits, grad_output, retain_graph=True)
     kept = first.clone()
-    (second,) = torch.autograd.grad(output, logits, 2 * upstream)
+    (second,) = torch.autograd.grad(output, logits, 2 * grad_output)
     assert torch.equal(first, kept)
     assert torch.equal(second, 2 * kept)
 

@@ -54,8 +54,8 @@ def logits_of(input, weight, bias=None, logit_scale=1.0, softcap=None):
 
 
 def solved(loss, layer, **options):
-    upstream = torch.linspace(-1.5, 2.0, loss.numel()).reshape(loss.shape).to(loss)
-    return loss.detach(), torch.autograd.grad(loss, layer, upstream, **options)
+    grad_output = torch.linspace(-1.5, 2.0, loss.numel()).reshape(loss.shape).to(loss)
+    return loss.detach(), torch.autograd.grad(loss, layer, grad_output, **options)
 
 
 def identity(layer, target, function, **options):
@@ -140,8 +140,8 @@ def test_each_way_to_the_gradients(function, reduction):
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert_right(solved(compiled(*layer), layer), right)
     assert_right(solved(loss(*layer), layer, create_graph=True), right)
-    upstream = torch.linspace(-1.5, 2.0, right[0].numel()).reshape(right[0].shape).to(right[0])
-    by_func = torch.func.grad(lambda *t: (loss(*t) * upstream).sum(), (0, 1, 2))(*layer)
+    grad_output = torch.linspace(-1.5, 2.0, right[0].numel()).reshape(right[0].shape).to(right[0])
+    by_func = torch.func.grad(lambda *t: (loss(*t) * grad_output).sum(), (0, 1, 2))(*layer)
     assert_right((right[0], by_func), right)
 
     row = [layer[0][1].detach().requires_grad_(), *layer[1:]]

@@ -72,9 +72,9 @@ def test_gradient_of_the_target_alone(reduction, device):
     )
     target = problem.target.requires_grad_()
     loss = problem.loss(problem.logits, target)
-    upstream = problem.upstream(loss)
-    (gradient,) = torch.autograd.grad(loss, target, upstream)
-    expected = problem.expected(definition, upstream)
+    grad_output = problem.grad_output(loss)
+    (gradient,) = torch.autograd.grad(loss, target, grad_output)
+    expected = problem.expected(definition, grad_output)
     assert_loss(loss.detach(), expected.loss)
     assert_gradient(gradient, expected.target_gradient, 1)
 

@@ -37,12 +37,12 @@ def test_forward_and_backward(shape, options, dtype, device, isa):
     problem = make_problem(shape, dtype, device, **options)
     raw = raw_arguments(problem)
     loss, statistics, total = OPS.cross_entropy_forward(problem.logits, *raw, True)
-    upstream = problem.upstream(loss)
+    grad_output = problem.grad_output(loss)
     target, *options = raw
     gradient = OPS.cross_entropy_backward(
-        upstream, problem.logits, target, statistics, total, *options
+        grad_output, problem.logits, target, statistics, total, *options
     )
-    expected = problem.expected(definition, upstream)
+    expected = problem.expected(definition, grad_output)
     assert_loss(loss, expected.loss)
     assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
 
@@ -105,9 +105,9 @@ def test_total_weight(device):
 def test_log_softmax(dim, dtype, device, isa):
     logits = make_logits((70, 50), dtype, device)
     output, statistics = OPS.log_softmax_forward(logits, dim, ALPHA, True)
-    upstream = torch.randn(70, 50, generator=generator(1)).to(output)
-    gradient = OPS.log_softmax_backward(upstream, logits, dim, ALPHA, statistics)
-    expected_output, expected, terms = log_softmax_definition(logits, dim, upstream, 0.3)
+    grad_output = torch.randn(70, 50, generator=generator(1)).to(output)
+    gradient = OPS.log_softmax_backward(grad_output, logits, dim, ALPHA, statistics)
+    expected_output, expected, terms = log_softmax_definition(logits, dim, grad_output, 0.3)
     assert_log_probabilities(output, expected_output)
     assert_gradient(gradient, expected, dim, terms)
     alone, nothing = OPS.log_softmax_forward(logits, dim, ALPHA, False)
@@ -148,13 +148,15 @@ def test_every_element_is_written(shape, dtype, device):
     raw = raw_arguments(problem)
     target, *options = raw
     _, statistics, total = forward = OPS.cross_entropy_forward(problem.logits, *raw, True)
-    upstream = torch.ones((), device=device, dtype=forward[0].dtype)
+    grad_output = torch.ones((), device=device, dtype=forward[0].dtype)
     logits = problem.logits.clone().requires_grad_()
     loss = OPS.cross_entropy(logits, target, **Options(*options).keywords())
     returned = [
         *forward,
         *torch.autograd.grad(loss, logits),
-        OPS.cross_entropy_backward(upstream, problem.logits, target, statistics, total, *options),
+        OPS.cross_entropy_backward(
+            grad_output, problem.logits, target, statistics, total, *options
+        ),
     ]
     for dim in (0, 1):
         output, statistics = OPS.log_softmax_forward(problem.logits, dim, ALPHA, True)

@@ -11,7 +11,7 @@ SHAPES = pytest.mark.parametrize("shape", [(6, 50), (3, 5, 37)], ids=["rows", "i
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 
 
-def upstreams(loss):
+def grad_outputs(loss):
     """One first: a gradient computed ahead for it must not be handed out as another's."""
     random = torch.randn((2, *loss.shape), generator=generator(3)).to(loss)
     return [torch.ones_like(loss), random[0], random[1], torch.zeros_like(loss)]
@@ -20,14 +20,14 @@ def upstreams(loss):
 @SHAPES
 @REDUCTIONS
 @pytest.mark.parametrize("order", [1, -1], ids=["one first", "one last"])
-def test_different_upstream_gradients(order, reduction, shape, dtype, device):
+def test_different_grad_outputs(order, reduction, shape, dtype, device):
     problem = make_problem(shape, dtype, device, reduction=reduction)
     logits = problem.logits.clone().requires_grad_()
     loss = problem.loss(logits, problem.target)
-    asked = upstreams(loss)[::order]
+    asked = grad_outputs(loss)[::order]
     gradients = [torch.autograd.grad(loss, logits, up, retain_graph=True)[0] for up in asked]
-    for gradient, upstream in zip(gradients, asked, strict=True):
-        expected = problem.expected(definition, upstream)
+    for gradient, grad_output in zip(gradients, asked, strict=True):
+        expected = problem.expected(definition, grad_output)
         assert_gradient(gradient, expected.gradient, problem.class_dim)
     assert torch.equal(logits.detach(), problem.logits)
 
@@ -39,13 +39,13 @@ def test_gradient_belongs_to_who_asked(reduction, shape, dtype, device):
     problem = make_problem(shape, dtype, device, reduction=reduction)
     logits = problem.logits.clone().requires_grad_()
     loss = problem.loss(logits, problem.target)
-    upstream = problem.upstream(loss)
-    (first,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+    grad_output = problem.grad_output(loss)
+    (first,) = torch.autograd.grad(loss, logits, grad_output, retain_graph=True)
     kept = first.clone()
     first.fill_(torch.nan)
-    (second,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, logits, grad_output, retain_graph=True)
     assert torch.equal(second, kept)
-    assert torch.equal(torch.autograd.grad(loss, logits, upstream)[0], kept)
+    assert torch.equal(torch.autograd.grad(loss, logits, grad_output)[0], kept)
     assert torch.equal(logits.detach(), problem.logits)
 
 
@@ -70,8 +70,8 @@ def test_accumulation(reduction, device):
     logits = problem.logits.clone().requires_grad_()
     for _ in range(2):
         loss = problem.loss(logits, problem.target)
-        loss.backward(problem.upstream(loss))
-    expected = problem.expected(definition, problem.upstream(loss))
+        loss.backward(problem.grad_output(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     assert_gradient(logits.grad, 2 * expected.gradient, 1)
 
 
@@ -82,12 +82,12 @@ def test_logits_changed_after_forward(device):
     loss = problem.loss(logits, problem.target)
     logits.detach().zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward(problem.upstream(loss))
+        loss.backward(problem.grad_output(loss))
 
 
 @pytest.mark.parametrize("scale", [65536.0, 2.0**-20], ids=["loss scale", "tiny"])
 def test_scaled_losses(scale, dtype, device):
-    """A GradScaler multiplies the upstream gradient; float16 must not underflow before it does."""
+    """A GradScaler multiplies the grad_output; float16 must not underflow before it does."""
     problem = make_problem((500, 40), dtype, device)
     logits = problem.logits.clone().requires_grad_()
     loss = problem.loss(logits, problem.target)
@@ -97,18 +97,18 @@ def test_scaled_losses(scale, dtype, device):
 
 
 @pytest.mark.parametrize(
-    "make_upstream",
+    "make_grad_output",
     [
         lambda device: torch._neg_view(torch.tensor(1.0, device=device)),
         lambda device: torch._efficientzerotensor((), device=device),
     ],
     ids=["lazily negated", "lazy zero"],
 )
-def test_upstream_that_is_not_memory(make_upstream, device):
+def test_grad_output_that_is_not_memory(make_grad_output, device):
     """What lies in memory is not the number: 1 for -1, and nothing at all for 0."""
     problem = make_problem((6, 50), torch.float32, device, reduction="mean")
-    upstream = make_upstream(device)
+    grad_output = make_grad_output(device)
     logits = problem.logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.loss(logits, problem.target), logits, upstream)
-    expected = problem.expected(definition, upstream.clone())
+    (gradient,) = torch.autograd.grad(problem.loss(logits, problem.target), logits, grad_output)
+    expected = problem.expected(definition, grad_output.clone())
     assert_gradient(gradient, expected.gradient, problem.class_dim)

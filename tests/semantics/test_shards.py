@@ -39,15 +39,15 @@ def check_ranks(problem, sizes):
         message, total = OPS.cross_entropy_shard_forward(shard, target, *options, *place, 5)
         messages.append(message)
     loss, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options)
-    upstream = problem.upstream(loss.view(target.shape) if reduction == "none" else loss)
+    grad_output = problem.grad_output(loss.view(target.shape) if reduction == "none" else loss)
     gradients = [
         OPS.cross_entropy_backward(
-            upstream, shard, target, numbers[:STATISTICS], total, *options, *place
+            grad_output, shard, target, numbers[:STATISTICS], total, *options, *place
         )
         for shard, place in zip(shards, places, strict=True)
     ]
-    expected = problem.expected(definition, upstream)
-    assert_loss(loss.view(upstream.shape), expected.loss)
+    expected = problem.expected(definition, grad_output)
+    assert_loss(loss.view(grad_output.shape), expected.loss)
     gradient = torch.cat(gradients, 1)
     assert_gradient(gradient, expected.gradient, problem.class_dim, expected.terms)
     alone = OPS.cross_entropy_forward(problem.logits, target, *options, False)[2]

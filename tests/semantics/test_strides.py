@@ -114,7 +114,7 @@ UPSTREAM = torch.linspace(-1.0, 2.0, 24).reshape(4, 6)
 
 
 @pytest.mark.parametrize(
-    "upstream",
+    "grad_output",
     [
         UPSTREAM,
         transposed(UPSTREAM),
@@ -124,9 +124,9 @@ UPSTREAM = torch.linspace(-1.0, 2.0, 24).reshape(4, 6)
     ],
     ids=["contiguous", "transposed", "one per image", "one per pixel", "one for all, as of sum()"],
 )
-def test_upstream_gradient(upstream, device):
+def test_grad_output(grad_output, device):
     problem = make_problem((4, 5, 6), torch.float32, device, reduction="none")
-    problem.upstream = lambda like: upstream.to(device)
+    problem.grad_output = lambda like: grad_output.to(device)
     check(problem)
 
 

@@ -18,21 +18,21 @@ def make_logits(device):
 
 
 @pytest.mark.parametrize("inplace_backward", [False, True])
-def test_batch_of_upstream_gradients(inplace_backward, device):
+def test_batch_of_grad_outputs(inplace_backward, device):
     """is_grads_batched runs backward under vmap."""
     logits, target = make_logits(device), TARGET.to(device)
-    upstreams = torch.tensor([1.0, 2.0, -1.0], device=device)
+    grad_outputs = torch.tensor([1.0, 2.0, -1.0], device=device)
     loss = pg.cross_entropy(logits, target, alpha=1.0, inplace_backward=inplace_backward)
-    (ours,) = torch.autograd.grad(loss, logits, upstreams, is_grads_batched=True)
+    (ours,) = torch.autograd.grad(loss, logits, grad_outputs, is_grads_batched=True)
     expected = F.cross_entropy(logits, target)
-    (right,) = torch.autograd.grad(expected, logits, upstreams, is_grads_batched=True)
+    (right,) = torch.autograd.grad(expected, logits, grad_outputs, is_grads_batched=True)
     torch.testing.assert_close(ours, right)
 
 
-@pytest.mark.parametrize("upstream", [math.inf, math.nan])
-def test_ignored_rows_under_an_upstream_that_is_not_finite(upstream, device):
+@pytest.mark.parametrize("grad_output", [math.inf, math.nan])
+def test_ignored_rows_under_a_grad_output_that_is_not_finite(grad_output, device):
     logits = make_logits(device)
-    pg.cross_entropy(logits, TARGET.to(device)).backward(torch.tensor(upstream, device=device))
+    pg.cross_entropy(logits, TARGET.to(device)).backward(torch.tensor(grad_output, device=device))
     assert (logits.grad[3] == 0).all()
     assert not logits.grad[:3].isfinite().any()
 

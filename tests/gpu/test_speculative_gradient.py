@@ -1,4 +1,4 @@
-"""The gradient in forward, for an upstream gradient that only the device knows.
+"""The gradient in forward, for a grad_output that only the device knows.
 
 What is written to the logits behind autograd's back tells the two ways apart: a gradient that
 stands as forward wrote it is that of the old logits; one that backward computed is not.
@@ -15,35 +15,35 @@ SHAPES = {"rows": (64, 1000), "few classes": (300, 10), "inner": (2, 21, 15, 15)
 over_shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def gradient_of(logits, target, upstream, loss_of=pg.cross_entropy, between=lambda: None):
-    """Of a loss with that upstream gradient; `between` forward and backward something happens."""
+def gradient_of(logits, target, grad_output, loss_of=pg.cross_entropy, between=lambda: None):
+    """Of a loss with that grad_output; `between` forward and backward something happens."""
     loss = loss_of(logits, target)
     between()
-    return torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))[0]
+    return torch.autograd.grad(loss, logits, torch.full_like(loss, grad_output))[0]
 
 
-def is_computed_in_backward(problem, upstream, loss_of=pg.cross_entropy):
-    """Of the second of two losses with that upstream gradient."""
+def is_computed_in_backward(problem, grad_output, loss_of=pg.cross_entropy):
+    """Of the second of two losses with that grad_output."""
     logits = problem.logits.clone().requires_grad_()
-    expected = gradient_of(logits, problem.target, upstream, loss_of)
-    found = gradient_of(logits, problem.target, upstream, loss_of, logits.data.zero_)
+    expected = gradient_of(logits, problem.target, grad_output, loss_of)
+    found = gradient_of(logits, problem.target, grad_output, loss_of, logits.data.zero_)
     return not torch.equal(found, expected)
 
 
 def test_nothing_is_allocated_for_it_in_a_capture():
-    """The first call of a type in its process. Replays follow upstream gradients all the same."""
+    """The first call of a type in its process. Replays follow grad_outputs all the same."""
     problem = make_problem((33, 7), torch.float64, "cuda")
     logits = problem.logits.requires_grad_()
-    upstream = torch.ones((), dtype=torch.float64, device="cuda")
+    grad_output = torch.ones((), dtype=torch.float64, device="cuda")
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.autograd.grad(pg.cross_entropy(logits.float(), problem.target), logits)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss = pg.cross_entropy(logits, problem.target)
-            captured = torch.autograd.grad(loss, logits, upstream)[0]
+            captured = torch.autograd.grad(loss, logits, grad_output)[0]
     for value in (1.0, 0.25):
-        upstream.fill_(value)
+        grad_output.fill_(value)
         graph.replay()
         torch.testing.assert_close(captured, gradient_of(logits, problem.target, value))
 
@@ -53,13 +53,13 @@ def test_nothing_is_allocated_for_it_in_a_capture():
 def test_bits_do_not_depend_on_what_was_assumed(dtype, shape):
     problem = make_problem(shape, dtype, "cuda")
     logits = problem.logits.requires_grad_()
-    for upstream in (1.0, 0.37, 65536.0, 0.0, -2.0, float("inf"), float("nan"), 0.37):
-        first, *again = (gradient_of(logits, problem.target, upstream) for _ in range(3))
+    for grad_output in (1.0, 0.37, 65536.0, 0.0, -2.0, float("inf"), float("nan"), 0.37):
+        first, *again = (gradient_of(logits, problem.target, grad_output) for _ in range(3))
         unassumed = (
             gradient_of(
                 logits,
                 problem.target,
-                upstream,
+                grad_output,
                 lambda z, t: pg.cross_entropy(z, t, reduction="none").sum() / (t != -100).sum(),
             )
             if dtype == torch.float64
@@ -73,7 +73,7 @@ def test_bits_do_not_depend_on_what_was_assumed(dtype, shape):
 
 @over_shapes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_constant_upstream_gradient_is_assumed_from_the_second_step_on(dtype, shape):
+def test_a_constant_grad_output_gradient_is_assumed_from_the_second_step_on(dtype, shape):
     problem = make_problem(shape, dtype, "cuda")
     assert not is_computed_in_backward(problem, 0.125)
     logits = problem.logits.clone().requires_grad_()
@@ -99,14 +99,16 @@ def test_losses_of_other_shapes_do_not_spoil_it():
         assert torch.equal(gradient, gradient_of(z, head.target, factor))
 
 
-@pytest.mark.parametrize("upstream", [1.0, 0.37])
-def test_a_second_backward_has_memory_of_its_own(upstream):
+@pytest.mark.parametrize("grad_output", [1.0, 0.37])
+def test_a_second_backward_has_memory_of_its_own(grad_output):
     problem = make_problem((64, 1000), torch.bfloat16, "cuda")
     logits = problem.logits.requires_grad_()
     loss = pg.cross_entropy(logits, problem.target)
-    first = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream), retain_graph=True)[0]
+    first = torch.autograd.grad(
+        loss, logits, torch.full_like(loss, grad_output), retain_graph=True
+    )[0]
     kept = first.clone()
-    second = torch.autograd.grad(loss, logits, torch.full_like(loss, 2 * upstream))[0]
+    second = torch.autograd.grad(loss, logits, torch.full_like(loss, 2 * grad_output))[0]
     assert first.data_ptr() != second.data_ptr()
     assert torch.equal(first, kept)
     torch.testing.assert_close(second, 2 * first)
@@ -161,10 +163,10 @@ def test_several_threads():
 
     problem = make_problem((64, 1000), torch.float32, "cuda")
 
-    def step(upstream):
+    def step(grad_output):
         logits = problem.logits.clone().requires_grad_()
         with torch.cuda.stream(torch.cuda.Stream()):
-            found = gradient_of(logits, problem.target, upstream)
+            found = gradient_of(logits, problem.target, grad_output)
             torch.cuda.current_stream().synchronize()
         return found
 
