@@ -15,6 +15,7 @@ constexpr int kLeastBlocks = 6;                 // per multiprocessor
 constexpr int64_t kRowsOfBlock = 4 * kThreads;  // before there is another block
 
 // Loads of a thread that are issued together, to hide their latency.
+template <class Term>
 constexpr int kRowsAtOnce = 4;
 
 // The sum of term(term.read(row)) over the rows of this block, to finish(block, sum).
@@ -23,16 +24,17 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     sum_rows_kernel(const int64_t rows, const Term term, const Finish finish) {
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t stride = int64_t{kThreads} * gridDim.x;
+  constexpr int kRows = kRowsAtOnce<Term>;
   double sum = 0.0;
   for (int64_t first = int64_t{blockIdx.x} * kThreads + thread; first < rows;
-       first += kRowsAtOnce * stride) {
-    decltype(term.read(first)) read[kRowsAtOnce] = {};
+       first += kRows * stride) {
+    decltype(term.read(first)) read[kRows] = {};
 #pragma unroll
-    for (int i = 0; i < kRowsAtOnce; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (first + i * stride < rows) read[i] = term.read(first + i * stride);
     }
 #pragma unroll
-    for (int i = 0; i < kRowsAtOnce; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (first + i * stride < rows) sum += term(read[i]);
     }
   }
@@ -103,6 +105,8 @@ struct WeightedRow {
            TargetWeight<Scalar>{params}(target_index(params, row));
   }
 };
+template <class Scalar>
+constexpr int kRowsAtOnce<WeightedRow<Scalar>> = 2;  // more spill registers
 
 // Also copies the last grad_output, which another stream may change, for all blocks of forward to
 // speculate on the same number.
