@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,10 @@ class Sizes:
 
 
 LIBRARY, FUSED, WITH_METRICS = "the library's loss", "fused", "fused, with metrics"
-LOSSES: dict[str, Callable[[LlamaForCausalLM, Tensor], Tensor]] = {
-    LIBRARY: lambda model, tokens: model(input_ids=tokens, labels=tokens).loss,
-    FUSED: lambda model, tokens: model(input_ids=tokens, labels=tokens).loss,
-    WITH_METRICS: lambda model, tokens: (
-        model(input_ids=tokens, labels=tokens, return_metrics=True).loss
-    ),
+OPTIONS: dict[str, dict[str, bool]] = {
+    LIBRARY: {},
+    FUSED: {},
+    WITH_METRICS: {"return_metrics": True},
 }
 
 
@@ -84,16 +82,19 @@ def steps(sizes: Sizes, device: str) -> dict[str, Step]:
     def step_of(name: str) -> Step:
         def prepare() -> None:
             model.zero_grad()
-            unfuse_last_layer(model) if name == LIBRARY else fuse_last_layer(model, alpha=0.3)
+            if name == LIBRARY:
+                unfuse_last_layer(model)
+            else:
+                fuse_last_layer(model, alpha=0.3)
 
         def run() -> Tensor:
-            loss = LOSSES[name](model, tokens)
+            loss = model(input_ids=tokens, labels=tokens, **OPTIONS[name]).loss
             loss.backward()
             return loss.detach()
 
         return Step(run, prepare)
 
-    return {name: step_of(name) for name in LOSSES}
+    return {name: step_of(name) for name in OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Measurement:
 def measure(sizes: Sizes, device: str, threads: int, budget: float) -> Measurement:
     """All in turn, round after round; memory of each in a process of its own."""
     peaks = {}
-    for name in LOSSES:
+    for name in OPTIONS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peaks[name] = pool.apply(peak_here, (sizes, device, threads, name))
     clock, ready = clock_of(device), []

@@ -96,8 +96,7 @@ struct Strides {
 enum Statistic { kMaximum, kAlphaSumexpM1, kTargetWeight, kStatistics };
 inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has no target
 
-// What a model is judged by, of softmax(z) whatever alpha is, for index targets: log p of the
-// target, -sum_j p_j log p_j, and 1 where the target's logit is the maximum of a row that is not
+// Per-row metrics of softmax(z), whatever alpha is, for index targets: log p of the target, -sum_j p_j log p_j, and 1 where the target's logit is the maximum of a row that is not
 // NaN, else 0. All are 0 for rows that do not count.
 enum Metric { kLogProb, kEntropy, kCorrect, kMetrics };
 

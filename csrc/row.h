@@ -219,8 +219,8 @@ POWERGRAD_FUNCTION Scalar grad_output_of_row(const CrossEntropyParams& p, int64_
 // W / (1 + r') and r' W / (1 + r') are computed once a row, which also rounds less than multiplying
 // by W for each class.
 //
-// z-loss gives p' the weight W + z with z = 2 z_loss lse. The difference W - target_j of the second
-// formula stays as it is, and exact: z is taken from what is subtracted from it.
+// z-loss gives p' the weight W + z with z = 2 z_loss lse. W - target_j of the second formula stays
+// exact: z enters through `missing`, which is subtracted from it.
 template <class Scalar>
 struct SoftmaxRow {
   Scalar maximum;

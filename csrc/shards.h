@@ -12,7 +12,8 @@ namespace powergrad {
 // arguments, followed by those of rows, (kShardStatistics, rows). Those of a row are its
 // statistics, then r, the sum of exp(z - m) without the maximum's, and the distance, sum_j target_j
 // (m - z_j); where metrics are asked for, two more: the target's logit, 0 where another shard has
-// it, in place of kLogProb, and the sum of exp(z_j - m) (m - z_j) in place of kEntropy. A shard
+// it, in place of kLogProb (label smoothing hides it in the distance), and the sum of
+// exp(z_j - m) (m - z_j) in place of kEntropy. A shard
 // without classes has a maximum of -infinity, sums of -1, and zeros. A row that does not count has
 // r = -1, and zeros.
 enum ShardStatistic {
@@ -83,10 +84,10 @@ struct MergedMetrics {
   POWERGRAD_FUNCTION void add(Scalar its_entropy_sum, Scalar its_target_logit, Scalar its_sumexp_m1,
                               Scalar its_maximum, Scalar maximum) {
     target_logit += its_target_logit;
-    if (its_maximum == -std::numeric_limits<Scalar>::infinity()) return;  // all exponentials are 0
-    const Scalar below = maximum - its_maximum;
-    entropy_sum += (its_entropy_sum + (1 + its_sumexp_m1) * below) *
-                   exp_of_difference(Scalar(1), its_maximum, maximum);
+    // Exponentials that underflow add nothing; their product with the difference could be inf * 0.
+    const Scalar factor = exp_of_difference(Scalar(1), its_maximum, maximum);
+    if (factor == 0) return;
+    entropy_sum += (its_entropy_sum + (1 + its_sumexp_m1) * (maximum - its_maximum)) * factor;
   }
 };
 

@@ -15,7 +15,14 @@ from powergrad_ext.alpha import as_alpha, checked_alpha, shown
 from powergrad_ext.cross_entropy_rules import onnx_value
 from powergrad_ext.exporting import is_exporting, refuse_metrics, refuse_scripts
 from powergrad_ext.metrics import RowMetrics, metrics_of
-from powergrad_ext.options import Options, checked_z_loss, require_tensor, require_type
+from powergrad_ext.options import (
+    Options,
+    as_accumulated,
+    as_number,
+    checked_z_loss,
+    require_tensor,
+    require_type,
+)
 
 ops = torch.ops.powergrad
 
@@ -59,8 +66,9 @@ def cross_entropy(
     Args:
         input: logits, float32, float64, bfloat16 or float16, of shape (C), (N, C) or
             (N, C, d1, ..., dK), any strides. Or a DTensor: sharded rows stay where they are,
-            classes sharded over one mesh dimension take an all-gather of five numbers a row
-            (:mod:`powergrad_ext.distributed`), any other placement is redistributed first.
+            classes sharded over one mesh dimension take an all-gather of five numbers a row, seven
+            with return_metrics (:mod:`powergrad_ext.distributed`), any other placement is
+            redistributed first. The metrics of a DTensor's rows are DTensors.
         target: class indices, int64, int32 or uint8, of shape (), (N) or (N, d1, ..., dK), each in
             [0, C) or ignore_index; or class probabilities of the shape of input, in any of its
             dtypes (another than input's or float32 is converted). They may require grad.
@@ -77,13 +85,14 @@ def cross_entropy(
             tensor, raises. It is a permission: nothing is overwritten under torch.compile,
             torch.func and saved-tensor hooks (checkpoints, offloading), for a leaf (which would
             become its own gradient), with return_metrics, or where the layout forbids it.
-        row_weight: a number >= 0 for each row, in target's index shape, of any of these dtypes,
-            without a gradient. It multiplies the row's loss and gradient, and the row's share of
-            what a mean divides by. Rows of weight 0 count for nothing, as ignored ones do, whatever
-            their logits and targets are. On a GPU a weight that is negative or NaN is a device-side
-            assertion.
+        row_weight: a finite number >= 0 for each row, in target's index shape, of any of these
+            dtypes, without a gradient, rounded to the loss's type. It multiplies the row's loss and
+            gradient, and the row's share of what a mean divides by. Rows of weight 0 count for
+            nothing, as ignored ones do, whatever their logits and targets are. On a GPU another
+            weight is a device-side assertion.
         z_loss: finite and >= 0. Adds ``z_loss * logsumexp(z)**2`` to the loss of each row that
-            counts, before its row weight, with the gradient ``2 * z_loss * logsumexp(z) * p'``.
+            counts, before its row weight, with the gradient ``2 * z_loss * logsumexp(z) * p'``. A
+            constant of a graph that torch.compile makes.
         return_metrics: return ``(loss, RowMetrics)``, for class indices: each row's
             log-probability of the target, entropy and hit, from the pass that computes the loss.
 
@@ -92,8 +101,8 @@ def cross_entropy(
         target's index shape. With return_metrics, the loss and a :class:`powergrad_ext.RowMetrics`.
 
     Raises:
-        ValueError: alpha, reduction, z_loss; a row_weight that is negative or NaN; return_metrics
-            where target holds probabilities; or batch sizes that differ.
+        ValueError: alpha, reduction, z_loss; a row_weight that is negative or not finite;
+            return_metrics where target holds probabilities; or batch sizes that differ.
         IndexError: a target outside [0, C) that is not ignore_index; on a GPU, a device-side
             assertion, as torch's own.
         TypeError: logits, weight or row_weight that are not floating point.
@@ -117,11 +126,17 @@ def cross_entropy(
     require_tensor("cross_entropy", "target", target)
     if not isinstance(alpha, float):
         alpha = as_alpha(alpha)
+    if type(label_smoothing) is not float:
+        label_smoothing = as_number("cross_entropy", "label_smoothing", label_smoothing)
     options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
     if type(input) is not Tensor and dtensor.is_dtensor(input):
         Options(*options).require_own_types("cross_entropy")
         require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")
         return dtensor.cross_entropy(input, target, Options(*options), return_metrics)
+    if row_weight is not None or type(z_loss) is not float:
+        Options(*options).require_own_types("cross_entropy")
+        dtensor.refuse_row_weight("cross_entropy", row_weight)
+        options = (*options[:5], as_accumulated(row_weight, input), z_loss)
     if return_metrics:
         Options(*options).require_types("cross_entropy")
         require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")
@@ -183,6 +198,7 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
         )
         self.alpha = checked_alpha(alpha)
         self.z_loss = checked_z_loss(z_loss)
+        require_type(type(self).__name__, "return_metrics", return_metrics, bool, "bool")
         self.return_metrics = return_metrics
 
     def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor:
@@ -206,6 +222,10 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             return_metrics=self.return_metrics,
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a version before these options, too."""
+        super().__setstate__({"z_loss": 0.0, "return_metrics": False, **state})
 
     def __prepare_scriptable__(self) -> PowerGradCrossEntropyLoss:
         """Called by torch.jit.script."""

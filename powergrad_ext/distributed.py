@@ -70,7 +70,9 @@ def vocab_parallel_cross_entropy(
             whether there are weights, or half precision against float32 differ from those of rank
             0, or a rank raised an error when it was about to exchange: on a CPU on every rank (but
             for errors in compiled code), on a GPU a device-side assertion. What target, weight,
-            row_weight and a tensor alpha hold is not compared.
+            row_weight and a tensor alpha hold is not compared, nor is return_metrics, on which the
+            size of the exchange depends: the process group fails where it differs. Compiled code
+            compares only whether label_smoothing and z_loss are 0.
         ValueError: this process is not in the group; and
         all that cross_entropy raises, before anything is computed.
     """
@@ -88,6 +90,7 @@ def vocab_parallel_cross_entropy(
         label_smoothing=float(label_smoothing),
         z_loss=float(z_loss),
     )
+    dtensor.refuse_row_weight(name, row_weight)
     if dtensor.is_dtensor(input):
         raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")
     if input.dim() == target.dim() and target.is_floating_point():

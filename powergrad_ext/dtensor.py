@@ -36,7 +36,8 @@ def cross_entropy(input: Any, target: Tensor, options: Options, return_metrics: 
         of_target = list(input.placements) if target.ndim == input.ndim else of_rows
         _require_mesh("cross_entropy", "target", target, "input", input)
         target = _with_placements(target, of_target).to_local()  # else it is local already
-    options = _with_local_rows("cross_entropy", options, "input", input, of_rows)
+    rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    options = _with_local_rows("cross_entropy", options, "input", input, of_rows, rows)
     options, is_mean = _without_mean(options)
     local, shard = input.to_local(), _shard_of(input, class_dim)
     if shard is None:
@@ -49,7 +50,6 @@ def cross_entropy(input: Any, target: Tensor, options: Options, return_metrics: 
         )
     if is_mean:
         loss = _mean(loss, total_weight, options, input, of_rows)
-    rows = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     loss = _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
     if not return_metrics:
         return loss
@@ -119,7 +119,7 @@ def linear_cross_entropy(
     shard = _shard_of(linear_weight, 0) or whole
     own = local(input, of_rows, of_input_gradient)
     options = _with_local_rows(
-        "linear_cross_entropy", options, "linear_weight", linear_weight, of_rows
+        "linear_cross_entropy", options, "linear_weight", linear_weight, of_rows, input.shape[:1]
     )
     options, is_mean = _without_mean(options)
     agreed = (*last_layer, is_mean, return_metrics, *options.constants())
@@ -318,6 +318,15 @@ def _assembled(loss: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | N
     return _from_local(loss, like, _pending_over_rows(of_rows), torch.Size())
 
 
+def refuse_row_weight(function: str, row_weight: object) -> None:
+    """A TypeError where row_weight is a DTensor and the logits are not."""
+    if row_weight is not None and is_dtensor(row_weight):
+        raise TypeError(
+            f"{function}(): argument 'row_weight' must be a plain tensor where the logits are, got "
+            "a DTensor"
+        )
+
+
 def _assembled_metrics(
     values: Tensor, target: Tensor, like: Any, of_rows: list[Any], rows: torch.Size
 ) -> RowMetrics:
@@ -327,13 +336,23 @@ def _assembled_metrics(
 
 
 def _with_local_rows(
-    function: str, options: Options, like_name: str, like: Any, of_rows: list[Any]
+    function: str,
+    options: Options,
+    like_name: str,
+    like: Any,
+    of_rows: list[Any],
+    rows: torch.Size,
 ) -> Options:
     """With the weights of this rank's rows; those of a plain tensor are, as a plain target's."""
     row_weight: Any = options.row_weight
     if not is_dtensor(row_weight):
         return options
     _require_mesh(function, "row_weight", row_weight, like_name, like)
+    if row_weight.shape != rows:
+        raise RuntimeError(
+            f"{function}(): argument 'row_weight' must have a number for each row, shape "
+            f"{list(rows)}, got shape {list(row_weight.shape)}"
+        )
     if row_weight.requires_grad:
         raise RuntimeError(
             f"{function}(): the derivative for 'row_weight' is not implemented; pass "

@@ -19,6 +19,7 @@ from powergrad_ext.metrics import metrics_of
 from powergrad_ext.options import (
     LastLayerOptions,
     Options,
+    as_number,
     checked_z_loss,
     require_tensor,
     require_type,
@@ -71,7 +72,8 @@ def linear_cross_entropy(
         linear_bias: (C) or (C, d1, ..., dK); of input's type.
         weight: (C), the classes' weights.
         reduction: "none", "mean" or "sum".
-        ignore_index: rows with this index count for nothing; None means -100.
+        ignore_index: rows with this index count for nothing; None means -100. Their features must
+            be finite where the layer requires a gradient, as torch's.
         label_smoothing: in [0, 1].
         alpha: as for cross_entropy.
         chunk_rows: how many rows of logits exist at a time. None chooses: at least 128, since fewer
@@ -123,8 +125,8 @@ def linear_cross_entropy(
     require_tensor(name, "target", target)
     require_type(name, "linear_bias", linear_bias, (Tensor, type(None)), "Tensor or None")
     options = options._replace(
-        ignore_index=_number(ignored),
-        label_smoothing=_number(label_smoothing),
+        ignore_index=as_number(name, "ignore_index", ignored),
+        label_smoothing=as_number(name, "label_smoothing", label_smoothing),
     )
     options.require_types(name)
     require_type(name, "return_metrics", return_metrics, bool, "bool")
@@ -135,6 +137,7 @@ def linear_cross_entropy(
             input, linear_weight, target, linear_bias, options, last_layer, return_metrics
         )
     last_layer.require_values(name)
+    dtensor.refuse_row_weight(name, row_weight)
     # The compiler's tracer does not know torch._C._is_tracing.
     is_traced = not torch.compiler.is_compiling() and torch._C._is_tracing() and is_exporting()
     has_many = linear_weight.dim() > 2 and not linear_weight.is_nested
@@ -155,11 +158,6 @@ def linear_cross_entropy(
         return returned
     loss, values = returned
     return loss, metrics_of(values, tuple(target.shape))
-
-
-def _number(value: object) -> Any:
-    """The value of a 0-d tensor, which torch accepts as a number; anything else unchanged."""
-    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
@@ -244,6 +242,7 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         self.label_smoothing = label_smoothing
         self.alpha = checked_alpha(alpha)
         self.z_loss = checked_z_loss(z_loss)
+        require_type(type(self).__name__, "return_metrics", return_metrics, bool, "bool")
         self.return_metrics = return_metrics
         last_layer = LastLayerOptions.of(type(self).__name__, chunk_rows, logit_scale, softcap)
         last_layer.require_values(type(self).__name__)
@@ -312,6 +311,11 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             softcap=self.softcap,
             return_metrics=self.return_metrics,
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a version before these options, too."""
+        options = {"z_loss": 0.0, "logit_scale": 1.0, "softcap": None, "return_metrics": False}
+        super().__setstate__({**options, **state})
 
     def __prepare_scriptable__(self) -> PowerGradLinearCrossEntropyLoss:
         """Called by torch.jit.script."""

@@ -37,9 +37,11 @@ def _onnx_value(
     linear_bias: Tensor | None,
     *arguments: Any,
 ) -> Any:
-    options, (_, logit_scale, softcap, _, _, _, _, gradients, *metrics) = split_options(arguments)
+    options, (_, logit_scale, softcap, *_shard, gradients, metrics) = split_options(
+        arguments if isinstance(arguments[-1], bool) else (*arguments, False)  # without its default
+    )
     logits = scaled(F.linear(input, linear_weight, linear_bias), logit_scale, softcap)
-    value = onnx_value(logits, target, *options, any(gradients), *metrics)
+    value = onnx_value(logits, target, *options, any(gradients), metrics)
     if value is NotImplemented:
         return value
     for_backward = [input.new_empty(shape) for shape in (0, (), ())]
@@ -61,6 +63,7 @@ def _products(input: Shape, linear_weight: Shape, gradients: Sequence[bool]) -> 
 
 @register_flop_formula(ops.linear_cross_entropy_forward)
 def _(input: Shape, linear_weight: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    # `metrics`, the last argument, is left out where it has its default.
     return _products(input, linear_weight, args[-2] if isinstance(args[-1], bool) else args[-1])
 
 

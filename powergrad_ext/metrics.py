@@ -1,4 +1,4 @@
-"""What a model is judged by, row by row, from the pass that computes the loss."""
+"""Log-probability, entropy and accuracy of each row, from the pass that computes the loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RowMetrics(NamedTuple):
 
 
 def metrics_of(values: Tensor, shape: tuple[int, ...]) -> RowMetrics:
-    """From those of an operator, which come last in ``values`` (K, rows)."""
+    """RowMetrics from the last three rows of an operator's ``values`` (K, rows)."""
     # A copy: the operator may have saved the others for backward.
     own = values[-len(RowMetrics._fields) :].detach().clone()
     log_prob, entropy, correct = own.unbind(0)

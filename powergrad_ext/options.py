@@ -27,8 +27,9 @@ class Options(NamedTuple):
     z_loss: float = 0.0
 
     def for_operator(self, input: Tensor) -> Options:
-        """With a tensor for alpha."""
-        return self._replace(alpha=as_tensor(self.alpha, input))
+        """With a tensor for alpha, and row weights in the type of the loss."""
+        row_weight = as_accumulated(self.row_weight, input)
+        return self._replace(alpha=as_tensor(self.alpha, input), row_weight=row_weight)
 
     def keywords(self) -> dict[str, Any]:
         """By name, as the operators for users take them."""
@@ -130,6 +131,23 @@ class LastLayerOptions(NamedTuple):
             )
 
 
+def as_accumulated(row_weight: Any, input: Tensor) -> Any:
+    """Row weights as kernels read them: one that float32 rounds to 0 is 0 for everybody."""
+    is_wide = isinstance(row_weight, Tensor) and row_weight.dtype == torch.float64
+    return row_weight.float() if is_wide and input.dtype != torch.float64 else row_weight
+
+
+def as_number(function: str, name: str, value: object) -> Any:
+    """The value of a 0-d tensor, which torch accepts as a number; anything else unchanged."""
+    if not (isinstance(value, Tensor) and value.dim() == 0):
+        return value
+    if value.requires_grad:
+        raise RuntimeError(
+            f"{function}(): the derivative for '{name}' is not implemented; pass {name}.detach()"
+        )
+    return value.item()
+
+
 def checked_z_loss(z_loss: float) -> float:
     """Itself where it is finite and >= 0, else ValueError."""
     if not (isinstance(z_loss, Real) and 0.0 <= z_loss < math.inf):
@@ -138,7 +156,7 @@ def checked_z_loss(z_loss: float) -> float:
 
 
 def _is_set(option: float) -> int:
-    return 1 if option else 0  # a branch: bool() of a graph's input is another
+    return 1 if option else 0  # guards on whether it is 0; bool() would make it a constant
 
 
 def split_options(arguments: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:

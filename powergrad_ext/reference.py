@@ -67,8 +67,9 @@ def cross_entropy(
         alpha: the exponent, a number or a 0-d tensor, finite and > 0.
         inplace_backward: accepted and ignored. It promises that the logits are not used again, so
             that a kernel may write the gradient over them; the gradient is the same either way.
-        row_weight: (), (N) or (N, d1, ..., dK), a number >= 0 for each row: the factor of its loss,
-            its gradient and its share of what a mean divides by. Rows of weight 0 are as ignored.
+        row_weight: (), (N) or (N, d1, ..., dK), a finite number >= 0 for each row: the factor of
+            its loss, its gradient and its share of what a mean divides by. Rows of weight 0 are as
+            ignored.
         z_loss: finite and >= 0, the factor of logsumexp(z)^2 in the loss of each row that counts.
         return_metrics: return also a `RowMetrics`; for class indices.
 
@@ -121,8 +122,9 @@ def _weighted(
     class_dim = min(1, logits.dim() - 1)
     rows = logits.select(class_dim, 0).detach()
     row_weight = torch.ones_like(rows) if row_weight is None else row_weight.to(rows.dtype)
-    if row_weight.shape != rows.shape or not bool((row_weight >= 0).all()):
-        raise ValueError(f"row_weight must be >= 0 and of shape {list(rows.shape)}")
+    is_valid = bool(((row_weight >= 0) & row_weight.isfinite()).all())
+    if row_weight.shape != rows.shape or not is_valid:
+        raise ValueError(f"row_weight must be finite, >= 0 and of shape {list(rows.shape)}")
     counts = row_weight != 0
     shares = row_weight
     if target.is_floating_point():

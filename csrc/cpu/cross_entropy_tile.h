@@ -136,7 +136,8 @@ class CrossEntropyTiles {
     const V sum = sum_entropy_terms(logits, vector, p_.shape.classes, maximum);
     rows.store(sum, metric(kEntropy));
   }
-  // From the sum that is in the entropy's place. Of a shard it stays there (ShardStatistic).
+  // Reads the entropy's sum from metric(kEntropy), where sum_entropy wrote it, and writes the
+  // entropy over it; a shard keeps the sum (ShardStatistic).
   __attribute__((noinline)) void finish_metrics(const RowLanes<V>& rows,
                                                 const LaneTargets<V>& target, V z_target, V maximum,
                                                 V sumexp_m1) const {

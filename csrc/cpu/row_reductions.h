@@ -251,9 +251,10 @@ double sum_entropy_terms(const Storage* z, int64_t count) {
 inline double merge_entropy_sums(int64_t count, const BlockState* blocks, double row_maximum) {
   double sum = 0.0;
   for (int64_t k = 0; k < count; ++k) {
-    if (blocks[k].maximum == -kInfinity) continue;  // all exponentials are 0
     const double below = row_maximum - blocks[k].maximum;
-    sum += (blocks[k].entropy_sum + (1.0 + blocks[k].sumexp_m1) * below) * std::exp(-below);
+    const double factor = std::exp(-below);
+    if (factor == 0.0) continue;  // `below` may be infinite
+    sum += (blocks[k].entropy_sum + (1.0 + blocks[k].sumexp_m1) * below) * factor;
   }
   return sum;
 }

@@ -32,7 +32,7 @@ struct SoftmaxState {
 template <class Scalar>
 __device__ __forceinline__ Scalar rescaled_entropy(Scalar entropy_sum, Scalar sum, Scalar from,
                                                    Scalar to, Scalar e) {
-  if (from == kLowest<Scalar>) return 0;
+  if (e == 0) return 0;  // the difference may be infinite
   return rounded_product(entropy_sum + sum * (to - from), e);
 }
 

@@ -241,9 +241,9 @@ double alpha_value(const at::Tensor& alpha) {
   return value;
 }
 
-void raise_negative_row_weight(double row_weight, int64_t row) {
-  TORCH_CHECK_VALUE(false, "cross_entropy(): argument 'row_weight' must be >= 0, got ", row_weight,
-                    " for row ", row);
+void raise_row_weight(double row_weight, int64_t row) {
+  TORCH_CHECK_VALUE(false, "cross_entropy(): argument 'row_weight' must be finite and >= 0, got ",
+                    row_weight, " for row ", row);
 }
 
 void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index) {

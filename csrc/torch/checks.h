@@ -41,8 +41,8 @@ void check_without_gradient(const at::Tensor& tensor, const char* op, const char
 // The value of alpha, finite and > 0, else ValueError. `alpha` is on the CPU.
 double alpha_value(const at::Tensor& alpha);
 
-// ValueError naming a row weight that is negative or NaN.
-[[noreturn]] void raise_negative_row_weight(double row_weight, int64_t row);
+// ValueError naming a row weight that is negative or not finite.
+[[noreturn]] void raise_row_weight(double row_weight, int64_t row);
 
 // IndexError naming the first target outside [0, classes) that is not ignore_index.
 [[noreturn]] void raise_target_out_of_bounds(int64_t target, int64_t classes, int64_t ignore_index);

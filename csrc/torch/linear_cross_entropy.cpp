@@ -13,8 +13,8 @@
 namespace powergrad {
 namespace {
 
-// The largest weight that the gradient of a row can have: exactly, or for probabilities at least so
-// much. z-loss adds to it what it does where the logarithm of the sum of exponentials is kLse.
+// An upper bound of the weight of p' in a row's gradient, exact for class indices. With z-loss it
+// assumes a logsumexp of at most kLse.
 at::Tensor largest_row_weight(const at::Tensor& target, const CrossEntropyOptions& options,
                               const at::Tensor& one) {
   constexpr double kLse = 100.0;
@@ -32,6 +32,8 @@ at::Tensor largest_row_weight(const at::Tensor& target, const CrossEntropyOption
   }
   if (options.z_loss != 0.0) of_row = of_row + 2.0 * options.z_loss * kLse;
   if (options.has_row_weight()) of_row = of_row * options.row_weight->to(at::kDouble);
+  const at::Tensor counts = options.rows_that_count(target);
+  if (counts.defined()) of_row = at::where(counts, of_row, 0.0);
   return of_row.max();
 }
 

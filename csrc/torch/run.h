@@ -20,7 +20,7 @@ struct DeviceFunctions {
   void* (*last_grad_output)(const CrossEntropyParams&, bool is_mean, c10::Device);
 
   // What reduction="mean" divides by: the summed weights of the targets that count, each times its
-  // row's weight. Stops at a target out of range or a row weight that is negative or NaN, by
+  // row's weight. Stops at a target out of range or a row weight that is negative or not finite, by
   // IndexError and ValueError on a CPU and a device-side assertion on a GPU. On a GPU
   // *params.next_speculation becomes *speculative_grad_output, unless that is null.
   void (*total_weight)(const CrossEntropyParams&, double* total_weight,

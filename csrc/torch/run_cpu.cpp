@@ -164,7 +164,7 @@ double weighted_total_of(const CrossEntropyParams& p) {
     double sum = 0.0;
     for (int64_t row = begin; row < end; ++row) {
       const double row_weight = row_weight_of<Scalar>(p, row);
-      if (!(row_weight >= 0.0)) raise_negative_row_weight(row_weight, row);
+      if (!(row_weight >= 0.0 && std::isfinite(row_weight))) raise_row_weight(row_weight, row);
       if (row_weight == 0.0) continue;
       if (p.target_index == nullptr) {
         sum += row_weight;

@@ -13,7 +13,7 @@ from typing import Any
 import spmd_types as spmd
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torchtitan.components.loss import IGNORE_INDEX, BaseLoss
 from torchtitan.config import CompileConfig
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
@@ -21,6 +21,7 @@ from torchtitan.distributed.utils import get_spmd_backend
 
 from powergrad_ext.cross_entropy import cross_entropy
 from powergrad_ext.distributed import vocab_parallel_cross_entropy
+from powergrad_ext.metrics import RowMetrics
 
 
 class PowerGradLoss(BaseLoss):
@@ -62,22 +63,29 @@ class PowerGradLoss(BaseLoss):
             return super().__call__(pred, labels, global_valid_tokens, **kwargs)
         found, metrics = self.fn(pred, labels)
         loss, _ = _Computed(found)(pred, labels, global_valid_tokens, **kwargs)
-        sums = {f"{name}_mean": _whole_sum(values) for name, values in metrics._asdict().items()}
+        sums = _whole_sums(metrics)
         if global_valid_tokens is not None:
-            sums = {name: value / global_valid_tokens for name, value in sums.items()}
-        return loss, sums
+            sums = sums / global_valid_tokens
+        names = (f"{name}_mean" for name in metrics._fields)
+        return loss, dict(zip(names, sums.unbind(), strict=True))
 
 
 class _Computed(BaseLoss):
-    """A loss that is known, for what torchtitan does with it besides."""
+    """Hands a computed loss to BaseLoss.__call__, which divides it and declares its type."""
 
     def __init__(self, loss: Tensor) -> None:
         self.fn = lambda pred, labels: loss
 
 
-def _whole_sum(values: Any) -> Tensor:
-    total = values.sum(dtype=torch.float32)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+def _whole_sums(metrics: RowMetrics) -> Tensor:
+    """(3), over all ranks' rows where metrics are DTensors."""
+    first: Any = metrics.log_prob
+    if not isinstance(first, DTensor):
+        return torch.stack([values.sum(dtype=torch.float32) for values in metrics])
+    rows: Any = metrics
+    own = torch.stack([values.to_local().sum(dtype=torch.float32) for values in rows])
+    placements = [Partial() if each.is_shard() else Replicate() for each in first.placements]
+    return DTensor.from_local(own, first.device_mesh, placements, run_check=False).full_tensor()
 
 
 def _summed(pred: Tensor, labels: Tensor, *, return_metrics: bool, **options: Any) -> Any:

@@ -21,7 +21,7 @@ def test_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     language_model.main([*sizes, "--budget", "0.01", "--output", str(output)])
     printed = capsys.readouterr().out
     records = [each for each in read(output) if each.get("kind") == "language model"]
-    assert [each["peer"] for each in records] == list(language_model.LOSSES)
+    assert [each["peer"] for each in records] == list(language_model.OPTIONS)
     assert all(each["vocabulary"] == 100 and each["bytes"] >= 0 for each in records)
     assert all(len(each["seconds"]) >= language_model.ROUNDS for each in records)
     assert "2 x 8 tokens" in printed

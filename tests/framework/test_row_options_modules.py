@@ -172,3 +172,23 @@ def test_inplace_backward():
             ).sum()
             results.append(torch.autograd.grad(loss, leaf)[0])
         torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "module", [pg.PowerGradCrossEntropyLoss(), pg.PowerGradLinearCrossEntropyLoss(4, 7)], ids=type
+)
+def test_modules_that_were_saved_before_these_options(module):
+    for name in ("z_loss", "return_metrics", "logit_scale", "softcap"):
+        vars(module).pop(name, None)
+    again = pickle.loads(pickle.dumps(module))
+    width = 4 if hasattr(again, "linear") else 7
+    assert again(torch.randn(3, width), torch.arange(3)).isfinite()
+
+
+def test_return_metrics_is_a_bool():
+    for make in (
+        pg.PowerGradCrossEntropyLoss,
+        lambda **o: pg.PowerGradLinearCrossEntropyLoss(4, 7, **o),
+    ):
+        with pytest.raises(TypeError, match="'return_metrics' must be bool, not int"):
+            make(return_metrics=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from frameworks import framework
@@ -55,6 +57,21 @@ def test_metrics(name, training):
     torch.testing.assert_close(output.loss_sum.detach().double(), -numbers[0].sum())
     assert not found.log_prob.requires_grad
     assert not found.entropy.requires_grad
+
+
+def test_compiled_and_pickled():
+    model, batch = family("LlamaForCausalLM").train(), batch_of()
+    fuse_last_layer(model, alpha=0.4)
+    eager = model(**batch, return_metrics=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = compiled(**batch, return_metrics=True)
+    torch.testing.assert_close((found.loss, *found.row_metrics), (eager.loss, *eager.row_metrics))
+    with torch.no_grad():
+        saved = model(**batch, return_metrics=True)
+    again = pickle.loads(pickle.dumps(saved))
+    assert type(again) is type(saved)
+    assert torch.equal(again.loss_sum, saved.loss_sum)
+    assert torch.equal(again.row_metrics.entropy, saved.row_metrics.entropy)
 
 
 def test_what_metrics_need():

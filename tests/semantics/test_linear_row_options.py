@@ -150,3 +150,20 @@ def test_float16_with_row_weights_of_any_size(scale):
     assert_near(loss.detach(), right, TOLERANCE[torch.float16])
     for found, expected in zip(gradients, its_gradients, strict=True):
         assert_near(found, expected, TOLERANCE[torch.float16])
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.5}, {"label_smoothing": 0.1}], ids=str)
+def test_float16_beside_an_ignored_row_of_a_large_weight(options):
+    """The weights of rows that do not count give no size to the others' gradients."""
+    layer, target, row_weight = make_layer(torch.float16)
+    target[0] = IGNORED
+    row_weight[0] = 1e8
+    leaves = [each.requires_grad_() for each in layer]
+    options = {"row_weight": row_weight, "reduction": "sum", **options}
+    loss = pg.linear_cross_entropy(
+        *leaves[:2], target, linear_bias=leaves[2], alpha=ALPHA, **options
+    )
+    gradients = torch.autograd.grad(loss, leaves)
+    _, its_gradients = definition(layer, target, torch.ones(()), **options)
+    for found, expected in zip(gradients, its_gradients, strict=True):
+        assert_near(found, expected, TOLERANCE[torch.float16])

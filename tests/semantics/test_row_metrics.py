@@ -70,6 +70,24 @@ def test_confident_rows():
     assert metrics.correct.all()
 
 
+@pytest.mark.parametrize("kept", [slice(0, 5), slice(3000, 3007), slice(5990, 6000)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 6000), (2, 6000, 3)], ids=["rows", "strided"])
+def test_classes_masked_by_the_least_number(shape, kept, dtype, device, isa):
+    """Whose difference to the maximum overflows: a column block of them, and a tile."""
+    logits = torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device)
+    logits[:, kept] = torch.randn_like(logits[:, kept])
+    target = torch.full((2, *shape[2:]), kept.start, device=device)
+    check(pg.cross_entropy(logits, target, return_metrics=True)[1], logits, target)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_few_classes_masked_by_the_least_number(classes, dtype, device, isa):
+    logits = torch.full((37, classes), torch.finfo(dtype).min, dtype=dtype, device=device)
+    logits[:, 1] = 0.5
+    target = torch.ones(37, dtype=torch.int64, device=device)
+    check(pg.cross_entropy(logits, target, return_metrics=True)[1], logits, target)
+
+
 @pytest.mark.parametrize("row", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
 def test_rows_that_are_nan(row):
     logits = torch.tensor([row, [0.0, 1.0]])

@@ -51,6 +51,16 @@ BAD = {
         RuntimeError,
         "same device.*'row_weight'",
     ),
+    "infinite weight": (
+        {"row_weight": torch.tensor([1.0, math.inf, 1.0])},
+        ValueError,
+        "'row_weight' must be finite and >= 0, got inf for row 1",
+    ),
+    "a weight beyond float32": (
+        {"row_weight": torch.tensor([1.0, 1.0, 1e60], dtype=torch.float64)},
+        ValueError,
+        "'row_weight' must be finite and >= 0, got inf for row 2",
+    ),
     "sparse weights": (
         {"row_weight": torch.ones(3).to_sparse()},
         RuntimeError,
@@ -59,12 +69,12 @@ BAD = {
     "negative weight": (
         {"row_weight": torch.tensor([1.0, -2.5, 1.0])},
         ValueError,
-        r"'row_weight' must be >= 0, got -2\.5 for row 1",
+        r"'row_weight' must be finite and >= 0, got -2\.5 for row 1",
     ),
     "nan weight": (
         {"row_weight": torch.tensor([1.0, 1.0, math.nan])},
         ValueError,
-        "'row_weight' must be >= 0, got nan for row 2",
+        "'row_weight' must be finite and >= 0, got nan for row 2",
     ),
 }
 WRONG_TYPES = {
@@ -189,3 +199,26 @@ def test_torch_func_does_not_lose_the_derivative_for_row_weights():
     """Which would be a silent 0."""
     with pytest.raises(RuntimeError, match="derivative for 'row_weight' is not implemented"):
         torch.func.grad(lambda r: pg.cross_entropy(LOGITS, TARGET, row_weight=r))(torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["z_loss", "label_smoothing"])
+def test_no_derivative_is_silently_0(name):
+    """Of torch.func, for numbers that torch takes as 0-d tensors."""
+
+    def loss(value):
+        return pg.cross_entropy(LOGITS, TARGET, **{name: value})
+
+    with pytest.raises((TypeError, RuntimeError), match=name):
+        torch.func.grad(loss)(torch.tensor(0.1))
+    with pytest.raises((TypeError, RuntimeError), match=name):
+        loss(torch.tensor(0.1, requires_grad=True))
+
+
+def test_weights_that_float32_rounds_to_0():
+    """Are 0 for all who ask: the loss, its mean and its derivatives, also under vmap."""
+    tiny = torch.tensor([1.0, 1e-60, 1.0], dtype=torch.float64)
+    options = {"row_weight": tiny, "z_loss": 0.1}
+    expected = pg.cross_entropy(LOGITS, TARGET, row_weight=(tiny > 0.5).double(), z_loss=0.1)
+    torch.testing.assert_close(pg.cross_entropy(LOGITS, TARGET, **options), expected)
+    stacked = torch.func.vmap(lambda z: pg.cross_entropy(z, TARGET, **options))(LOGITS[None])
+    torch.testing.assert_close(stacked[0], expected)

@@ -237,3 +237,20 @@ def test_fake_rules(arrangement):
             assert (one.shape, one.stride(), one.dtype) == (
                 other.shape, other.stride(), other.dtype
             )  # fmt: skip
+
+
+def test_a_shard_masked_by_the_least_number(dtype, device):
+    """Its difference to the maximum overflows: it adds nothing to the entropy."""
+    logits = torch.randn(4, 10, dtype=torch.float64).to(device, dtype)
+    logits[:, 5:] = torch.finfo(dtype).min
+    target = torch.tensor([0, 4, 2, 1], device=device)
+    options = (None, -100, "none", 0.0, torch.tensor(0.3), None, 0.0)
+    messages = []
+    for first in (0, 5):
+        message, total = OPS.cross_entropy_shard_forward(
+            logits[:, first : first + 5], target, *options, first, 5 - first, 1, True
+        )
+        messages.append(message)
+    _, numbers = OPS.cross_entropy_merge_shards(torch.stack(messages), total, *options, True)
+    expected = torch.special.entr(logits.double().softmax(1)).sum(1)
+    torch.testing.assert_close(numbers[-2].double(), expected, rtol=4e-6, atol=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.utils import ModelOutput
 
+from powergrad_ext._constant import assume_constant_result
 from powergrad_ext.integrations.transformers.call import FusedCall
 from powergrad_ext.integrations.transformers.logits import FusedLogits
 
@@ -23,12 +24,26 @@ def without_logits(output: Any) -> Any:
 
 def with_metrics(output: ModelOutput, call: FusedCall) -> ModelOutput:
     """The output with the call's sum of losses, its labels and its rows' metrics."""
-    base: Any = type(output)  # mypy does not take it for hashable
-    return _class_with_metrics(base)(**output, **call.metrics())
+    return _class_with_metrics(type(output))(**output, **call.metrics())
+
+
+@assume_constant_result  # compilers do not trace the making of a class
+def _class_with_metrics(base: Any) -> type[ModelOutput]:
+    return _made_class(base)
 
 
 @functools.cache
-def _class_with_metrics(base: type[ModelOutput]) -> type[ModelOutput]:
+def _made_class(base: type[ModelOutput]) -> type[ModelOutput]:
     """A class of its own, since only fields survive where an output is taken apart, as by FSDP."""
+
+    def reduce(self: ModelOutput) -> tuple[Any, ...]:
+        return _with_fields, (base, dict(self))
+
     fields = [(name, Any, None) for name in ("loss_sum", "aligned_labels", "row_metrics")]
-    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,))
+    return dataclasses.make_dataclass(
+        base.__name__, fields, bases=(base,), namespace={"__reduce__": reduce}
+    )
+
+
+def _with_fields(base: type[ModelOutput], fields: dict[str, Any]) -> ModelOutput:
+    return _class_with_metrics(base)(**fields)

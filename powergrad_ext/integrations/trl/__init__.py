@@ -8,7 +8,20 @@ losses of log-probabilities (DPO, GRPO, ...) selective_log_softmax, in a trainer
 ============================================ ===========================================
 """
 
+from typing import TYPE_CHECKING, Any
+
 from powergrad_ext.integrations.trl.log_probs import selective_log_softmax
-from powergrad_ext.integrations.trl.sft import PowerGradSFTTrainer
+
+if TYPE_CHECKING:
+    from powergrad_ext.integrations.trl.sft import PowerGradSFTTrainer
 
 __all__ = ["PowerGradSFTTrainer", "selective_log_softmax"]
+
+
+def __getattr__(name: str) -> Any:
+    """Only the trainer needs TRL."""
+    if name != "PowerGradSFTTrainer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from powergrad_ext.integrations.trl.sft import PowerGradSFTTrainer
+
+    return PowerGradSFTTrainer

@@ -26,8 +26,9 @@ class PowerGradSFTTrainer(SFTTrainer):
 
     Everything else is TRL's: its datasets and masks, packing, padding-free batches, PEFT, and the
     metrics that it logs (entropy, mean_token_accuracy, num_tokens), which come from the pass that
-    computes the loss. Logged losses are ordinary cross-entropy, whatever alpha. Where several
-    classes share the largest logit, each counts as right; TRL has the first.
+    computes the loss. The logged loss is the value of cross-entropy, with label_smoothing if that
+    is given, whatever alpha; that of an evaluation too. Where several classes share the largest
+    logit, each counts as right; TRL has the first.
 
     TRL's own head makes the logits again in backward, four products in all; this one makes three.
     It works in the last layer's own forward (:func:`~powergrad_ext.integrations.transformers.\
