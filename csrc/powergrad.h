@@ -96,8 +96,9 @@ struct Strides {
 enum Statistic { kMaximum, kAlphaSumexpM1, kTargetWeight, kStatistics };
 inline constexpr int kLogSoftmaxStatistics = kTargetWeight;  // log-softmax has no target
 
-// Per-row metrics of softmax(z), whatever alpha is, for index targets: log p of the target, -sum_j p_j log p_j, and 1 where the target's logit is the maximum of a row that is not
-// NaN, else 0. All are 0 for rows that do not count.
+// Per-row metrics of softmax(z), whatever alpha is, for index targets: log p of the target, -sum_j
+// p_j log p_j, and 1 where the target's logit is the maximum of a row that is not NaN, else 0. All
+// are 0 for rows that do not count.
 enum Metric { kLogProb, kEntropy, kCorrect, kMetrics };
 
 // "storage" is the logits' own type; "accumulate" is float, or double for float64 logits.
