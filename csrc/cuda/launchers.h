@@ -22,8 +22,8 @@ inline constexpr int kSumPartials = 1024;
 
 // The divisor of the mean: the summed weights of the targets that count, or the number of rows for
 // probabilities; each times its row weight. Asserts that every target that counts is in range and
-// that every row weight is finite and >= 0. Unless `speculative_grad_output` (one accumulate) is null,
-// *params.next_speculation is copied to it, for the forward that follows.
+// that every row weight is finite and >= 0. Unless `speculative_grad_output` (one accumulate) is
+// null, *params.next_speculation is copied to it, for the forward that follows.
 cudaError_t launch_total_weight(const CrossEntropyParams& params, double* total_weight,
                                 void* speculative_grad_output, double* partials,
                                 cudaStream_t stream);
