@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from rich.text import Text
 
 from . import linear, overhead
 from .cases import BACKWARD, CASES, FORWARD, FRESH, IN_PLACE, OF_LOG_SOFTMAX, Group
+from .estimates import estimate
 from .memory import Peak
 from .peers import COPY, DEFAULT_ALPHA, WITHOUT, heading_of, name_of_ours, others, ours
 from .report import TITLES, median_milliseconds, memory_cells, verdict_cells
 from .requirements import ALL_OTHERS, ALPHA_ONE, COMPILERS, DEFAULT, LARGE
-from .result import Result
+from .result import Record, Result
 from .verdicts import Verdict
 
 IN_SHORT = (
@@ -142,6 +144,22 @@ def linear_table_in_short(measurements: Sequence[linear.Measurement]) -> str:
         ]
         rows.append([timed.case.size, *(f"{time:.2f}, {memory:.2f}" for time, memory in of_each)])
     return table(["rows x features x classes", *map(linear.heading, shown)], rows)
+
+
+def language_model_table(records: Sequence[Record]) -> str:
+    """A row for each loss of bench/language_model.py."""
+    seconds = {record["peer"]: np.array(record["seconds"]) for record in records}
+    library = next(iter(seconds.values()))  # the library's own loss is the first
+    rows = [
+        [
+            record["peer"],
+            f"{record['sequences'] * record['length'] / float(np.median(of_peer)):.0f}",
+            f"{estimate(library / of_peer).median:.2f}",
+            f"{record['bytes'] / 2**20:.0f}",
+        ]
+        for record, of_peer in zip(records, seconds.values(), strict=True)
+    ]
+    return table(["loss", "tokens a second", "times as fast", "peak memory, MiB"], rows)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:

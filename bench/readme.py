@@ -35,6 +35,7 @@ KEPT = ("float32-kept.jsonl", "bfloat16-kept.jsonl")
 LINEAR = ("linear-float32.jsonl", "linear-bfloat16.jsonl")
 FILES = (*SPEED, *KEPT, *LINEAR, "modes.jsonl", "memory.jsonl", "overhead.jsonl", "sweep.jsonl")
 GPU = RESULTS / "gpu-h100"
+LANGUAGE_MODEL = RESULTS / "language-model.jsonl"
 BEGIN = "<!-- From here on written by `python bench/readme.py`. -->\n"
 END = "<!-- Up to here written by `python bench/readme.py`. -->\n"
 
@@ -75,7 +76,22 @@ def linear_text(folder: Path) -> str:
     """The figures of the page on the last layer."""
     records = records_of(folder, LINEAR)
     table = markdown.linear_table_in_short(linear.measurements_of(records))
-    return f"\n{table}\n\n{_measured_on(machine_of(records))}\n\n"
+    parts = [table, _measured_on(machine_of(records)), *language_model_parts(LANGUAGE_MODEL)]
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def language_model_parts(path: Path) -> list[str]:
+    """A sentence on the model, the table of its losses, and where they were measured."""
+    records = read(path)
+    losses = [record for record in records if record["kind"] == "language model"]
+    sizes = losses[0]
+    return [
+        f"Whole training steps of a small Llama ({sizes['layers']} layers of {sizes['width']} "
+        f"features, a vocabulary of {sizes['vocabulary']}, {sizes['sequences']} x "
+        f"{sizes['length']} tokens, float32; memory besides the model):",
+        markdown.language_model_table(losses),
+        _measured_on(machine_of(records)),
+    ]
 
 
 def _measured_on(facts: Record) -> str:
