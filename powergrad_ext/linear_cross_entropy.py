@@ -197,8 +197,8 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
         device: of the layer.
         dtype: of the layer.
         weight: (C), the classes' weights, a buffer.
-        reduction, ignore_index, label_smoothing, chunk_rows, z_loss, logit_scale, softcap,
-            return_metrics: as for the function.
+        reduction, ignore_index, label_smoothing, chunk_rows: as for the function.
+        z_loss, logit_scale, softcap, return_metrics: as for the function.
         alpha: the exponent, a float or a 0-d tensor, which is not part of the state dict.
 
     Raises:
