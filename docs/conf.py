@@ -28,7 +28,15 @@ exclude_patterns = ["_build"]
 napoleon_use_rtype = False
 
 # The reference needs the package alone: the frameworks of the integrations are stood in for.
-autodoc_mock_imports = "fastai lightning spmd_types timm torchtitan transformers trl".split()
+autodoc_mock_imports = [
+    "fastai",
+    "lightning",
+    "spmd_types",
+    "timm",
+    "torchtitan",
+    "transformers",
+    "trl",
+]
 autodoc_member_order = "bysource"
 # Unknown targets fail the build. torch and the frameworks have their own references elsewhere.
 nitpicky = True
