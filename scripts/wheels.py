@@ -126,7 +126,8 @@ def torch_releases(python: str, wanted: list[str] | None) -> dict[str, str]:
     line = re.search(r"^Available versions: (.*)$", told, re.MULTILINE)
     newest: dict[str, str] = {}
     for release in line[1].split(", ") if line else []:  # the newest first
-        newest.setdefault(_build.minor_version(release), release)
+        public = release.partition("+")[0]  # a local build has the same headers
+        newest.setdefault(_build.minor_version(release), public)
     return {
         minor: release
         for minor, release in sorted(newest.items(), key=lambda item: as_numbers(item[0]))
@@ -166,11 +167,18 @@ def unpacked_torch(release: str, python: str) -> Path:
 
 def build(libraries: list[_build.ninja.Library], output: Path) -> None:
     """Compile and link for an old glibc, without symbols that nobody asks for."""
-    find = [*tools.compiler(), "-print-file-name=libstdc++.so"]
-    runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     extra = [str(REPOSITORY / "scripts" / "single_threaded.c"), "-lm", "-lpthread", "-s"]
-    portable = [library._replace(flags=[*library.flags, *extra, runtime]) for library in libraries]
+    # The compiler's own. In zig's place of libgcc no processor has any instruction set.
+    extra += [told_by_compiler("-print-file-name=libstdc++.so")]
+    extra += [told_by_compiler("-print-libgcc-file-name")]
+    portable = [library._replace(flags=[*library.flags, *extra]) for library in libraries]
     _build.build(portable, CSRC, OBJECTS, output, linker=ZIG)
+
+
+def told_by_compiler(option: str) -> str:
+    """Its answer to a question."""
+    command = [*tools.compiler(), option]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def pack(python: str, files: Iterable[Path], output: Path) -> Path:

@@ -82,6 +82,18 @@ torch.testing.assert_close(gradients, (expected @ weight, expected.T @ hidden))
 """)
 
 
+def test_all_instruction_sets_of_the_processor_are_used(installed: Installed) -> None:
+    """As the system tells them."""
+    line = re.search("^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(line[0].split()) if line else set()
+    avx2 = {"avx2", "fma"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    needed = {"avx512_bf16": avx512 | {"avx512_bf16"}, "avx512": avx512, "avx2": avx2}
+    code = "from powergrad_ext._native import _C; print(*_C.available_isas())"
+    available = installed.run(code).stdout.split()
+    assert available == [*(name for name in needed if needed[name] <= flags), "scalar"]
+
+
 def test_threads_are_torch_s(installed: Installed) -> None:
     """One OpenMP library, no thread beyond those that torch has, and no driver of a GPU."""
     code = """
