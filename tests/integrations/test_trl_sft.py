@@ -155,6 +155,29 @@ def test_another_alpha(scenario, count, tmp_path):
     assert_same(ours, (loss, expected, metrics))
 
 
+def test_label_smoothing(tmp_path):
+    """At alpha 1 the loss and gradients of TRL's label_smoothing_factor."""
+    right = made(SFTTrainer, "completion-only", tmp_path, settings={"label_smoothing_factor": 0.1})
+    options = {"alpha": 1.0, "label_smoothing": 0.1}
+    ours = made(PowerGradSFTTrainer, "completion-only", tmp_path, **options)
+    assert_same(step(ours, None)[:2], step(right, None)[:2])
+
+
+def test_gradient_checkpointing(tmp_path):
+    settings = {"gradient_checkpointing": True}
+    right = step(made(SFTTrainer, "completion-only", tmp_path, settings=settings), None)
+    options = {"alpha": 1.0, "settings": settings}
+    assert_same(
+        step(made(PowerGradSFTTrainer, "completion-only", tmp_path, **options), None), right
+    )
+
+
+def test_lora_on_the_last_layer_is_refused(tmp_path):
+    lora = peft.LoraConfig(target_modules=["lm_head"])
+    with pytest.raises((TypeError, ValueError), match=r"lm_head|last layer|LoRA|adapter"):
+        made(PowerGradSFTTrainer, "language modelling", tmp_path, peft_config=lora)
+
+
 def test_what_is_logged(tmp_path):
     """By whole trainings, which accumulate gradients and evaluate."""
     logs, weights = [], []
