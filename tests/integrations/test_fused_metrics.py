@@ -74,6 +74,18 @@ def test_compiled_and_pickled():
     assert torch.equal(again.row_metrics.entropy, saved.row_metrics.entropy)
 
 
+def test_compiled_one_after_the_other():
+    """The compiler makes a number that differs an input of its graph."""
+    torch.compiler.reset()
+    batch = batch_of()
+    for scale in (0.25, 0.5, 0.75):
+        model = family("CohereForCausalLM", {"logit_scale": scale}).train()
+        expected = model(**batch).loss
+        fuse_last_layer(model, alpha=1.0)
+        found = torch.compile(model, backend="aot_eager", fullgraph=True)(**batch).loss
+        torch.testing.assert_close(found, expected)
+
+
 def test_what_metrics_need():
     model, batch = family("LlamaForCausalLM").train(), batch_of()
     fuse_last_layer(model)

@@ -147,7 +147,7 @@ def test_a_models_own_loss(name, asked):
 
 IN_A_PROCESS_WITH_A_MODEL_OF_ONES_OWN = """
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from powergrad_ext.integrations.transformers import trainer_loss
 outputs = CausalLMOutputWithPast(logits=torch.randn(1, 3, 4))
@@ -155,6 +155,9 @@ labels = torch.tensor([[0, 1, 2]])
 class Other(PreTrainedModel):
     def forward(self, input_ids, labels=None) -> MaskedLMOutput:
         return torch.nn.functional.cross_entropy(input_ids, labels)
+class Inherited(LlamaForCausalLM):
+    def forward(self, input_ids, labels=None, **others):
+        return super().forward(input_ids, labels=labels, **others)
 trainer_loss()(outputs, labels)
 class Aligned(PreTrainedModel):
     def forward(self, input_ids, labels=None):

@@ -93,6 +93,8 @@ def _aligned_outputs(model: type) -> frozenset[str] | None:
     """
     if "labels" not in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
         return frozenset()
+    if "super" in forward_code(model).co_names:  # its base computes the loss
+        return frozenset()
     loss_type = re.search("|".join(LOSS_MAPPING), model.__name__)  # as PreTrainedModel.__init__
     if class_shifts_labels(model, loss_type[0] if loss_type else None, encoder_decoder=False):
         return frozenset()
