@@ -15,7 +15,7 @@ loss, metrics = pg.linear_cross_entropy(
     hidden,
     head.weight,
     labels,
-    alpha=0.3,
+    alpha=0.8,
     row_weight=row_weight,
     z_loss=1e-4,
     return_metrics=True,
