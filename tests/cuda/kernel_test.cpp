@@ -1,5 +1,8 @@
-// The CUDA kernels, run by the host layer, against the equations of powergrad.h. Returns 1 when a
-// check fails.
+// The CUDA kernels, run by the host layer, against the equations of powergrad.h:
+// `cuda_kernel_test [architecture]`, every machine without an argument. Returns 1 when a check
+// fails, 2 for a bad argument.
+#include <cstring>
+
 #include "boundaries.h"
 #include "conversions.h"
 #include "far_offsets.h"
@@ -30,9 +33,16 @@ void check_all(Reports& reports) {
   check_row_weight_assertions<Storage>(reports);
 }
 
-int run() {
+int run(const char* architecture) {
   Reports reports;
-  for (const Machine& machine : kMachines) reports.emplace_back(machine);
+  for (const Machine& machine : kMachines) {
+    if (std::strstr(machine.name, architecture) != nullptr) reports.emplace_back(machine);
+  }
+  if (reports.empty()) {
+    std::fprintf(stderr, "cuda_kernel_test: there is no machine of architecture '%s'\n",
+                 architecture);
+    return 2;
+  }
 #define POWERGRAD_CHECK_ALL(type_name, storage, accumulate) check_all<storage>(reports);
   POWERGRAD_FORALL_TYPES(POWERGRAD_CHECK_ALL)
 #undef POWERGRAD_CHECK_ALL
@@ -50,4 +60,4 @@ int run() {
 }  // namespace
 }  // namespace powergrad::test
 
-int main() { return powergrad::test::run(); }
+int main(int argc, char** argv) { return powergrad::test::run(argc > 1 ? argv[1] : ""); }
