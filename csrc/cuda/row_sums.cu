@@ -98,7 +98,7 @@ struct WeightedRow {
   __device__ int64_t read(int64_t row) const { return row; }
   __device__ double operator()(int64_t row) const {
     const Scalar row_weight = row_weight_of<Scalar>(params, row);
-    POWERGRAD_DEVICE_ASSERT(row_weight >= 0 && row_weight <= std::numeric_limits<Scalar>::max() &&
+    POWERGRAD_DEVICE_ASSERT(row_weight >= 0 && row_weight - row_weight == 0 &&  // finite
                             "cross_entropy: a row_weight is negative or not finite");
     if (row_weight == 0) return 0.0;
     if (params.target_index == nullptr) return static_cast<double>(row_weight);
