@@ -114,7 +114,7 @@ class Measurement:
 
 
 def measure(sizes: Sizes, device: str, threads: int, budget: float) -> Measurement:
-    """All in turn, round after round; memory of each in a process of its own."""
+    """Times all losses in interleaved rounds, and each loss's peak memory in its own process."""
     peaks = {}
     for name in OPTIONS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

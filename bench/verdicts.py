@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def worst_case(self) -> str:
-        """The group, as far as the requirement's own words leave it open."""
+        """The group's case, and its type, mode and peer where the requirement names several."""
         if self.group is None:
             return "-"
         requirement, group = self.requirement, self.group
@@ -115,7 +115,7 @@ def worst(requirement: Requirement, results: dict[Group, Result]) -> Verdict:
 
 
 def absent(peers: Iterable[str], result: Result) -> list[str]:
-    """Those who do such a thing and were not tried: a package was missing, or nobody asked."""
+    """Peers that have this mode and were not measured: not asked for, or without their package."""
     doing = {peer.name for peer in WITHOUT_PGT if result.group.mode in peer.modes}
     return [
         peer

@@ -13,9 +13,8 @@ namespace powergrad {
 // statistics, then r, the sum of exp(z - m) without the maximum's, and the distance, sum_j target_j
 // (m - z_j); where metrics are asked for, two more: the target's logit, 0 where another shard has
 // it, in place of kLogProb (label smoothing hides it in the distance), and the sum of
-// exp(z_j - m) (m - z_j) in place of kEntropy. A shard
-// without classes has a maximum of -infinity, sums of -1, and zeros. A row that does not count has
-// r = -1, and zeros.
+// exp(z_j - m) (m - z_j) in place of kEntropy. A shard without classes has a maximum of -infinity,
+// sums of -1, and zeros. A row that does not count has r = -1, and zeros.
 enum ShardStatistic {
   kSumexpM1 = kStatistics,
   kDistance,

@@ -136,7 +136,7 @@ def cross_entropy(
     if row_weight is not None or type(z_loss) is not float:
         Options(*options).require_own_types("cross_entropy")
         dtensor.refuse_row_weight("cross_entropy", row_weight)
-        options = (*options[:5], as_accumulated(row_weight, input), z_loss)
+        options = Options(*options)._replace(row_weight=as_accumulated(row_weight, input))
     if return_metrics:
         Options(*options).require_types("cross_entropy")
         require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")

@@ -37,8 +37,8 @@ OLDEST_TORCH = (2, 11)
 PYTHONS = [f"python3.{minor}" for minor in range(10, 15)]
 GLIBC = (2, 28)
 PLATFORM = "manylinux_{}_{}_{}".format(*GLIBC, platform.machine())
-# For nvcc of CUDA 13: half of what a wheel's own compression would leave. Older drivers cannot
-# read it, but nor can they run that runtime.
+# An option of CUDA 13's nvcc; the wheel's own compression would leave twice as much. Drivers that
+# cannot decompress it are too old for CUDA 13's runtime as well.
 SMALL = "--compress-mode=size"
 # What describes a wheel or a source distribution.
 GENERATED = re.compile(r"powergrad_ext/COMMIT|PKG-INFO|setup\.cfg|[^/]+\.(egg|dist)-info/.*")

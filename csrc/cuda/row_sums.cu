@@ -91,7 +91,8 @@ struct TargetWeight {
   }
 };
 
-// The same times the row's weight, which has to be >= 0. Targets of rows of weight 0 are not read.
+// The same times the row's weight, which must be finite and >= 0. Targets of rows of weight 0 are
+// not read.
 template <class Scalar>
 struct WeightedRow {
   CrossEntropyParams params;

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import powergrad_ext as pg
 
@@ -37,6 +38,19 @@ def check_bits(loss):
 def forget_sizes():
     """A layer of another size, as by a group of its own."""
     pg.distributed._sizes.clear()
+
+
+class Exchanges(TorchDispatchMode):
+    """Records in `sizes` how many numbers each all-gather takes from this rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops._c10d_functional.all_gather_into_tensor.default:
+            self.sizes.append(arguments[0].numel())
+        return function(*arguments, **keywords or {})
 
 
 def run(checks):

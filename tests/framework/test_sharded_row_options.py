@@ -11,9 +11,9 @@ from sharded_layer import CLASSES as LAYER_CLASSES
 from sharded_layer import ROWS as LAYER_ROWS
 from sharded_layer import leaves
 from sharded_layer import problem as layer_problem
+from sharded_logits import Exchanges
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import powergrad_ext as pg
 from powergrad_ext.distributed import vocab_parallel_cross_entropy
@@ -114,18 +114,10 @@ def what_is_communicated():
     logits, target, row_weight = problem()
     own = own_part(logits, SIZES[2][0]).requires_grad_()
     vocab_parallel_cross_entropy(own, target)
-    sent = []
-
-    class Recorded(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            if function is torch.ops._c10d_functional.all_gather_into_tensor.default:
-                sent.append(arguments[0].numel())
-            return function(*arguments, **keywords or {})
-
-    with Recorded():
+    with Exchanges() as exchanges:
         vocab_parallel_cross_entropy(own, target, row_weight=row_weight, z_loss=0.1).backward()
         vocab_parallel_cross_entropy(own, target, return_metrics=True)[0].backward()
-    assert sent == [1 + 5 * ROWS, 1 + 7 * ROWS]
+    assert exchanges.sizes == [1 + 5 * ROWS, 1 + 7 * ROWS]
 
 
 def arguments_that_differ():

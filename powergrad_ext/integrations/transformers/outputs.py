@@ -34,7 +34,7 @@ def _class_with_metrics(base: Any) -> type[ModelOutput]:
 
 @functools.cache
 def _made_class(base: type[ModelOutput]) -> type[ModelOutput]:
-    """A class of its own, since only fields survive where an output is taken apart, as by FSDP."""
+    """A subclass with fields for the metrics: FSDP rebuilds an output from its fields alone."""
 
     def reduce(self: ModelOutput) -> tuple[Any, ...]:
         return _with_fields, (base, dict(self))
