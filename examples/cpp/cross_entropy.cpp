@@ -19,14 +19,15 @@
 
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& target,
                          const at::Tensor& alpha) {
-  using Signature = at::Tensor(const at::Tensor& input, const at::Tensor& target,
-                               const std::optional<at::Tensor>& weight, int64_t ignore_index,
-                               std::string_view reduction, double label_smoothing,
-                               const at::Tensor& alpha, bool inplace_backward);
+  using Signature =
+      at::Tensor(const at::Tensor& input, const at::Tensor& target,
+                 const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                 std::string_view reduction, double label_smoothing, const at::Tensor& alpha,
+                 const std::optional<at::Tensor>& row_weight, double z_loss, bool inplace_backward);
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("powergrad::cross_entropy", "")
                              .typed<Signature>();
-  return op.call(logits, target, std::nullopt, -100, "mean", 0.0, alpha, false);
+  return op.call(logits, target, std::nullopt, -100, "mean", 0.0, alpha, std::nullopt, 0.0, false);
 }
 
 int main() {
