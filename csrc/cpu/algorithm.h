@@ -22,6 +22,7 @@
 #include "cpu/tile_gradient.h"
 #include "cpu/cross_entropy_tile.h"
 #include "cpu/log_softmax_tile.h"
+#include "cpu/softcap.h"
 
 namespace powergrad {
 namespace {
@@ -146,6 +147,8 @@ struct Kernels {
         {backward<LogSoftmax::reduce_grad_output, LogSoftmax::merge_grad_output,
                   LogSoftmax::map_backward, LogSoftmaxTiles<Storage>, LogSoftmaxParams>,
          LogSoftmax::reduce_grad_output, LogSoftmax::merge_grad_output, LogSoftmax::map_backward},
+        Softcap<Storage>::apply,
+        Softcap<Storage>::differentiate,
     };
   }
 };

@@ -65,6 +65,9 @@ struct KernelTable {
   Kernel<CrossEntropyParams> cross_entropy_backward;
   Kernel<LogSoftmaxParams> log_softmax_forward;
   Kernel<LogSoftmaxParams> log_softmax_backward;
+  // Elementwise: z = softcap tanh(z); gradient *= 1 - (capped / softcap)^2.
+  void (*softcap)(void* logits, int64_t count, double softcap);
+  void (*softcap_backward)(const void* capped, void* gradient, int64_t count, double softcap);
 };
 
 struct InstructionSet {

@@ -7,7 +7,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/tanh_backward.h>
 
 #include <algorithm>
 
@@ -15,6 +14,7 @@
 #include "torch/allocation.h"
 #include "torch/checks.h"
 #include "torch/operators.h"
+#include "torch/softcap.h"
 
 namespace powergrad {
 namespace {
@@ -34,9 +34,13 @@ int64_t rows_of_chunk(const LastLayer& layer) {
                   std::clamp(rows / (is_half ? 8 : 12) / kMultiple * kMultiple, kLeast, kMost));
 }
 
-// How many rows of a chunk are differentiated at a time where logits are capped: tanh is kept
-// beside them, and shall not add much to what a chunk takes.
-int64_t rows_of_block(int64_t chunk_rows) { return std::max<int64_t>(1, chunk_rows / 8); }
+// How many rows of a chunk are differentiated at a time where logits are capped: a copy of the
+// logits is kept beside their gradient, in the cache, and shall not add much to what a chunk takes.
+int64_t rows_of_block(int64_t chunk_rows, int64_t classes) {
+  constexpr int64_t kElements = 262144;
+  return std::clamp<int64_t>(kElements / std::max<int64_t>(classes, 1), 1,
+                             std::max<int64_t>(1, chunk_rows / 8));
+}
 
 LastLayer with_rows(LastLayer layer) {
   if (layer.input.dim() == 1) {
@@ -110,7 +114,8 @@ RowChunks::RowChunks(const LastLayer& layer, GradientMask wanted)
   if (input.size(0) == 0) std::get<1>(gradients_).zero_();
   buffer_ = new_empty({chunk_rows_, weight.size(0)}, input.options());
   if (layer_.function.softcap.has_value() && wants_gradients()) {
-    tanh_ = new_empty({rows_of_block(chunk_rows_), weight.size(0)}, input.options());
+    const int64_t classes = weight.size(0);
+    capped_ = new_empty({rows_of_block(chunk_rows_, classes), classes}, input.options());
   }
 }
 
@@ -176,7 +181,7 @@ at::Tensor RowChunks::logits(int64_t first, int64_t count) const {
   } else {
     result.addmm_(input, weight, /*beta=*/0.0, /*alpha=*/factor);
   }
-  if (layer_.function.softcap.has_value()) result.tanh_().mul_(*layer_.function.softcap);
+  if (layer_.function.softcap.has_value()) softcap_(result, *layer_.function.softcap);
   return result;
 }
 
@@ -212,15 +217,14 @@ void RowChunks::differentiate(Rows& rows, const at::Tensor& grad_output,
     write_gradient(rows, grad_output, statistics);
     return;
   }
-  for (int64_t first = 0; first < rows.count(); first += tanh_.size(0)) {
-    const int64_t count = std::min(tanh_.size(0), rows.count() - first);
+  for (int64_t first = 0; first < rows.count(); first += capped_.size(0)) {
+    const int64_t count = std::min(capped_.size(0), rows.count() - first);
     Rows block = rows.some(first, count);
-    const at::Tensor tanh =
-        tanh_.narrow(0, 0, count).copy_(block.logits).div_(*layer_.function.softcap);
+    at::Tensor capped = capped_.narrow(0, 0, count).copy_(block.logits);
     write_gradient(block,
                    grad_output.dim() == 0 ? grad_output : grad_output.narrow(0, first, count),
                    statistics.narrow(1, first, count));
-    at::tanh_backward_out(block.logits, block.logits, tanh);
+    softcap_backward_(block.logits, capped, *layer_.function.softcap);
   }
 }
 

@@ -66,7 +66,7 @@ class RowChunks {
   GradientMask wanted_;
   LinearGradients gradients_;
   at::Tensor buffer_;  // a chunk's logits, then the gradient of the layer's output
-  at::Tensor tanh_;    // of a block of its rows, where logits are capped
+  at::Tensor capped_;  // the logits of a block of its rows, where they are capped
 };
 
 }  // namespace powergrad

@@ -1,6 +1,7 @@
 // The CPU kernels against the equations of powergrad.h: `kernel_test [instruction set]`, every
 // supported one without an argument. Returns 1 when a check fails, 2 for a bad argument.
 #include "check_exponentials.h"
+#include "check_softcap.h"
 #include "conversions.h"
 #include "ordinary_problems.h"
 #include "special_values.h"
@@ -51,6 +52,7 @@ void check_all(Reports& reports) {
   check_special_values<Storage>(reports);
   check_target_places<Storage>(reports);
   check_nothing_counted<Storage>(reports);
+  check_softcaps<Storage>(reports);
 }
 
 int run(const char* name) {

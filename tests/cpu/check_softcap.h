@@ -1,0 +1,71 @@
+// Capped logits and their derivative, against their definitions.
+#pragma once
+
+#include "buffers.h"
+#include "running.h"
+#include "report.h"
+
+namespace powergrad::test {
+
+// What softcap.h states of tanh.
+template <class Storage>
+long double tanh_error() {
+  constexpr bool kIsHalf = sizeof(Storage) == 2;
+  return kIsHalf ? 1.1e-4L : 6 * std::numeric_limits<AccumulateOf<Storage>>::epsilon();
+}
+
+// Of every size, both sides of where the series ends, and the special ones.
+template <class Storage>
+std::vector<Storage> arguments_of_tanh(int64_t count) {
+  std::vector<Storage> result;
+  for (const long double x :
+       {0.0L, -0.0L, 0.5L, -0.5L, 1e-6L, 88.0L, -2000.0L, kInfinity, -kInfinity, kNaN}) {
+    result.push_back(narrow<Storage>(x));
+  }
+  Random random(21);
+  while (static_cast<int64_t>(result.size()) < count) {
+    const long double magnitude = std::ldexp(1.0L + random.uniform(), 5 - random.below(16));
+    result.push_back(narrow<Storage>(random.one_in(2) ? magnitude : -magnitude));
+  }
+  result.resize(count);
+  return result;
+}
+
+template <class Storage>
+void check_softcap(Reports& reports, int64_t count, double softcap) {
+  using Accumulate = AccumulateOf<Storage>;
+  const auto arguments = arguments_of_tanh<Storage>(count);
+  for (Report& report : reports) {
+    const KernelTable& kernels = *report.machine().tables[static_cast<int>(Traits<Storage>::dtype)];
+    report.enter(std::string("softcap, ") + Traits<Storage>::name);
+    // A few elements into a vector's length, between bands that nobody may write.
+    Block<Storage> capped(count), gradient(count);
+    std::copy(arguments.begin(), arguments.end(), capped.data());
+    kernels.softcap(capped.data(), count, softcap);
+    std::copy(arguments.rbegin(), arguments.rend(), gradient.data());
+    kernels.softcap_backward(capped.data(), gradient.data(), count, softcap);
+    report.expect(capped.band_untouched() && gradient.band_untouched(), "no other element");
+    const long double epsilon = std::numeric_limits<Accumulate>::epsilon();
+    for (int64_t i = 0; i < count; ++i) {
+      const auto expect = [&](Storage got, long double exact, long double error, const char* what) {
+        report.expect_close(widen(got), {exact, error + 0.51L * ulp<Storage>(exact)}, what, 0, i);
+      };
+      const long double value = softcap * std::tanh(widen(arguments[i]));
+      expect(capped.data()[i], value, std::fabs(value) * (tanh_error<Storage>() + epsilon),
+             "capped");
+      const long double tanh = widen(capped.data()[i]) / softcap;
+      const long double grad_output = widen(arguments[count - 1 - i]);
+      const long double slope = std::isnan(tanh) ? kNaN : 1 - tanh * tanh;
+      expect(gradient.data()[i], grad_output * slope, std::fabs(grad_output) * 3 * epsilon,
+             "gradient");
+    }
+  }
+}
+
+template <class Storage>
+void check_softcaps(Reports& reports) {
+  for (const int64_t count : {0, 1, 15, 33, 4099}) check_softcap<Storage>(reports, count, 30.0);
+  check_softcap<Storage>(reports, 4099, 0.75);
+}
+
+}  // namespace powergrad::test
