@@ -78,8 +78,9 @@ def cmake_build(source_tree: Path) -> Path:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not found")
     folder = source_tree / "build" / "cmake"
-    # The CUDA kernels take minutes, and test_cuda_code.py compiles them.
+    # The CUDA kernels take minutes, and test_cuda_code.py compiles them; so would optimising.
     options = [f"-DPython3_EXECUTABLE={sys.executable}", "-DPOWERGRAD_CUDA=OFF"]
+    options += ["-DCMAKE_BUILD_TYPE=Debug"]
     run("cmake", "-S", ".", "-B", folder, "-G", "Ninja", *options, cwd=source_tree)
     run("cmake", "--build", folder, "--target", "powergrad_example", cwd=source_tree)
     return folder
