@@ -133,18 +133,21 @@ template <class Index, class Scalar>
 double total_weight_of(const CrossEntropyParams& p) {
   const auto* target = static_cast<const Index*>(p.target_index);
   const auto* weight = static_cast<const Scalar*>(p.weight);
-  const auto classes = static_cast<uint64_t>(all_classes(p));
+  const auto last = static_cast<uint64_t>(all_classes(p) - 1);
+  const auto ignored = static_cast<uint64_t>(p.ignore_index);
   return parallel_sum(p.shape.rows(), [&](int64_t begin, int64_t end) {
-    // Branches and a sum of doubles would take longer than the loss of few classes.
-    int64_t counted = 0;
-    int64_t outside = 0;
+    // By sign bits: branches, a sum of doubles, or the comparisons of 64 bits that SSE2 lacks would
+    // take a tenth of the time of a loss of few classes.
+    uint64_t counted = 0;
+    uint64_t outside = 0;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t index = target[row];
-      const int64_t counts = index != p.ignore_index;
-      counted += counts;
-      outside += counts & static_cast<int64_t>(static_cast<uint64_t>(index) >= classes);
+      const auto index = static_cast<uint64_t>(int64_t{target[row]});
+      const uint64_t difference = index ^ ignored;
+      const uint64_t counts = difference | (0 - difference);
+      counted += counts >> 63;
+      outside |= counts & (index | (last - index));
     }
-    if (outside != 0) check_targets_in<Index>(p, begin, end);
+    if (outside >> 63 != 0) check_targets_in<Index>(p, begin, end);
     if (weight == nullptr) return static_cast<double>(counted);
     double sum = 0.0;
     for (int64_t row = begin; row < end; ++row) {
