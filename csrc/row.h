@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "powergrad.h"
@@ -51,9 +52,16 @@ POWERGRAD_FUNCTION Scalar nan_if_infinite(Scalar maximum) {
 
 POWERGRAD_FUNCTION bool has_metrics(const CrossEntropyParams& p) { return p.metrics != nullptr; }
 
+// By its bits, since double precision is slow on a GPU.
+POWERGRAD_FUNCTION bool is_positive(double x) {
+  int64_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits > 0;
+}
+
 template <class Params>
 POWERGRAD_FUNCTION bool has_z_loss(const Params& p) {
-  return p.z_loss > 0.0;
+  return is_positive(p.z_loss);
 }
 
 // Whether a row needs more than its plain loss and its statistics. One test of it, so that calls
@@ -124,7 +132,7 @@ struct IndexTarget {
   POWERGRAD_FUNCTION void set_weights(const CrossEntropyParams& p) {
     const Scalar* weight = weights_of<Scalar>(p);
     point_weight = weighted_target = weight != nullptr ? weight[index] : Scalar(1);
-    if (p.label_smoothing == 0.0) return;  // double precision is slow on a GPU
+    if (!is_positive(p.label_smoothing)) return;
     const double own = static_cast<double>(weighted_target);
     point_weight = static_cast<Scalar>(own * (1.0 - p.label_smoothing));
     weighted_target = point_weight + static_cast<Scalar>(own * p.label_smoothing /

@@ -17,6 +17,7 @@ class ContiguousRows {
   static constexpr RowLayout kLayout = RowLayout::contiguous;
   static constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(Storage));
   static constexpr int kRows = 1;
+  static constexpr bool kManyThreads = true;
   template <class T>
   using Packed = Pack<std::remove_const_t<T>, kElements>;
 

@@ -99,8 +99,8 @@ cudaError_t launch_cross_entropy_backward(const CrossEntropyParams& p, cudaStrea
                     {p.gradient, p.gradient_strides},
                     {p.target_probabilities, p.target_strides}},
                    [&](auto rows) {
-                     using Rows = typename decltype(rows)::Type;
-                     return with_bool(has_dense_target(p), [&](auto dense_target) {
+                     return with_target(p, rows, [&](auto rows_of_target, auto dense_target) {
+                       using Rows = typename decltype(rows_of_target)::Type;
                        return launch<Rows, decltype(dense_target)::value>(p, stream);
                      });
                    });

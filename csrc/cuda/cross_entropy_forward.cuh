@@ -95,7 +95,11 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
     Scalar log_sum = 0;
     if (rows.is_leader() || has_z_loss(p)) log_sum = std::log1p(state[r].sumexp_m1);
     if constexpr (kGradient) {
-      const Scalar z = has_z_loss(p) ? z_loss_weight(p, state[r].maximum, log_sum) : Scalar(0);
+      Scalar z = 0;
+      if (has_z_loss(p)) {
+        keep_in_branch();
+        z = z_loss_weight(p, state[r].maximum, log_sum);
+      }
       softmax[r] = SoftmaxRow<Scalar>(state[r].maximum, state[r].alpha_sumexp_m1, target_weight, z);
     }
     if (!rows.is_leader()) continue;
@@ -132,7 +136,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<typename Rows::Element>,
       map.finish();
     }
   }
-  leave_cluster(plan);
+  if constexpr (Rows::kLayout == RowLayout::contiguous) leave_cluster(plan);
 }
 
 template <class Rows, class Kind, bool kDenseTarget, bool kGradient>
@@ -150,11 +154,7 @@ cudaError_t with_rows_and_target(const CrossEntropyParams& p, const Function& la
                    {{p.logits, p.logits_strides},
                     {p.gradient, p.gradient_strides},
                     {p.target_probabilities, p.target_strides}},
-                   [&](auto rows) {
-                     return with_bool(has_dense_target(p), [&](auto dense_target) {
-                       return launch_with(rows, dense_target);
-                     });
-                   });
+                   [&](auto rows) { return with_target(p, rows, launch_with); });
 }
 
 }  // namespace

@@ -117,12 +117,12 @@ class GradientMap {
   __device__ void write(int pass) const {
     if (targets_.any_counts()) {
       rows_.template for_each_store<kUnroll<Storage, kDenseTarget>>(
-          pass, gradient_, [&](int i, auto is_whole) {
+          pass, gradient_, [&](auto i, auto is_whole) {
             rows_.store(gradient_, pass, i, of_vector(pass, i, is_whole), is_whole);
           });
     } else {
       const Packed zeros = Packed::filled(from_number<Storage>(Scalar(0)));
-      rows_.template for_each_store<1>(pass, gradient_, [&](int i, auto is_whole) {
+      rows_.template for_each_store<1>(pass, gradient_, [&](auto i, auto is_whole) {
         rows_.store(gradient_, pass, i, zeros, is_whole);
       });
     }
@@ -145,8 +145,8 @@ class GradientMap {
     return exponential((z - softmax_[r].maximum) * alpha_scale_);
   }
 
-  template <class IsWhole>
-  __device__ __forceinline__ Packed of_vector(int pass, int i, IsWhole is_whole) const {
+  template <class Index, class IsWhole>
+  __device__ __forceinline__ Packed of_vector(int pass, Index i, IsWhole is_whole) const {
     const Numbers<Storage, kElements> z(logits_.vectors.get(i));
     Scalar target[kElements];
     if constexpr (kDenseTarget) dense_target_.load(pass, i, is_whole, target);

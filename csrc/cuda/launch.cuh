@@ -36,7 +36,7 @@ cudaError_t with_layout(const LayoutChoice& choice, const Function& function) {
     case RowLayout::contiguous:
       return function(Tag<ContiguousRows<Storage>>{});
     case RowLayout::packed:
-      return function(Tag<PackedRows<Storage>>{});
+      return function(Tag<PackedRows<Storage, 1>>{});
     case RowLayout::strided:
       if constexpr (sizeof(Storage) <= 4) {
         if (choice.positions == kMostPositions) {
@@ -61,9 +61,12 @@ cudaError_t with_rows(const Shape& shape, DataType dtype, std::initializer_list<
   return cudaErrorInvalidValue;
 }
 
-template <class Function>
-cudaError_t with_bool(bool value, const Function& function) {
-  return value ? function(std::true_type{}) : function(std::false_type{});
+// Calls function(rows, has_dense_target) with the layout's class for a call's target: without a
+// dense one, whose probabilities may lie beside the logits, halves can be read in pairs.
+template <class Rows, class Function>
+cudaError_t with_target(const CrossEntropyParams& p, Tag<Rows>, const Function& function) {
+  if (has_dense_target(p)) return function(Tag<Rows>{}, std::true_type{});
+  return function(Tag<typename InPairs<Rows>::Type>{}, std::false_type{});
 }
 
 // The kind of alpha (alpha.h) that a kernel uses: one exponential for both sums where that is
@@ -101,6 +104,7 @@ Work work_of() {
   Work work{};
   work.dtype = StorageTraits<typename Rows::Element>::dtype;
   work.positions = Rows::kRows;
+  work.classes = Rows::kElements / Rows::kRows;
   work.tensors = 1;
   return work;
 }

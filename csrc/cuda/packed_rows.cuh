@@ -7,18 +7,51 @@
 namespace powergrad {
 namespace {
 
+// The index of one vector more: the elements of a row that share their words of shared memory with
+// other rows. Also as the beginning and the end of a run.
+struct SharedWords {
+  int passed = 0;
+  __device__ bool operator<(SharedWords end) const { return passed < end.passed; }
+  __device__ SharedWords& operator++() { return ++passed, *this; }
+};
+
+// The vectors of a thread. Where they are pairs, the first element of a row that begins in the
+// middle of a word, and the last one of a row that ends there, are read on their own, into the half
+// of a pair that they have in their word, since other threads may be writing the other half.
+template <class T, int kElements>
+struct PackedVectors : SharedVectors<Pack<T, kElements>> {
+  int head;  // offsets of these elements, or kNone
+  int tail;
+  static constexpr int kNone = -1;
+  __device__ __forceinline__ bool has_single() const { return (head & tail) != kNone; }
+
+  using SharedVectors<Pack<T, kElements>>::get;
+  __device__ __forceinline__ Pack<T, kElements> get(SharedWords) const {
+    auto pair = Pack<T, kElements>::filled(from_number<T>(kLowest<AccumulateOf<T>>));
+    if (head != kNone) pair.set(0, *shared_memory_at<T>(head));
+    if (tail != kNone) pair.set(1, *shared_memory_at<T>(tail));
+    return pair;
+  }
+  using SharedVectors<Pack<T, kElements>>::set;
+  __device__ __forceinline__ void set(SharedWords, const Pack<T, kElements>& pair) const {
+    if (head != kNone) *shared_memory_at<T>(head) = pair.get(0);
+    if (tail != kNone) *shared_memory_at<T>(tail) = pair.get(1);
+  }
+};
+
 // A block copies the memory of its rows as it lies, in whole 16-byte vectors; each row is then read
-// by a few threads, one class at a time. Results replace the logits in shared memory and are copied
-// back the same way.
-template <class Storage>
+// by a few threads, one class at a time or, of halves that are alone in shared memory, a word of
+// two. Results replace the logits in shared memory and are copied back the same way.
+template <class Storage, int kClasses>
 class PackedRows {
  public:
   using Element = Storage;
   static constexpr RowLayout kLayout = RowLayout::packed;
-  static constexpr int kElements = 1;
+  static constexpr int kElements = kClasses;
   static constexpr int kRows = 1;
+  static constexpr bool kManyThreads = false;
   template <class T>
-  using Packed = Pack<std::remove_const_t<T>, 1>;
+  using Packed = Pack<std::remove_const_t<T>, kElements>;
 
   int64_t row;
   bool active;
@@ -29,15 +62,25 @@ class PackedRows {
     const int thread = static_cast<int>(threadIdx.x);
     const int rows = plan.threads >> plan.lanes_log2;
     first_row_ = int64_t{block} * rows;
-    elements_ = static_cast<int>(min(plan.rows - first_row_, int64_t{rows})) * classes_;
-    const int row_of_block = thread >> plan.lanes_log2;
+    const int rows_of_block = static_cast<int>(min(plan.rows - first_row_, int64_t{rows}));
+    elements_ = rows_of_block * classes_;
     lane_ = thread & (plan.lanes() - 1);
-    row = first_row_ + row_of_block;
-    active = row < plan.rows;
-    if (!active) row = plan.rows - 1;
-    first_element_ = (active ? row_of_block * classes_ : 0) + lane_;
+    row_of_block_ = thread >> plan.lanes_log2;
+    active = row_of_block_ < rows_of_block;
+    if (!active) row_of_block_ = rows_of_block - 1;
+    row = first_row_ + row_of_block_;
     phase_ = phase_of(static_cast<const Storage*>(logits) + first_row_ * classes_);
-    count_ = active && lane_ < classes_ ? (classes_ - lane_ + plan.lanes() - 1) / plan.lanes() : 0;
+    const int begin = phase_ + row_of_block_ * classes_;
+    const int end = begin + classes_;
+    first_vector_ = vector_of(begin + kElements - 1);
+    const int vectors = vector_of(end) - first_vector_;
+    count_ = active ? (vectors - lane_ + plan.lanes() - 1) >> plan.lanes_log2 : 0;
+    result_ = vectors_of<Storage>(0, phase_);
+    if (kElements > 1 && active && classes_ > 0) {
+      // As if the pairs before and after the row's were distributed with these.
+      if (begin % 2 != 0 && owns_vector(-1)) result_.head = offset_of<Storage>(0, begin);
+      if (end % 2 != 0 && owns_vector(vectors)) result_.tail = offset_of<Storage>(0, end - 1);
+    }
   }
 
   __device__ bool is_leader() const { return active && lane_ == 0; }
@@ -52,26 +95,27 @@ class PackedRows {
   template <class T>
   __device__ GlobalView<T> global_view(T* tensor, const Strides&) const {
     if (tensor == nullptr) return {};
-    return {tensor + first_row_ * classes_, tensor + row * classes_};
+    T* first_row = tensor + first_row_ * classes_;
+    return {first_row, first_row + row_of_block_ * classes_};
   }
   template <class T>
   struct SharedTensor : GlobalView<const T> {
-    SharedVectors<Packed<T>> vectors;
+    int begin;  // of the block's rows in shared memory
+    PackedVectors<std::remove_const_t<T>, kElements> vectors;
   };
   template <class T>
   __device__ SharedTensor<T> shared_tensor(int tensor, const T* data,
                                            const Strides& strides) const {
     const GlobalView<const T> from = global_view(data, strides);
-    return {from,
-            {offset_of<T>(tensor, phase_of(from.first_row) + first_element_),
-             plan_.lanes() * static_cast<int>(sizeof(T))}};
+    if (tensor == 0) return {from, offset_of<T>(0, phase_), result_};
+    const int phase = phase_of(from.first_row);
+    return {from, offset_of<T>(tensor, phase), vectors_of<T>(tensor, phase)};
   }
 
   template <class T>
   __device__ void copy_in(const SharedTensor<T>& tensor, int, T) const {
-    const int begin = tensor.vectors.first - first_element_ * static_cast<int>(sizeof(T));
     const auto shared = [&](int i) {
-      return shared_memory_at<T>(begin + i * static_cast<int>(sizeof(T)));
+      return shared_memory_at<T>(tensor.begin + i * static_cast<int>(sizeof(T)));
     };
     divide_among_threads(
         tensor.first_row, [&](int i) { copy_async<kVectorBytes>(shared(i), tensor.first_row + i); },
@@ -84,17 +128,25 @@ class PackedRows {
     __syncthreads();
   }
 
-  __device__ int first_class(int, int i) const { return lane_ + i * plan_.lanes(); }
+  __device__ int first_class(int, int i) const {
+    return (first_vector_ + lane_ + i * plan_.lanes()) * kElements - begin_of_row();
+  }
   __device__ bool contains(int) const { return true; }
 
   template <class Function>
   __device__ __forceinline__ void for_each_vector(int, const Function& function) const {
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < count_; ++i) function(i);
+    if constexpr (kElements > 1) {
+      if (result_.has_single()) function(SharedWords{});
+    }
   }
   template <class Function>
   __device__ __forceinline__ void for_each_run(int, const Function& function) const {
-    for_each_run_of(count_, function);
+    for_each_run_of<kElements>(count_, function);
+    if constexpr (kElements > 1) {
+      if (result_.has_single()) function(SharedWords{0}, SharedWords{1});
+    }
   }
   template <int kUnroll, class T, class Function>
   __device__ __forceinline__ void for_each_store(int, const GlobalView<T>&,
@@ -102,17 +154,22 @@ class PackedRows {
     const int end = count_;
 #pragma unroll(kUnroll)
     for (int i = 0; i < end; ++i) function(i, std::true_type{});
+    if constexpr (kElements > 1) {
+      if (result_.has_single()) function(SharedWords{}, std::false_type{});
+    }
   }
 
-  template <class T, class IsWhole>
-  __device__ __forceinline__ void store(const GlobalView<T>&, int, int i, const Packed<T>& value,
+  template <class T, class Index, class IsWhole>
+  __device__ __forceinline__ void store(const GlobalView<T>&, int, Index i, const Packed<T>& values,
                                         IsWhole) const {
-    *result<T>(first_element_ + i * plan_.lanes()) = value.get(0);
+    result_.set(i, values);
   }
-  __device__ bool owns_class(int c) const { return active && (c & (plan_.lanes() - 1)) == lane_; }
+  __device__ bool owns_class(int c) const {
+    return active && owns_vector(vector_of(begin_of_row() + c) - first_vector_);
+  }
   template <class T>
   __device__ void store_class(const GlobalView<T>&, int, int c, T value) const {
-    *result<T>(first_element_ + c - lane_) = value;
+    *result<T>(row_of_block_ * classes_ + c) = value;
   }
   template <class T>
   __device__ void finish_stores(const GlobalView<T>& to) const {
@@ -139,6 +196,21 @@ class PackedRows {
     return plan_.scratch_bytes + tensor * plan_.tensor_bytes +
            element * static_cast<int>(sizeof(T));
   }
+  // An element's place is counted from a 16-byte boundary.
+  __device__ static int vector_of(int element) {
+    return static_cast<int>(static_cast<unsigned>(element) / kElements);
+  }
+  __device__ int begin_of_row() const { return phase_ + row_of_block_ * classes_; }
+  __device__ bool owns_vector(int of_row) const { return (of_row & (plan_.lanes() - 1)) == lane_; }
+  // The thread's vectors in a tensor whose rows begin at `phase`.
+  template <class T>
+  __device__ PackedVectors<T, kElements> vectors_of(int tensor, int phase) const {
+    const int first = (first_vector_ + lane_) * kElements + phase - phase_;
+    using Vectors = PackedVectors<T, kElements>;
+    return {{offset_of<T>(tensor, first), plan_.lanes() * static_cast<int>(sizeof(Packed<T>))},
+            Vectors::kNone,
+            Vectors::kNone};
+  }
   // An element of the result, which replaces the logits, the first tensor.
   template <class T>
   __device__ T* result(int element) const {
@@ -153,11 +225,11 @@ class PackedRows {
     const int thread = static_cast<int>(threadIdx.x);
     const int phase = phase_of(address);
     const int head = min(phase > 0 ? kVector - phase : 0, elements_);
-    const int end = elements_ - (elements_ - head) % kVector;
-#pragma unroll 4
+    const int rest = (elements_ - head) % kVector;
+    const int end = elements_ - rest;
+#pragma unroll 1
     for (int i = head + thread * kVector; i < end; i += plan_.threads * kVector) on_vector(i);
-    if (thread < head) on_element(thread);
-    if (thread < elements_ - end) on_element(end + thread);
+    if (thread < head + rest) on_element(thread < head ? thread : end + thread - head);
   }
 
   const Plan& plan_;
@@ -165,11 +237,25 @@ class PackedRows {
   int64_t first_row_;  // of the block
   int elements_;       // of the block
   int lane_;
-  int first_element_;  // of the thread, among the block's
-  int phase_;          // of the block's logits
-  int count_;          // of the thread's classes
+  int row_of_block_;  // the thread's
+  int phase_;         // of the block's logits
+  int first_vector_;  // of the row, among those in shared memory
+  int count_;         // of the thread's vectors
+  PackedVectors<Storage, kElements> result_;
 };
-static_assert(meets_rows_contract<PackedRows<float>>());
+static_assert(meets_rows_contract<PackedRows<float, 1>>());
+static_assert(meets_rows_contract<PackedRows<BFloat16, 2>>());
+
+// The class of the same layout for a kernel that copies no other tensor into shared memory: the
+// words of two tensors may lie differently.
+template <class Rows>
+struct InPairs {
+  using Type = Rows;
+};
+template <class Storage>
+struct InPairs<PackedRows<Storage, 1>> {
+  using Type = PackedRows<Storage, sizeof(Storage) == 2 ? 2 : 1>;
+};
 
 }  // namespace
 }  // namespace powergrad

@@ -132,7 +132,7 @@ class Planner {
       }
     }
     set_threads(kThreads, lanes, 1);
-    plan_.vectors_per_thread = static_cast<int>(divide_up(shape_.classes, lanes));
+    plan_.vectors_per_thread = static_cast<int>(divide_up(shape_.classes, lanes * work_.classes));
     plan_.passes = 1;
     plan_.tensor_bytes = static_cast<int>(packed_bytes(lanes)) / work_.tensors;
     return finished(divide_up(shape_.rows(), kThreads / lanes));
@@ -188,25 +188,26 @@ class Planner {
     return work_.tensors * (round_up(elements * bytes_, kVectorBytes) + kVectorBytes);
   }
 
-  // Roughly the instructions of a row's threads. Each reads one class at a time; those of a warp
-  // that hit the same bank of shared memory wait for each other. Rows keep their pitch, so that
-  // rows of a multiple of 32 words all begin in the same bank.
+  // Roughly the instructions of a row's threads. Each reads a vector of one or two classes at a
+  // time; those of a warp that hit the same bank of shared memory wait for each other. Rows keep
+  // their pitch, so that rows of a multiple of 32 words all begin in the same bank.
   int64_t packed_cost(int lanes) const {
     constexpr int kBanks = 32;
-    constexpr int kOfClass = 24;
+    constexpr int kOfVector[] = {24, 28};
     constexpr int kOfConflict = 6;
     constexpr int kOfThread = 60;
     constexpr int kOfShuffle = 16;
     int words[kBanks] = {};
     int64_t last = -1;
     for (int thread = 0; thread < kWarp; ++thread) {
-      const int64_t word = (thread / lanes * shape_.classes + thread % lanes) * bytes_ / 4;
+      const int64_t element = thread / lanes * shape_.classes + thread % lanes * work_.classes;
+      const int64_t word = element * bytes_ / 4;
       if (word != last) ++words[word % kBanks];
       last = word;
     }
     const int conflicts = *std::max_element(words, words + kBanks) - 1;
-    const int64_t classes = divide_up(shape_.classes, lanes);
-    return lanes * (classes * (kOfClass + kOfConflict * conflicts) + kOfThread +
+    const int64_t vectors = divide_up(shape_.classes, lanes * work_.classes);
+    return lanes * (vectors * (kOfVector[work_.classes - 1] + kOfConflict * conflicts) + kOfThread +
                     kOfShuffle * log2_ceil(lanes));
   }
 

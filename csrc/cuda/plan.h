@@ -52,6 +52,7 @@ LayoutChoice choose_layout(const Shape& shape, DataType dtype,
 struct Work {
   DataType dtype;
   int positions;                // of a vector of strided rows
+  int classes = 1;              // of a vector of packed rows
   int tensors = 1;              // in shared memory
   bool is_elementwise = false;  // no cross-thread reduction
   bool is_persistent = false;  // a small grid whose blocks loop, for a kernel that may return early

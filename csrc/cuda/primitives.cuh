@@ -24,6 +24,10 @@ namespace {
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
+// At the beginning of a branch that is rarely taken: the compiler computes nothing of it in
+// advance.
+__device__ __forceinline__ void keep_in_branch() { asm volatile(""); }
+
 #if defined(POWERGRAD_HOST_CUDA)
 
 // 2^x with the largest error that the instruction may have (see below), of a sign that depends on

@@ -46,13 +46,16 @@ class BlockReduction {
   template <class Operation, int kCount, class Scalar>
   __device__ __forceinline__ void reduce(int scratch_offset, Scalar (&values)[kCount]) const {
     within_warp<Operation>(values);
-    across_warps<Operation>(scratch_offset, values);
+    if constexpr (kHasWarps) across_warps<Operation>(scratch_offset, values);
   }
 
  private:
+  // Threads of several warps, or a whole one, may be on a row.
+  static constexpr bool kHasWarps = Rows::kLayout != RowLayout::packed;
+
   template <class Operation, int kCount, class Scalar>
   __device__ __forceinline__ void within_warp(Scalar (&values)[kCount]) const {
-    if (plan_.lanes_log2 == 5) {
+    if (kHasWarps && plan_.lanes_log2 == 5) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) values[k] = warp_reduce<Operation>(values[k]);
     } else {

@@ -44,10 +44,10 @@ __device__ __forceinline__ int phase_of(const T* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kVectorBytes / sizeof(T));
 }
 
-// Splits single-element vectors into runs.
-template <class Function>
+// Splits vectors of few elements of a row into runs.
+template <int kElements, class Function>
 __device__ __forceinline__ void for_each_run_of(int count, const Function& function) {
-  constexpr int kRun = 32;
+  constexpr int kRun = 32 / kElements;
   for (int begin = 0; begin < count; begin += kRun) function(begin, min(begin + kRun, count));
 }
 

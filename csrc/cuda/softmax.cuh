@@ -2,9 +2,11 @@
 //
 // All exponentials are relative to the row's maximum, which is computed first. The maximum's own
 // exponential is the 1 of "1 + r" (powergrad.h) and must not enter the sum: adding it and
-// subtracting it again would round away the r of a confident row. So each thread that holds the
-// maximum replaces one such element by -infinity while it sums, and these threads are counted:
-// their ones, but for the row's own, join the sum at the end.
+// subtracting it again would round away the r of a confident row. So elements equal to the maximum
+// are left out and counted: their ones, but for the row's own, join the sum at the end. Where many
+// threads work on a row, comparing every element would cost most of them for nothing: there each
+// thread that holds the maximum looks for it, replaces one such element by -infinity while it sums,
+// and counts that one.
 #pragma once
 
 #include "cuda/dense_target.cuh"
@@ -72,7 +74,11 @@ class SoftmaxReduction {
         if (pass > 0 && maximum[r] < of_row[r]) rescale(sums[r], maximum[r], of_row[r]);
         maximum[r] = std::fmax(maximum[r], of_row[r]);
       }
-      add_all_but_one_maximum(pass, own, maximum, sums);
+      if constexpr (Rows::kManyThreads) {
+        add_all_but_one_maximum(pass, own, maximum, sums);
+      } else {
+        add(pass, maximum, sums);
+      }
       if constexpr (kDenseTarget) add_dense_target(pass, maximum, sums);
     }
     reduce_sums(block, maximum, sums, state);
@@ -86,7 +92,9 @@ class SoftmaxReduction {
   }
 
  private:
-  static constexpr int kUnrollRun = 2 * kUnroll<Storage, kDenseTarget>;
+  // Rows of few classes would pay for entering and leaving an unrolled loop.
+  static constexpr int kUnrollRun =
+      Rows::kManyThreads ? 2 * kUnroll<Storage, kDenseTarget> : (kElements == kRows ? 2 : 1);
   static constexpr int kSumsOfTarget = kDenseTarget ? 2 : 0;
   static constexpr int kSums = 3 + kSumsOfTarget + (kHasEntropy<Kind> ? 1 : 0);
   static constexpr int kMaximaBytes = kRows * static_cast<int>(sizeof(Scalar));
@@ -95,7 +103,7 @@ class SoftmaxReduction {
 
   __device__ void maxima_of_thread(bool wanted, int pass, Scalar (&values)[kRows]) const {
     RunningMaximum<Storage, kElements, kRows> maximum;
-    if (wanted) rows_.for_each_vector(pass, [&](int i) { maximum.add(logits_.vectors.get(i)); });
+    if (wanted) rows_.for_each_vector(pass, [&](auto i) { maximum.add(logits_.vectors.get(i)); });
 #pragma unroll
     for (int r = 0; r < kRows; ++r) values[r] = maximum.of_row(r);
   }
@@ -117,55 +125,30 @@ class SoftmaxReduction {
   __device__ void add_all_but_one_maximum(int pass, const Scalar (&own)[kRows],
                                           const Scalar (&maximum)[kRows],
                                           RowSums<Scalar> (&sums)[kRows]) const {
-    int place[kRows];
-    find_maxima(pass, own, maximum, place);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      sums[r].ones += own[r] == maximum[r] ? 1 : 0;
-      if (place[r] != kNowhere) *element(place[r]) = from_number<Storage>(kLowest<Scalar>);
-    }
+    static_assert(kRows == 1);
+    const bool has_maximum = own[0] == maximum[0];
+    const int place = has_maximum ? place_of(pass, own[0]) : kNowhere;
+    sums[0].ones += has_maximum ? 1 : 0;
+    if (place != kNowhere) *element(place) = from_number<Storage>(kLowest<Scalar>);
     add(pass, maximum, sums);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (place[r] != kNowhere) *element(place[r]) = from_number<Storage>(own[r]);
-    }
+    if (place != kNowhere) *element(place) = from_number<Storage>(own[0]);
   }
 
-  // Where among the thread's elements the maxima of its rows are. Few threads hold any: their
-  // search while the others wait costs less than comparing every element in the sums.
-  __device__ void find_maxima(int pass, const Scalar (&own)[kRows], const Scalar (&maximum)[kRows],
-                              int (&place)[kRows]) const {
-    bool has_any = false;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      place[r] = kNowhere;
-      has_any = has_any || own[r] == maximum[r];
-    }
-    if (!has_any) return;
+  // Where among the thread's elements its maximum is: nowhere in a row of nothing but NaN. Few
+  // threads look for it, while the others of their warps wait.
+  __device__ int place_of(int pass, Scalar own) const {
+    int place = kNowhere;
     rows_.for_each_vector(pass, [&](int i) {
-      const auto pack = logits_.vectors.get(i);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const bool is_here = kRows == 1 ? contains(pack, own[r]) : to_number(pack.get(r)) == own[r];
-        if (is_here) place[r] = i;
-      }
+      if (contains(logits_.vectors.get(i), own)) place = i;
     });
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      // A row of nothing but NaN has its maximum nowhere.
-      if (own[r] != maximum[r]) place[r] = kNowhere;
-      if (place[r] != kNowhere) place[r] = place[r] * kElements + in_vector(place[r], r, own[r]);
-    }
-  }
-  __device__ int in_vector(int i, int r, Scalar number) const {
-    if constexpr (kRows > 1) return r;
-    const auto pack = logits_.vectors.get(i);
-    int result = 0;
+    if (place == kNowhere) return kNowhere;
+    const auto pack = logits_.vectors.get(place);
+    int in_vector = 0;
 #pragma unroll
     for (int e = 1; e < kElements; ++e) {
-      if (to_number(pack.get(e)) == number) result = e;
+      if (to_number(pack.get(e)) == own) in_vector = e;
     }
-    return result;
+    return place * kElements + in_vector;
   }
   __device__ Storage* element(int place) const {
     return static_cast<Storage*>(logits_.vectors.at(place / kElements)) + place % kElements;
@@ -176,16 +159,21 @@ class SoftmaxReduction {
     Scalar reference[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) reference[r] = reference_of(maximum[r]);
-    rows_.for_each_run(pass, [&](int begin, int end) {
+    rows_.for_each_run(pass, [&](auto begin, auto end) {
       ExponentialSums<Scalar> terms[kRows];
 #pragma unroll(kUnrollRun)
-      for (int i = begin; i < end; ++i) {
+      for (auto i = begin; i < end; ++i) {
         const Numbers<Storage, kElements> z(logits_.vectors.get(i));
 #pragma unroll
         for (int e = 0; e < kElements; ++e) {
           const int r = kRows == 1 ? 0 : e;
           // The difference first: it is exact or nearly so, however far from 0 the row lies.
-          add_exponentials(evaluate_, z.at[e] - reference[r], terms[r]);
+          const Scalar t = z.at[e] - reference[r];
+          if (!Rows::kManyThreads && t == 0) {
+            ++sums[r].ones;
+          } else {
+            add_exponentials(evaluate_, t, terms[r]);
+          }
         }
       }
 #pragma unroll
@@ -255,7 +243,7 @@ class SoftmaxReduction {
       }
       if constexpr (kHasEntropy<Kind>) state[r].entropy_sum = of_row[3 + kSumsOfTarget];
     }
-    if constexpr (kRows == 1) {
+    if constexpr (Rows::kLayout == RowLayout::contiguous) {
       const int offset =
           2 * plan_.reduction_bytes(kMaximaBytes) + plan_.reduction_bytes(kSumsBytes);
       cluster_reduce(plan_, offset, state[0], MergeStates<Kind, Scalar, kDenseTarget>{evaluate_});

@@ -15,6 +15,7 @@ class StridedRows {
   static constexpr RowLayout kLayout = RowLayout::strided;
   static constexpr int kElements = kPositions;
   static constexpr int kRows = kPositions;
+  static constexpr bool kManyThreads = false;
   template <class T>
   using Packed = Pack<std::remove_const_t<T>, kPositions>;
 
@@ -99,7 +100,7 @@ class StridedRows {
   }
   template <class Function>
   __device__ __forceinline__ void for_each_run(int pass, const Function& function) const {
-    for_each_run_of(count(pass), function);
+    for_each_run_of<1>(count(pass), function);
   }
   template <int kUnroll, class T, class Function>
   __device__ __forceinline__ void for_each_store(int pass, const GlobalView<T>&,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,14 +144,15 @@ def machine_code(code: Path) -> dict[str, str]:
 class Loop(NamedTuple):
     """The instructions of an innermost loop."""
 
+    begin: int  # the index of the first one in the kernel
     instructions: tuple[str, ...]
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.search(pattern, line)) for line in self.instructions)
 
 
-def innermost_loops(code: str) -> list[Loop]:
-    """The innermost loops in a kernel's machine code: from a label to a jump back to it."""
+def parse_code(code: str) -> tuple[list[str], dict[str, int]]:
+    """The instructions of a kernel, and which of them its labels stand before."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in code.splitlines():
@@ -158,16 +160,67 @@ def innermost_loops(code: str) -> list[Loop]:
             labels[label[1]] = len(instructions)
         elif re.match(r"^\s*/\*[0-9a-f]{4,}\*/", line):
             instructions.append(line)
+    return instructions, labels
+
+
+def innermost_loops(code: str) -> list[Loop]:
+    """The innermost loops in a kernel's machine code: from a label to a jump back to it."""
+    instructions, labels = parse_code(code)
     spans = []
     for end, line in enumerate(instructions):
         jump = re.search(r"\bBRA\b.*?\((\.L\w+)\)", line)
         if jump and labels.get(jump[1], end + 1) <= end:
             spans.append((labels[jump[1]], end))
     return [
-        Loop(tuple(instructions[begin : end + 1]))
+        Loop(begin, tuple(instructions[begin : end + 1]))
         for begin, end in spans
         if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
     ]
+
+
+def least_outside_loops(code: str, stops: Iterable[int]) -> int:
+    """The fewest instructions that lead through a kernel and, one after another, through `stops`.
+
+    Those of innermost loops are not counted, and those of called functions neither.
+    """
+    instructions, labels = parse_code(code)
+    in_loops = {
+        loop.begin + i for loop in innermost_loops(code) for i in range(len(loop.instructions))
+    }
+    end = len(instructions)
+
+    def following(i: int) -> list[int]:
+        line = instructions[i]
+        may_pass = bool(re.search(r"@!?U?P\d|\bBRA\S* !?U?P\d|\bBRA\.DIV\b", line))
+        if re.search(r"\b(EXIT|RET)\b", line):
+            return [end, i + 1] if may_pass else [end]
+        jump = re.search(r"\b(?:BRA|CALL)\b.*?\((\.L\w+)\)", line)
+        if jump is None:
+            return [i + 1]
+        return [labels[jump[1]], i + 1] if may_pass else [labels[jump[1]]]
+
+    total, here = 0, 0
+    for stop in (*stops, end):
+        costs, queue = {here: 0}, [(0, here)]
+        while queue and (nearest := heapq.heappop(queue))[1] != stop:
+            cost, i = nearest
+            if i == end or cost > costs[i]:
+                continue
+            cost += i not in in_loops
+            for j in following(i):
+                if cost < costs.get(j, cost + 1):
+                    costs[j] = cost
+                    heapq.heappush(queue, (cost, j))
+        if stop not in costs:
+            raise ValueError(f"there is no way from instruction {here} to {stop}")
+        total, here = total + costs[stop], stop
+    return total
+
+
+def first_instruction(code: str, pattern: str) -> int:
+    """The index of the first instruction of a kernel that matches."""
+    instructions, _ = parse_code(code)
+    return next(i for i, line in enumerate(instructions) if re.search(pattern, line))
 
 
 class Accesses(NamedTuple):
@@ -183,15 +236,16 @@ class Accesses(NamedTuple):
 def accesses(name: str) -> Accesses | None:
     """Of the kernel with that demangled name; None for layouts whose speed does not matter."""
     layout = re.search(r"<(ContiguousRows|PackedRows|StridedRows)<(\w+)(?:, (\d))?>", name)
-    if layout is None or layout[3] == "1":
+    if layout is None or (layout[0].startswith("<StridedRows") and layout[3] == "1"):
         return None
     size = {"double": 8, "float": 4}.get(layout[2], 2)
     copy, store = r"\bLDGSTS\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b"
     if layout[1] == "ContiguousRows":
         return Accesses(copy, r"\bLDS\.128\b", store, 16 // size, 16 // size)
     if layout[1] == "PackedRows":
-        load = {2: r"\bLDS\.U16\b", 4: r"\bLDS\b(?!\.)", 8: r"\bLDS\.64\b"}[size]
-        return Accesses(copy, load, r"\bSTS\b", 1, 16 // size)
+        classes = int(layout[3])
+        load = {2: r"\bLDS\.U16\b", 4: r"\bLDS\b(?!\.)", 8: r"\bLDS\.64\b"}[size * classes]
+        return Accesses(copy, load, r"\bSTS\b", classes, 16 // size)
     positions = int(layout[3])
     width = {16: r"\.128", 8: r"\.64"}[positions * size]
     words = (rf"\b{word}{width}\b" for word in (r"LDGSTS\.E\S*", "LDS", r"STG\.E\S*"))

@@ -19,6 +19,7 @@ template <class Storage>
 void check_all(Reports& reports) {
   check_sizes<Storage>(reports);
   check_many_rows<Storage>(reports);
+  check_few_classes<Storage>(reports);
   check_boundaries<Storage>(reports);
   check_confident_rows<Storage>(reports);
   check_far_rows<Storage>(reports);
