@@ -216,28 +216,30 @@ def test_innermost_loops_are_counted() -> None:
 BRANCHES = """
         /*0000*/               @P0 BRA `(.L_x_2) ;
         /*0010*/                   FADD R4, R5, R6 ;
+        /*0020*/                   FADD R4, R5, R6 ;
+        /*0030*/                   FADD R4, R5, R6 ;
 .L_x_1:
-        /*0020*/                   LDS.128 R4, [R2] ;
-        /*0030*/               @P1 BRA `(.L_x_1) ;
-        /*0040*/               @P2 EXIT ;
+        /*0040*/                   LDS.128 R4, [R2] ;
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+        /*0060*/               @P2 EXIT ;
 .L_x_2:
-        /*0050*/                   FMUL R4, R5, R6 ;
-        /*0060*/                   BRA P3, `(.L_x_3) ;
-        /*0070*/                   FFMA R4, R5, R6, R7 ;
+        /*0070*/                   FMUL R4, R5, R6 ;
+        /*0080*/                   BRA P3, `(.L_x_3) ;
+        /*0090*/                   FFMA R4, R5, R6, R7 ;
 .L_x_3:
-        /*0080*/                   EXIT ;
-        /*0090*/                   FADD R4, R5, R6 ;
+        /*00a0*/                   EXIT ;
+        /*00b0*/                   FADD R4, R5, R6 ;
 """
 
 
 def test_the_shortest_way_outside_loops() -> None:
-    """By hand: the instructions at 0, 50, 60, 80; at 0, 10, 40; and at 0, 10, 40 to 80."""
+    """By hand: instructions 0, 7, 8, a; 0 to 3 and 6; the same and 7 to a."""
     loop = cuda_code.innermost_loops(BRANCHES)[0].begin
     fused = cuda_code.first_instruction(BRANCHES, "FFMA")
-    assert (loop, fused) == (2, 7)
+    assert (loop, fused) == (4, 9)
     assert cuda_code.least_outside_loops(BRANCHES, []) == 4
-    assert cuda_code.least_outside_loops(BRANCHES, [loop]) == 3
-    assert cuda_code.least_outside_loops(BRANCHES, [loop, fused]) == 7
+    assert cuda_code.least_outside_loops(BRANCHES, [loop]) == 5
+    assert cuda_code.least_outside_loops(BRANCHES, [loop, fused]) == 9
     with pytest.raises(ValueError, match="no way"):
         cuda_code.least_outside_loops(BRANCHES, [fused, loop])
 
