@@ -16,8 +16,9 @@ struct SharedWords {
 };
 
 // The vectors of a thread. Where they are pairs, the first element of a row that begins in the
-// middle of a word, and the last one of a row that ends there, are read on their own, into the half
-// of a pair that they have in their word, since other threads may be writing the other half.
+// middle of a word (its head) and the last one of a row that ends there (its tail) are read on
+// their own, into the half of a pair that they have in their word, since another thread may be
+// writing the other half.
 template <class T, int kElements>
 struct PackedVectors : SharedVectors<Pack<T, kElements>> {
   int head;  // offsets of these elements, or kNone
@@ -70,7 +71,7 @@ class PackedRows {
     if (!active) row_of_block_ = rows_of_block - 1;
     row = first_row_ + row_of_block_;
     phase_ = phase_of(static_cast<const Storage*>(logits) + first_row_ * classes_);
-    const int begin = phase_ + row_of_block_ * classes_;
+    const int begin = begin_of_row();
     const int end = begin + classes_;
     first_vector_ = vector_of(begin + kElements - 1);
     const int vectors = vector_of(end) - first_vector_;
@@ -196,13 +197,13 @@ class PackedRows {
     return plan_.scratch_bytes + tensor * plan_.tensor_bytes +
            element * static_cast<int>(sizeof(T));
   }
-  // An element's place is counted from a 16-byte boundary.
+  // The vector that has an element; both are counted from a 16-byte boundary.
   __device__ static int vector_of(int element) {
     return static_cast<int>(static_cast<unsigned>(element) / kElements);
   }
   __device__ int begin_of_row() const { return phase_ + row_of_block_ * classes_; }
   __device__ bool owns_vector(int of_row) const { return (of_row & (plan_.lanes() - 1)) == lane_; }
-  // The thread's vectors in a tensor whose rows begin at `phase`.
+  // The thread's vectors in a tensor whose rows begin at `phase`: that of the logits for pairs.
   template <class T>
   __device__ PackedVectors<T, kElements> vectors_of(int tensor, int phase) const {
     const int first = (first_vector_ + lane_) * kElements + phase - phase_;

@@ -28,7 +28,7 @@ inline constexpr int kMostPositions = 4;  // of a thread, in strided rows
 
 enum class RowLayout {
   contiguous,  // a row's classes are adjacent; a vector is 16 bytes of them
-  packed,      // short contiguous rows without gaps between them; a vector is one class
+  packed,      // short contiguous rows without gaps between them; a vector is one class, or two
   strided,     // classes are a stride apart, rows adjacent (segmentation); a vector is one class
                // of one or kMostPositions rows
 };

@@ -32,6 +32,8 @@ constexpr bool meets_rows_contract() {
   // A vector has the classes of one row, or one class of kRows rows.
   static_assert(Rows::kElements >= 1 && (Rows::kRows == 1 || Rows::kRows == Rows::kElements));
   static_assert(sizeof(Packed) == Rows::kElements * sizeof(Storage));
+  // Whether so many threads may be on a row that most of them do not hold its maximum.
+  POWERGRAD_HAS(const bool, Rows::kManyThreads);
 
   // The thread's first row. Threads that are not active only join the reductions.
   static_assert(
@@ -60,7 +62,8 @@ constexpr bool meets_rows_contract() {
   POWERGRAD_HAS(bool, POWERGRAD_ROWS.contains(0));
 
   // function(i) for the thread's vectors; function(begin, end) for runs of them, each to be summed
-  // on its own, since one chain of thousands of terms would drift.
+  // on its own, since one chain of thousands of terms would drift. An index may be of a type of its
+  // own (SharedWords).
   POWERGRAD_HAS(void, POWERGRAD_ROWS.for_each_vector(0, AnyFunction{}));
   POWERGRAD_HAS(void, POWERGRAD_ROWS.for_each_run(0, AnyFunction{}));
 
