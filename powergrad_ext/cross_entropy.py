@@ -18,7 +18,6 @@ from powergrad_ext.metrics import RowMetrics, metrics_of
 from powergrad_ext.options import (
     Options,
     as_accumulated,
-    as_number,
     checked_z_loss,
     require_tensor,
     require_type,
@@ -110,25 +109,24 @@ def cross_entropy(
             not fit; a weight or row_weight that requires a gradient.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.
     """
+    if not isinstance(alpha, float):
+        alpha = as_alpha(alpha)
+    options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
     if has_torch_function_variadic(input, target, weight, row_weight):
         tensors = (input, target, weight, row_weight)
-        own = Options(weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
         return handle_torch_function(
             cross_entropy,
             tuple(tensor for tensor in tensors if tensor is not None),
             input,
             target,
-            **own.keywords(),
+            **Options(*options).keywords(),
             inplace_backward=inplace_backward,
             return_metrics=return_metrics,
         )
     require_tensor("cross_entropy", "input", input)
     require_tensor("cross_entropy", "target", target)
-    if not isinstance(alpha, float):
-        alpha = as_alpha(alpha)
     if type(label_smoothing) is not float:
-        label_smoothing = as_number("cross_entropy", "label_smoothing", label_smoothing)
-    options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
+        options = Options(*options).with_numbers("cross_entropy")
     if type(input) is not Tensor and dtensor.is_dtensor(input):
         Options(*options).require_own_types("cross_entropy")
         require_type("cross_entropy", "return_metrics", return_metrics, bool, "bool")
@@ -190,12 +188,7 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
         z_loss: float = 0.0,
         return_metrics: bool = False,
     ) -> None:
-        super().__init__(
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
+        super().__init__(weight, None, ignore_index, None, reduction, label_smoothing)
         self.alpha = checked_alpha(alpha)
         self.z_loss = checked_z_loss(z_loss)
         require_type(type(self).__name__, "return_metrics", return_metrics, bool, "bool")
@@ -234,9 +227,10 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
         return self
 
     def extra_repr(self) -> str:
+        named = Options._fields[1:4]
         return (
-            f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+            f"alpha={shown(self.alpha)}"
+            + "".join(f", {name}={getattr(self, name)!r}" for name in named)
             + (f", z_loss={self.z_loss:g}" if self.z_loss else "")
             + (", return_metrics=True" if self.return_metrics else "")
         )

@@ -84,12 +84,6 @@ def vocab_parallel_cross_entropy(
     )
     options.require_types(name)
     require_type(name, "return_metrics", return_metrics, bool, "bool")
-    # Ranks compare them: 1 and True, or another library's number, are the same.
-    options = options._replace(
-        ignore_index=operator.index(ignore_index),
-        label_smoothing=float(label_smoothing),
-        z_loss=float(z_loss),
-    )
     dtensor.refuse_row_weight(name, row_weight)
     if dtensor.is_dtensor(input):
         raise TypeError(f"{name}(): argument 'input' must be a local tensor, not a DTensor")

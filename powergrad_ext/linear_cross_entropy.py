@@ -19,7 +19,6 @@ from powergrad_ext.metrics import metrics_of
 from powergrad_ext.options import (
     LastLayerOptions,
     Options,
-    as_number,
     checked_z_loss,
     require_tensor,
     require_type,
@@ -124,10 +123,7 @@ def linear_cross_entropy(
     require_tensor(name, "linear_weight", linear_weight)
     require_tensor(name, "target", target)
     require_type(name, "linear_bias", linear_bias, (Tensor, type(None)), "Tensor or None")
-    options = options._replace(
-        ignore_index=as_number(name, "ignore_index", ignored),
-        label_smoothing=as_number(name, "label_smoothing", label_smoothing),
-    )
+    options = options.with_numbers(name)
     options.require_types(name)
     require_type(name, "return_metrics", return_metrics, bool, "bool")
     last_layer = LastLayerOptions.of(name, chunk_rows, logit_scale, softcap)
@@ -181,6 +177,9 @@ def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
         )
     bias = None if linear_bias is None else linear_bias.flatten()
     return F.linear(input, linear_weight.flatten(0, -2), bias).unflatten(1, outputs)
+
+
+_OPTIONS_OF_MODULE = {*Options._fields, *LastLayerOptions._fields} - {"row_weight"}
 
 
 class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
@@ -299,17 +298,9 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             self.linear.weight,
             target,
             linear_bias=self.linear.bias,
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            alpha=self.alpha,
-            chunk_rows=self.chunk_rows,
             row_weight=row_weight,
-            z_loss=self.z_loss,
-            logit_scale=self.logit_scale,
-            softcap=self.softcap,
             return_metrics=self.return_metrics,
+            **{name: getattr(self, name) for name in _OPTIONS_OF_MODULE},
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -71,9 +71,18 @@ class Options(NamedTuple):
         require_type(function, "row_weight", self.row_weight, types, "Tensor or None")
         require_type(function, "z_loss", self.z_loss, (Real, torch.SymFloat), "float")
 
+    def with_numbers(self, function: str) -> Options:
+        """With the values of 0-d tensors, which torch accepts as numbers."""
+        names = ("ignore_index", "label_smoothing")
+        numbers = {name: as_number(function, name, getattr(self, name)) for name in names}
+        return self._replace(**numbers)
+
     def constants(self) -> tuple[Any, ...]:
-        """What all ranks must agree on, without reading tensors."""
-        known: list[Any] = ["tensor" if isinstance(option, Tensor) else option for option in self]
+        """What all ranks must agree on, without reading tensors.
+
+        Each has the type of its default: 1 and True, or another library's number, are the same.
+        """
+        known = [_constant(*pair) for pair in zip(self, Options(), strict=True)]
         if torch.compiler.is_compiling():  # which may make a float an input of the graph
             known = [_is_set(option) if isinstance(option, float) else option for option in known]
         return tuple(known)
@@ -153,6 +162,12 @@ def checked_z_loss(z_loss: float) -> float:
     if not (isinstance(z_loss, Real) and 0.0 <= z_loss < math.inf):
         raise ValueError(f"z_loss must be a finite number >= 0, got {z_loss!r}")
     return float(z_loss)
+
+
+def _constant(option: Any, default: Any) -> Any:
+    if isinstance(option, Tensor):
+        return "tensor"
+    return None if option is None else type(default)(option)
 
 
 def _is_set(option: float) -> int:

@@ -55,7 +55,7 @@ fuse_last_layer`), where FSDP and DeepSpeed bring its weight.
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        checked_options(alpha, label_smoothing)
+        options = checked_options(alpha, label_smoothing)
         _require_own_loss(inspect.signature(SFTTrainer).bind(*args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         parallel = self.accelerator.parallelism_config
@@ -65,7 +65,7 @@ fuse_last_layer`), where FSDP and DeepSpeed bring its weight.
                 f"sp_size), got {parallel!r}"
             )
         _remove_trls_head(base_model(self.model))
-        fuse_last_layer(self.model, alpha, chunk_rows=chunk_rows, label_smoothing=label_smoothing)
+        fuse_last_layer(self.model, chunk_rows=chunk_rows, **options)
 
     def compute_loss(
         self,
