@@ -50,10 +50,8 @@ def cross_entropy(input: Any, target: Tensor, options: Options, return_metrics: 
         )
     if is_mean:
         loss = _mean(loss, total_weight, options, input, of_rows)
-    loss = _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
-    if not return_metrics:
-        return loss
-    return loss, _assembled_metrics(metrics, target, input, of_rows, rows)
+    metrics = metrics_of(metrics, tuple(target.shape)) if return_metrics else None
+    return _assembled(loss, metrics, options.reduction, input, of_rows, rows)
 
 
 def log_softmax(input: Any, dim: int, alpha: Tensor) -> Tensor:
@@ -142,11 +140,8 @@ def linear_cross_entropy(
     loss = returned[0] if return_metrics else returned
     if is_mean:
         loss = _mean(loss, total_weight, options, input, of_rows)
-    rows = input.shape[:1]
-    loss = _assembled(loss, input, of_rows, rows if options.reduction == "none" else None)
-    if not return_metrics:
-        return loss
-    return loss, _assembled_metrics(returned[1], target, input, of_rows, rows)
+    metrics = metrics_of(returned[1], tuple(target.shape)) if return_metrics else None
+    return _assembled(loss, metrics, options.reduction, input, of_rows, input.shape[:1])
 
 
 def has_hooks(layer: nn.Module) -> bool:
@@ -298,8 +293,10 @@ def _without_mean(options: Options) -> tuple[Options, bool]:
     pending, divided by the sum of weights.
     """
     is_mean = options.reduction == "mean"
-    reduction = "sum" if is_mean else options.reduction
-    return options._replace(weight=_whole(options.weight), reduction=reduction), is_mean
+    weight: Any = options.weight
+    if is_dtensor(weight):
+        options = options._replace(weight=weight.full_tensor())
+    return options._replace(reduction="sum") if is_mean else options, is_mean
 
 
 def _mean(
@@ -311,11 +308,22 @@ def _mean(
     return (loss / options.divisor(total_weight)).to(loss.dtype)
 
 
-def _assembled(loss: Tensor, like: Any, of_rows: list[Any], rows: torch.Size | None) -> Any:
-    """As a DTensor: each row's loss, or a sum that is pending where rows are sharded."""
-    if rows is not None:
-        return _from_local(loss, like, of_rows, rows)
-    return _from_local(loss, like, _pending_over_rows(of_rows), torch.Size())
+def _assembled(
+    loss: Tensor,
+    metrics: RowMetrics | None,
+    reduction: str,
+    like: Any,
+    of_rows: list[Any],
+    rows: torch.Size,
+) -> Any:
+    """As DTensors: each row's loss, or a sum that is pending where rows are sharded; metrics."""
+    if reduction == "none":
+        loss = _from_local(loss, like, of_rows, rows)
+    else:
+        loss = _from_local(loss, like, _pending_over_rows(of_rows), torch.Size())
+    if metrics is None:
+        return loss
+    return loss, RowMetrics(*(_from_local(metric, like, of_rows, rows) for metric in metrics))
 
 
 def refuse_row_weight(function: str, row_weight: object) -> None:
@@ -325,14 +333,6 @@ def refuse_row_weight(function: str, row_weight: object) -> None:
             f"{function}(): argument 'row_weight' must be a plain tensor where the logits are, got "
             "a DTensor"
         )
-
-
-def _assembled_metrics(
-    values: Tensor, target: Tensor, like: Any, of_rows: list[Any], rows: torch.Size
-) -> RowMetrics:
-    """As DTensors, from the values of this rank's rows."""
-    local = metrics_of(values, tuple(target.shape))
-    return RowMetrics(*(_from_local(metric, like, of_rows, rows) for metric in local))
 
 
 def _with_local_rows(
@@ -377,7 +377,3 @@ def _replicated(tensor: Any, like: Any) -> Any:
 
     placements = [Replicate()] * like.device_mesh.ndim
     return DTensor.from_local(tensor, like.device_mesh, placements, run_check=False)
-
-
-def _whole(tensor: Any) -> Any:
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor

@@ -1,7 +1,9 @@
-"""The last layer and the loss in one: the function and the module."""
+"""The last layer and the loss in one: the function, the module, its rules for ONNX and flops."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.utils.flop_counter import register_flop_formula
 
 from powergrad_ext import dtensor
 from powergrad_ext.alpha import as_alpha, checked_alpha
 from powergrad_ext.cross_entropy import PowerGradCrossEntropyLoss, cross_entropy
-from powergrad_ext.exporting import is_exporting, refuse_metrics, refuse_scripts
-from powergrad_ext.linear_cross_entropy_rules import scaled
+from powergrad_ext.cross_entropy_rules import onnx_value
+from powergrad_ext.exporting import (
+    is_exporting,
+    refuse_metrics,
+    refuse_scripts,
+    register_onnx,
+)
 from powergrad_ext.metrics import metrics_of
 from powergrad_ext.options import (
     LastLayerOptions,
@@ -22,6 +30,7 @@ from powergrad_ext.options import (
     checked_z_loss,
     require_tensor,
     require_type,
+    split_options,
 )
 
 ops = torch.ops.powergrad
@@ -139,7 +148,7 @@ def linear_cross_entropy(
     has_many = linear_weight.dim() > 2 and not linear_weight.is_nested
     if is_traced or has_many:
         layer = _logits_of_many if has_many else F.linear
-        logits = scaled(layer(input, linear_weight, linear_bias), logit_scale, softcap)
+        logits = _scaled(layer(input, linear_weight, linear_bias), logit_scale, softcap)
         return cross_entropy(logits, target, **options.keywords(), return_metrics=return_metrics)
     operator = ops.linear_cross_entropy_metrics if return_metrics else ops.linear_cross_entropy
     returned = operator(
@@ -154,6 +163,13 @@ def linear_cross_entropy(
         return returned
     loss, values = returned
     return loss, metrics_of(values, tuple(target.shape))
+
+
+def _scaled(output: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
+    """What the loss reads, of the layer's output."""
+    if softcap is not None:
+        return torch.tanh(output * (logit_scale / softcap)) * softcap
+    return output if logit_scale == 1.0 else output * logit_scale
 
 
 def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
@@ -320,3 +336,58 @@ class PowerGradLinearCrossEntropyLoss(_WeightedLoss):
             f"{options}, chunk_rows={self.chunk_rows}, logit_scale={self.logit_scale}, "
             f"softcap={self.softcap}"
         )
+
+
+# ONNX
+
+
+@register_onnx("powergrad::linear_cross_entropy_forward")
+def _onnx_value(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    *arguments: Any,
+) -> Any:
+    options, (_, logit_scale, softcap, *_shard, gradients, metrics) = split_options(
+        arguments if isinstance(arguments[-1], bool) else (*arguments, False)  # without its default
+    )
+    logits = _scaled(F.linear(input, linear_weight, linear_bias), logit_scale, softcap)
+    value = onnx_value(logits, target, *options, any(gradients), metrics)
+    if value is NotImplemented:
+        return value
+    for_backward = [input.new_empty(shape) for shape in (0, (), ())]
+    return *value[:2], *for_backward, *(input.new_empty(0) for _ in gradients)
+
+
+# torch.utils.flop_counter
+
+
+def _products(input: Sequence[int], linear_weight: Sequence[int], gradients: Sequence[bool]) -> int:
+    """Flops of the logits and of the gradients of input and linear_weight, as for F.linear.
+
+    torch counts no elementwise operations and no sums, such as a bias's gradient.
+    """
+    classes, features = linear_weight
+    rows = math.prod(input[:-1])
+    return 2 * rows * classes * features * (1 + sum(gradients[:2]))
+
+
+@register_flop_formula(ops.linear_cross_entropy_forward)
+def _(
+    input: Sequence[int], linear_weight: Sequence[int], *args: Any, out_shape: Any = None, **_: Any
+) -> int:
+    # `metrics`, the last argument, is left out where it has its default.
+    return _products(input, linear_weight, args[-2] if isinstance(args[-1], bool) else args[-1])
+
+
+@register_flop_formula(ops.linear_cross_entropy_backward)
+def _(
+    grad_output: Sequence[int],
+    input: Sequence[int],
+    linear_weight: Sequence[int],
+    *args: Any,
+    out_shape: Any = None,
+    **_: Any,
+) -> int:
+    return _products(input, linear_weight, args[-1])

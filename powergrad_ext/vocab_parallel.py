@@ -245,7 +245,7 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
         )
     except Exception:
         if not torch.compiler.is_compiling():
-            refuse(logits, 1, shard)
+            _answer(REFUSED, logits, 1, shard)  # as the statistics of a single row
         raise
     # As the statistics of a single row: a GPU compares those of each row.
     header = F.pad(own[:1], (0, SHARD_STATISTICS))
@@ -254,12 +254,8 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
     return total_weight
 
 
-def refuse(input: Tensor, rows: int, shard: Shard) -> None:
-    """Tell the others, which wait for the statistics of so many rows, that there are none."""
-    _answer(REFUSED, input, rows, shard)
-
-
 def _answer(answer: float, input: Tensor, rows: int, shard: Shard, metrics: bool = False) -> Tensor:
+    """Tell the others, which wait for the statistics of so many rows, that there are none."""
     of_row = SHARD_STATISTICS_WITH_METRICS if metrics else SHARD_STATISTICS
     size = (1 + of_row * rows,)
     return all_gather(input.new_full(size, answer, dtype=accumulate_dtype(input)), shard)

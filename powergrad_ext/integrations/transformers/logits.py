@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,11 +46,13 @@ class FusedLogits(Tensor):
 
     def like(
         self,
-        loss: Tensor,
+        loss_of: Callable[[Tensor], Tensor] = Tensor.clone,
         shape: tuple[int, ...] | None = None,
         changes: Changes | None = None,
     ) -> FusedLogits:
-        """The same stand-in around another tensor, in another shape, after more changes."""
+        """The same stand-in around a copy of the loss, in another shape, after more changes."""
+        with torch._C.DisableTorchFunctionSubclass():
+            loss = loss_of(self)
         return FusedLogits.of(
             loss,
             self.call,
@@ -124,44 +127,30 @@ def _view(logits: FusedLogits, *sizes: Any) -> FusedLogits:
     shape = tuple([numel // known if size == -1 else size for size in sizes])
     if shape[-1] != logits.logits_shape[-1]:
         raise logits.call.misfit(f"it views its logits {logits.logits_shape} as {sizes}")
-    return _alike(logits, shape)
+    return logits.like(shape=shape)
 
 
 def _to(logits: FusedLogits, *args: Any, **kwargs: Any) -> FusedLogits:
     device = torch._C._nn._parse_to(*args, **kwargs)[0]
     if device is None:
         return logits
-    with torch._C.DisableTorchFunctionSubclass():
-        loss = logits.clone().to(device)
-    return logits.like(loss)
+    return logits.like(lambda loss: loss.clone().to(device))
 
 
 def _detach(logits: FusedLogits) -> FusedLogits:
-    with torch._C.DisableTorchFunctionSubclass():
-        loss = logits.clone().detach()
-    return logits.like(loss)
-
-
-def _alike(
-    logits: FusedLogits,
-    shape: tuple[int, ...] | None = None,
-    changes: Changes | None = None,
-) -> FusedLogits:
-    with torch._C.DisableTorchFunctionSubclass():
-        loss = logits.clone()
-    return logits.like(loss, shape, changes)
+    return logits.like(lambda loss: loss.clone().detach())
 
 
 def _times(logits: FusedLogits, factor: Any) -> FusedLogits:
     if isinstance(factor, Tensor):
         raise logits.call.misfit(f"it multiplies its logits by a tensor {tuple(factor.shape)}")
-    return _alike(logits, changes=logits.changes.times(factor))
+    return logits.like(changes=logits.changes.times(factor))
 
 
 def _over(logits: FusedLogits, divisor: Any) -> FusedLogits:
     if isinstance(divisor, Tensor) or divisor == 0:
         raise logits.call.misfit(f"it divides its logits by {divisor}")
-    return _alike(logits, changes=logits.changes.times(1.0 / divisor))
+    return logits.like(changes=logits.changes.times(1.0 / divisor))
 
 
 def _plus(logits: FusedLogits, summand: Any) -> FusedLogits:
@@ -169,14 +158,14 @@ def _plus(logits: FusedLogits, summand: Any) -> FusedLogits:
     if changes is None:
         shown = f"a tensor {tuple(summand.shape)}" if isinstance(summand, Tensor) else summand
         raise logits.call.misfit(f"it adds {shown} to its logits")
-    return _alike(logits, changes=changes)
+    return logits.like(changes=changes)
 
 
 def _tanh(logits: FusedLogits) -> FusedLogits:
     changes = logits.changes.capped()
     if changes is None:
         raise logits.call.misfit("it caps its logits twice")
-    return _alike(logits, changes=changes)
+    return logits.like(changes=changes)
 
 
 def _getter(name: str) -> Any:
