@@ -98,10 +98,14 @@ def make_problem(
     weighted: bool = False,
     ignore_index: int = -100,
     alpha: float | Tensor = 0.3,
+    weighted_rows: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> Problem:
-    """Random logits of `shape`; with indices, the first row counts and every fourth is ignored."""
+    """Random logits of `shape`; with indices, the first row counts and every fourth is ignored.
+
+    Of weighted rows every fourth has a weight of 0, another than is ignored.
+    """
     random = generator(seed)
     class_dim = min(1, len(shape) - 1)
     classes = shape[class_dim]
@@ -115,6 +119,11 @@ def make_problem(
         target = (2.0 * torch.randn(shape, generator=random)).softmax(class_dim)
         target = target.to(dtype if targets == "probabilities" else accumulation_type(dtype))
     weight = torch.rand(classes, generator=random) + 0.25 if weighted else None
+    if weighted_rows:
+        row_weight = torch.rand(rows, generator=random) + 0.25
+        skipped = (torch.arange(row_weight.numel()) % 4 == 3).reshape(rows)
+        row_weight = torch.where(skipped, 0.0, row_weight)
+        options["row_weight"] = row_weight.to(device, accumulation_type(dtype))
     return Problem(
         make_logits(shape, dtype, device, seed),
         target.to(device),

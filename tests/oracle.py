@@ -72,10 +72,14 @@ def definition(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> Expected:
     """The same in long double, from the formulas of powergrad_ext.reference."""
     class_dim = min(1, logits.dim() - 1)
     z = _rows(logits, class_dim)
+    r = np.ones(len(z), np.longdouble) if row_weight is None else _long(row_weight).reshape(-1)
+    z = np.where(r[:, None] == 0, 0, z)  # whatever a row of weight 0 holds
     classes = z.shape[1]
     w = np.ones(classes, np.longdouble) if weight is None else _long(weight)
     smoothing = np.longdouble(label_smoothing)
@@ -83,11 +87,11 @@ def definition(
     if target.is_floating_point():
         q = _rows(target, class_dim) * (1 - smoothing) + smoothing / classes
         losses = -(w * q * log_p).sum(1)
-        counts = np.ones(len(z), bool)
-        total_weight = np.longdouble(len(z))
+        counts = r != 0
+        total_weight = r.sum()
     else:
         index = target.detach().cpu().numpy().reshape(-1).astype(np.int64)
-        counts = index != ignore_index
+        counts = (index != ignore_index) & (r != 0)
         index = np.where(counts, index, 0)
         q = (1 - smoothing) * (np.arange(classes) == index[:, None]) + smoothing / classes
         each = np.arange(len(z))
@@ -95,15 +99,19 @@ def definition(
         losses = -(1 - smoothing) * w[index] * log_p[each, index] if classes else each
         if label_smoothing:
             losses = losses - smoothing / classes * (w * log_p).sum(1)
-        total_weight = (w[index] * counts).sum() if classes else np.longdouble(0)
+        total_weight = (r * w[index] * counts).sum() if classes else np.longdouble(0)
+    lse = z.max(1) - log_p.max(1) if classes else losses
+    losses = losses + z_loss * lse**2
+    of_p = 2 * z_loss * lse[:, None]
     mass = w * q
     _, (p, complement) = _softmax(z, np.longdouble(alpha))
     # p W - mass_j = p (W - mass_j) - mass_j (1 - p)
     others = mass.sum(1, keepdims=True) - mass
-    gradient = p * others - mass * complement
-    terms = np.maximum(p * mass.sum(1, keepdims=True), mass)
+    gradient = p * others - mass * complement + p * of_p
+    terms = np.maximum(p * (mass.sum(1, keepdims=True) + abs(of_p)), mass)
 
-    scale = _long(grad_output).reshape(-1, 1)
+    losses = losses * r
+    scale = _long(grad_output).reshape(-1, 1) * r[:, None]
     if reduction == "mean":
         scale = scale / total_weight
     losses = np.where(counts, losses, 0)
@@ -115,7 +123,7 @@ def definition(
         _unrows(gradient, logits, class_dim),
         _unrows(of_target, logits, class_dim) if target.is_floating_point() else None,
         _unrows(terms * abs(scale), logits, class_dim)
-        if target.is_floating_point() or label_smoothing
+        if target.is_floating_point() or label_smoothing or z_loss
         else None,
     )
 

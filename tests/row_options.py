@@ -1,11 +1,10 @@
-"""Row weights, z-loss and metrics by their definition, in float64."""
+"""Rows with weights, and metrics by their definition in float64."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
@@ -36,49 +35,6 @@ def make_finite_rows(
     logits, target, row_weight = make_rows(shape, dtype)
     logits.select(min(1, len(shape) - 1), 0).fill_(0.5)
     return logits, target, row_weight
-
-
-def loss_and_gradient(
-    logits: Tensor,
-    target: Tensor,
-    grad_output: Tensor,
-    *,
-    alpha: float = 0.3,
-    weight: Tensor | None = None,
-    row_weight: Tensor | None = None,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> tuple[Tensor, Tensor]:
-    """By section 1 of powergrad_ext.reference; target holds indices or probabilities."""
-    class_dim = min(1, logits.dim() - 1)
-    z = logits.detach().double().movedim(class_dim, -1)
-    classes = z.shape[-1]
-    counts = torch.ones_like(z[..., 0], dtype=torch.bool)
-    if target.is_floating_point():
-        q = target.detach().double().movedim(class_dim, -1)
-    else:
-        counts = target != IGNORED
-        q = F.one_hot(torch.where(counts, target, 0).long(), classes).double()
-    r = torch.ones_like(z[..., 0]) if row_weight is None else row_weight.double()
-    counts = counts & (r != 0)
-    w = torch.ones_like(z[..., :1]) if weight is None else weight.double()
-    share = r * (q * w).sum(-1) if not target.is_floating_point() else r
-    divisor = torch.where(counts, share, 0.0).sum()
-    target_j = w * (q * (1 - label_smoothing) + label_smoothing / classes)
-    z = torch.where(counts.unsqueeze(-1), z, 0.0)
-    lse = torch.logsumexp(z, -1)
-    terms = torch.where(target_j == 0, 0.0, target_j * (lse.unsqueeze(-1) - z))
-    losses = torch.where(counts, r * (terms.sum(-1) + z_loss * lse**2), 0.0)
-    of_p = target_j.sum(-1) + 2 * z_loss * lse
-    direction = torch.softmax(alpha * z, -1) * of_p.unsqueeze(-1) - target_j
-    gradient = torch.where(counts.unsqueeze(-1), r.unsqueeze(-1) * direction, 0.0)
-    scaled = grad_output.double()
-    scaled = scaled.unsqueeze(-1) if reduction == "none" else scaled
-    if reduction == "mean":
-        losses, scaled = losses / divisor, scaled / divisor
-    loss = losses if reduction == "none" else losses.sum()
-    return loss, (gradient * scaled).movedim(-1, class_dim)
 
 
 def metrics_of(

@@ -38,8 +38,3 @@ def test_tensor_alpha_gives_the_bits_of_a_float(alpha, dtype, device):
         problem.loss(logits, problem.target).backward()
         gradients.append(logits.grad)
     assert torch.equal(*gradients)
-
-
-def test_float32_tensor_alpha_is_taken_at_its_own_value(device):
-    """float32(0.3) is not 0.3, and float64 logits can tell."""
-    check(make_problem((6, 50), torch.float64, device, alpha=torch.tensor(0.3)))

@@ -44,14 +44,17 @@ def test_identity_is_the_definition(alpha, shape, options):
 @COMBINATIONS
 @SHAPES
 @ALPHAS
-def test_reference_is_the_identity(alpha, shape, options):
-    problem = make_problem(shape, torch.float64, alpha=alpha, **options)
+@pytest.mark.parametrize(
+    "rows", [{}, {"weighted_rows": True}, {"z_loss": 0.05}, {"weighted_rows": True, "z_loss": 0.3}]
+)
+def test_reference_is_the_definition(rows, alpha, shape, options):
+    problem = make_problem(shape, torch.float64, alpha=alpha, **options, **rows)
     logits = problem.logits.requires_grad_()
     target = problem.target
     wanted = [logits, target.requires_grad_()] if target.is_floating_point() else [logits]
     loss = reference.cross_entropy(logits, target, problem.weight, alpha=alpha, **problem.options)
     gradients = torch.autograd.grad(loss, wanted, problem.grad_output(loss))
-    expected = problem.expected(identity, problem.grad_output(loss))
+    expected = problem.expected(definition, problem.grad_output(loss))
     torch.testing.assert_close(loss.detach(), expected.loss)
     for gradient, right in zip(gradients, expected[1:3], strict=False):
         torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-13)

@@ -115,15 +115,6 @@ def test_logits_that_want_no_gradient(device):
     assert not pg.log_softmax(logits).requires_grad
 
 
-def test_only_the_probabilities_want_a_gradient(device):
-    problem = make_problem((6, 50), torch.float64, device, targets="probabilities")
-    loss = problem.loss(problem.logits, problem.target.requires_grad_())
-    loss.backward()
-    assert problem.logits.grad is None
-    expected = -torch.log_softmax(problem.logits, 1) / 6
-    torch.testing.assert_close(problem.target.grad, expected)
-
-
 def test_training_after_inference_with_the_same_alpha(device):
     """Nothing that inference mode made is kept and saved for a backward later."""
     alpha = 0.12345

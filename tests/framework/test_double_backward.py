@@ -16,6 +16,20 @@ CASES = {
     "sum, weights, smoothing": {"reduction": "sum", "weighted": True, "label_smoothing": 0.1},
     "none, a class ignored": {"reduction": "none", "ignore_index": 2, "weighted": True},
     "probabilities": {"targets": "probabilities", "weighted": True},
+    "row weights, z-loss": {"weighted_rows": True, "z_loss": 0.1, "weighted": True},
+    "the same, none, smoothing": {
+        "weighted_rows": True,
+        "z_loss": 0.1,
+        "reduction": "none",
+        "label_smoothing": 0.1,
+    },
+    "the same, probabilities": {
+        "weighted_rows": True,
+        "z_loss": 0.1,
+        "targets": "probabilities",
+        "reduction": "sum",
+    },
+    "z-loss and metrics": {"z_loss": 0.1, "return_metrics": True},
 }
 calls = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 shapes = pytest.mark.parametrize("shape", [(6, 7), (2, 7, 3), (7,)], ids=str)
@@ -27,6 +41,7 @@ def random_like(tensor, seed):
 
 def derivatives(loss, logits, orders):
     """The gradient of the loss, of a projection of it, and so on; and of grad_outputs."""
+    loss = loss[0] if isinstance(loss, tuple) else loss  # with metrics
     grad_output = random_like(loss, 5).requires_grad_()
     found = list(torch.autograd.grad(loss, logits, grad_output, create_graph=True))
     for order in range(1, orders):
@@ -38,6 +53,10 @@ def derivatives(loss, logits, orders):
 
 def identity_of(problem, logits):
     """A function whose ordinary derivatives, from the first on, are those that are right."""
+    if "z_loss" in problem.options:  # torch's function has none
+        return reference.cross_entropy(
+            logits, problem.target, problem.weight, alpha=problem.alpha, **problem.options
+        )
     return (
         torch_cross_entropy(
             problem.alpha * logits, problem.target, problem.weight, **problem.options
@@ -76,23 +95,28 @@ def test_bfloat16_logits(device):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_mixed_derivatives_with_probabilities(reduction, device):
+@pytest.mark.parametrize("rows", [{}, {"weighted_rows": True, "z_loss": 0.1}], ids=str)
+def test_mixed_derivatives_with_probabilities(rows, reduction, device):
     """The gradient of the logits depends on the target, and the other way round."""
-    problem = make_problem(
-        (6, 7), torch.float64, device, targets="probabilities", weighted=True, reduction=reduction
-    )
+    options = {"targets": "probabilities", "weighted": True, "reduction": reduction}
+    problem = make_problem((6, 7), torch.float64, device, **options, **rows)
 
     def mixed(module):
         logits = problem.logits.clone().requires_grad_()
         target = problem.target.clone().requires_grad_()
-        options = {"alpha": 0.3, "reduction": reduction, "label_smoothing": 0.2}
+        options = {"alpha": 0.3, "label_smoothing": 0.2, **problem.options}
         loss = module.cross_entropy(logits, target, problem.weight, **options)
         grad_output = random_like(loss, 5)
         first = torch.autograd.grad(loss, (logits, target), grad_output, create_graph=True)
         projected = sum((g * random_like(g, i)).sum() for i, g in enumerate(first))
-        return torch.autograd.grad(projected, (logits, target))
+        second = torch.autograd.grad(projected, (logits, target))
+        return (*first, *second)
 
     torch.testing.assert_close(mixed(pg), mixed(reference), rtol=1e-10, atol=1e-13)
+    if rows:  # a row of weight 0 may hold anything
+        problem.logits[problem.options["row_weight"] == 0] = torch.nan
+        for i in (0, 1, 3):  # all but the second derivative for the logits
+            torch.testing.assert_close(mixed(pg)[i], mixed(reference)[i], rtol=1e-10, atol=1e-13)
 
 
 def test_gradient_penalty(device):

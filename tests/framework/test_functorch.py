@@ -18,6 +18,13 @@ CASES = {
     "mean, a class ignored": {"ignore_index": 2, "weighted": True},
     "none": {"reduction": "none"},
     "probabilities": {"targets": "probabilities"},
+    "row weights, z-loss": {"weighted_rows": True, "z_loss": 0.1},
+    "the same, probabilities": {
+        "weighted_rows": True,
+        "z_loss": 0.1,
+        "targets": "probabilities",
+        "reduction": "none",
+    },
 }
 SHAPES = {"one row each": (7,), "rows": (5, 7), "inner": (2, 7, 3)}
 calls = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

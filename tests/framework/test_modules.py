@@ -172,28 +172,6 @@ def test_weight_moves_with_the_module():
     assert make_loss().to("meta").weight.is_meta
 
 
-def test_alpha_tensor_updated_in_place(device):
-    """A schedule holds the tensor that the module was given."""
-    alpha = torch.tensor(1.0)
-    module = pg.PowerGradCrossEntropyLoss(alpha=alpha)
-    problem = make_problem((6, 7), torch.float32, device)
-    for value in (1.0, 0.6, 0.3):
-        alpha.fill_(value)
-        problem.alpha = value
-        torch.testing.assert_close(solve(module, problem), solve(problem.loss, problem))
-
-
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf"), "0.3", None], ids=str)
-@pytest.mark.parametrize("module", [pg.PowerGradCrossEntropyLoss, pg.PowerGradLogSoftmax])
-def test_bad_alpha(module, alpha):
-    """At the latest when it is used."""
-    with pytest.raises(ValueError, match="alpha"):
-        made = module(alpha=alpha)
-        made(
-            torch.randn(2, 5), *([torch.tensor([0, 1])] * (module is pg.PowerGradCrossEntropyLoss))
-        )
-
-
 def test_a_weight_that_hooks_of_the_layer_make():
     torch.manual_seed(0)
     loss = pg.PowerGradLinearCrossEntropyLoss(6, 5, alpha=1.0)

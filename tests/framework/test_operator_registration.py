@@ -25,6 +25,16 @@ def index_arguments(device, shape=(6, 10), reduction="mean"):
     return logits, (target.to(device), *smoothed(weight.to(device), reduction))
 
 
+def with_rows(options, rows, device):
+    """The same with a weight for each row, some of them 0, and z-loss."""
+    return options._replace(row_weight=torch.arange(rows, device=device) % 3 / 2, z_loss=0.1)
+
+
+def row_arguments(device):
+    logits, (target, *options) = index_arguments(device)
+    return logits, (target, *with_rows(Options(*options), len(target), device))
+
+
 def inner_arguments(device):
     return index_arguments(device, (2, 5, 7), "none")
 
@@ -41,7 +51,7 @@ def transposed_arguments(device):
 
 cases = pytest.mark.parametrize(
     "make_arguments",
-    [index_arguments, inner_arguments, probability_arguments, transposed_arguments],
+    [index_arguments, row_arguments, inner_arguments, probability_arguments, transposed_arguments],
     ids=lambda function: function.__name__.removesuffix("_arguments"),
 )
 
@@ -103,8 +113,8 @@ def shard_arguments(device, dtype=torch.float32, reduction="none"):
     return logits, target, smoothed(weight, reduction)
 
 
-def message(logits, target, options):
-    return OPS.cross_entropy_shard_forward(logits, target, *options, *SHARD, 7)
+def message(logits, target, options, metrics=False):
+    return OPS.cross_entropy_shard_forward(logits, target, *options, *SHARD, 7, metrics)
 
 
 def merged(logits, target, options):
@@ -113,17 +123,20 @@ def merged(logits, target, options):
 
 
 SHARD_OPERATORS = {
-    "cross_entropy_shard_forward": lambda *rest: (*rest[:2], *rest[2], *SHARD, 7),
-    "cross_entropy_merge_shards": lambda *rest: (
-        torch.stack([message(*rest)[0]] * 2),
-        message(*rest)[1],
-        *rest[2],
+    "cross_entropy_shard_forward": lambda z, target, options, metrics: (
+        *(z, target, *options, *SHARD, 7, metrics),
     ),
-    "cross_entropy_backward": lambda z, target, options: (
+    "cross_entropy_merge_shards": lambda z, target, options, metrics: (
+        torch.stack([message(z, target, options, metrics)[0]] * 2),
+        message(z, target, options)[1],
+        *options,
+        metrics,
+    ),
+    "cross_entropy_backward": lambda z, target, options, metrics: (
         torch.ones_like(merged(z, target, options)[0]),
         z,
         target,
-        merged(z, target, options)[1][:3],
+        merged(z, target, options)[1][: options.statistics],
         message(z, target, options)[1],
         *options,
         *SHARD,
@@ -156,7 +169,10 @@ def test_no_operator_is_left_out():
 @pytest.mark.parametrize("name", CROSS_ENTROPY_OPERATORS)
 def test_cross_entropy_operators(name, make_arguments, device):
     logits, rest = make_arguments(device)
-    torch.library.opcheck(operator(name), CROSS_ENTROPY_OPERATORS[name](logits, rest))
+    arguments = CROSS_ENTROPY_OPERATORS[name](logits, rest)
+    torch.library.opcheck(operator(name), arguments)
+    if name == "cross_entropy_forward" and not rest[0].is_floating_point():
+        torch.library.opcheck(operator(name), (*arguments, True))  # with metrics
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -168,9 +184,12 @@ def test_log_softmax_operators(name, dim, device):
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [False, True], ids=["", "row weights, z-loss and metrics"])
 @pytest.mark.parametrize("name", SHARD_OPERATORS)
-def test_shard_operators(name, dtype, reduction, device):
-    arguments = SHARD_OPERATORS[name](*shard_arguments(device, dtype, reduction))
+def test_shard_operators(name, rows, dtype, reduction, device):
+    logits, target, options = shard_arguments(device, dtype, reduction)
+    options = with_rows(options, len(target), device) if rows else options
+    arguments = SHARD_OPERATORS[name](logits, target, options, rows)
     torch.library.opcheck(operator(name), arguments)
 
 
@@ -196,7 +215,10 @@ def linear_arguments(device, dtype, reduction):
     )
     target = torch.arange(9, device=device)
     weight = torch.linspace(0.5, 1.5, 10, device=device)
-    options = (*smoothed(weight, reduction), 4, 0.7, 3.0)
+    options = smoothed(weight, reduction)
+    if reduction == "mean":
+        options = with_rows(options, len(target), device)
+    options = (*options, 4, 0.7, 3.0)
     return (input, linear_weight, target, linear_bias), options
 
 
@@ -212,25 +234,28 @@ def test_linear_operators(name, dtype, reduction, wanted, shard, device):
     shard = ("group", 1, *SHARD) if shard else ("", 1, 0, 0)
     arguments = LINEAR_OPERATORS[name]((*layer, weight, *rest, *shard), wanted)
     torch.library.opcheck(operator(name), arguments)
+    if name == "linear_cross_entropy_forward" and all(wanted):
+        torch.library.opcheck(operator(name), (*arguments, True))  # with metrics
 
 
 @pytest.mark.parametrize("name", LINEAR_OPERATORS)
 def test_linear_operators_of_one_row(name, device):
     """Whose gradient has no dimension of rows either."""
     (input, linear_weight, target, bias), options = linear_arguments(device, torch.float32, "mean")
+    options = (*Options(*options[:7])._replace(row_weight=None), *options[7:])
     layer = (input[0], linear_weight, target[0], bias)
     arguments = LINEAR_OPERATORS[name]((*layer, *options, "", 1, 0, 0), [True] * 3)
     torch.library.opcheck(operator(name), arguments)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_linear_cross_entropy(reduction, device):
-    layer, (*rest, alpha, _, _, rows, scale, cap) = linear_arguments(
-        device, torch.float32, reduction
-    )
-    layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
-    torch.library.opcheck(
-        operator("linear_cross_entropy"),
-        (*layer, *rest),
-        {"alpha": alpha, "chunk_rows": rows, "logit_scale": scale, "softcap": cap},
-    )
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_cross_entropy_metrics"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_linear_cross_entropy(requires_grad, name, reduction, device):
+    layer, (*options, rows, scale, cap) = linear_arguments(device, torch.float32, reduction)
+    if requires_grad:
+        layer = [each.requires_grad_() if each.is_floating_point() else each for each in layer]
+    of_layer = {"chunk_rows": rows, "logit_scale": scale, "softcap": cap}
+    named = Options(*options).keywords() | of_layer
+    positional = [named.pop(each) for each in Options._fields[:4]]
+    torch.library.opcheck(operator(name), (*layer, *positional), named)

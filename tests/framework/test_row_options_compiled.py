@@ -1,4 +1,4 @@
-"""row_weight, z_loss and return_metrics compiled and exported; their operators."""
+"""row_weight, z_loss and return_metrics compiled and exported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from last_layer import N, make_layer, make_target
 from row_options import make_finite_rows
 
 import powergrad_ext as pg
-from powergrad_ext.options import Options
-
-OPS = torch.ops.powergrad
-ALPHA = torch.tensor(0.4, dtype=torch.float64)
 
 # The compiler
 
@@ -79,55 +75,6 @@ def test_one_compilation_for_any_number_of_rows(fresh_compiler):
         expected = pg.cross_entropy(logits, target, row_weight=row_weight, return_metrics=True)
         torch.testing.assert_close(step(logits, target, row_weight), expected[1].entropy)
     assert frames.frame_count == 1
-
-
-# Operators
-
-
-@pytest.mark.parametrize("metrics", [False, True])
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("shape", [(6, 7), (2, 7, 3)], ids=str)
-def test_registration(shape, reduction, z_loss, metrics):
-    logits, target, row_weight = make_finite_rows(shape, torch.float32)
-    options = Options(reduction=reduction, alpha=ALPHA, row_weight=row_weight, z_loss=z_loss)
-    forward = (logits, target, *options)
-    loss, statistics, total = OPS.cross_entropy_forward(*forward, True)
-    of_row = OPS.cross_entropy_shard_forward(*forward, 1, 2, 7, metrics)[0]
-    grad_output = torch.ones_like(loss)
-    checks = {
-        "cross_entropy_forward": (*forward, True, metrics),
-        "cross_entropy_backward": (grad_output, logits, target, statistics, total, *options),
-        "cross_entropy_shard_forward": (*forward, 1, 2, 7, metrics),
-        "cross_entropy_merge_shards": (torch.stack([of_row] * 2), total, *options, metrics),
-    }
-    for name, arguments in checks.items():
-        torch.library.opcheck(getattr(OPS, name).default, arguments)
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_registration_of_the_last_layer(requires_grad):
-    input, weight, bias = (each.detach() for each in make_layer("cpu", torch.float32))
-    target = make_target("cpu")
-    options = Options(alpha=ALPHA, row_weight=(torch.arange(N) % 4).float(), z_loss=0.1)
-    layer = (input, weight, target, bias, *options, 7, 0.7, 3.0)
-    for shard in (("", 1, 0, 0), ("group", 1, 2, 3)):
-        arguments = (*layer, *shard)
-        torch.library.opcheck(
-            OPS.linear_cross_entropy_forward.default, (*arguments, [True] * 3, True)
-        )
-        _, _, statistics, divisor, *_ = OPS.linear_cross_entropy_forward(*arguments, [True] * 3)
-        backward = (torch.ones(()), *arguments, statistics, divisor, [True] * 3)
-        torch.library.opcheck(OPS.linear_cross_entropy_backward.default, backward)
-    if requires_grad:
-        input, weight, bias = (each.requires_grad_() for each in (input, weight, bias))
-    named = options.keywords()
-    positional = [named.pop(name) for name in list(named)[:4]]
-    torch.library.opcheck(
-        OPS.linear_cross_entropy_metrics.default,
-        (input, weight, target, bias, *positional),
-        {**named, "chunk_rows": 7},
-    )
 
 
 # Export

@@ -4,110 +4,34 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo.testing
 from last_layer import N, make_layer, make_target
 from row_options import make_finite_rows, make_rows
 from torch.func import functionalize, grad, vmap
 
 import powergrad_ext as pg
 
-REDUCTIONS = ("none", "mean", "sum")
-
-# Double backward
-
-
-def second(function, logits, target, **options):
-    leaf = logits.clone().requires_grad_()
-    loss = function(leaf, target, **options)
-    loss = loss[0] if options.get("return_metrics") else loss
-    grad_output = torch.linspace(-1.0, 2.0, loss.numel()).double().reshape(loss.shape)
-    grad_output.requires_grad_()
-    (gradient,) = torch.autograd.grad(loss, leaf, grad_output, create_graph=True)
-    direction = torch.linspace(1.0, -2.0, logits.numel()).double().sin().reshape(logits.shape)
-    return gradient, *torch.autograd.grad(gradient, (leaf, grad_output), direction)
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", [(6, 7), (2, 7, 3), (7,)], ids=str)
-@pytest.mark.parametrize("kind", ["indices", "probabilities", "metrics"])
-def test_double_backward(kind, shape, reduction):
-    logits, target, row_weight = make_finite_rows(shape)
-    if kind == "probabilities":
-        target = logits.flip(0).softmax(min(1, len(shape) - 1))
-    options = {
-        "reduction": reduction,
-        "alpha": 0.4,
-        "row_weight": row_weight,
-        "z_loss": 0.1,
-        "return_metrics": kind == "metrics",
-    }
-    found = second(pg.cross_entropy, logits, target, **options)
-    right = second(pg.reference.cross_entropy, logits, target, **options)
-    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_derivatives_for_probabilities(reduction):
-    """Of the loss and of its gradient; a row of weight 0 may hold NaN."""
-    logits, _, row_weight = make_finite_rows()
-    logits[row_weight == 0] = torch.nan
-    q = make_finite_rows()[0].flip(0).softmax(1)
-    results = []
-    for function in (pg.cross_entropy, pg.reference.cross_entropy):
-        z, target = logits.clone().requires_grad_(), q.clone().requires_grad_()
-        loss = function(
-            z, target, row_weight=row_weight, z_loss=0.1, reduction=reduction, alpha=0.4
-        ).sum()
-        first = torch.autograd.grad(loss, (z, target), create_graph=True)
-        (mixed,) = torch.autograd.grad(first[0].square().sum(), target)
-        results.append((*first, mixed))
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
-
-
-def test_double_backward_of_the_last_layer():
-    layer, target = make_layer("cpu"), make_target("cpu")
-    options = {"row_weight": (torch.arange(N) % 4).double(), "z_loss": 0.1, "alpha": 0.4}
-
-    def fused(input, weight, bias):
-        return pg.linear_cross_entropy(input, weight, target, linear_bias=bias, **options)
-
-    def of_logits(*layer):
-        return pg.reference.cross_entropy(torch.nn.functional.linear(*layer), target, **options)
-
-    results = []
-    for function in (fused, of_logits):
-        first = torch.autograd.grad(function(*layer), layer, create_graph=True)
-        together = sum(each.square().sum() for each in first)
-        results.append((*first, *torch.autograd.grad(together, layer)))
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
-
-
-# torch.func
-
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("shape", [(4, 6, 7), (4, 2, 7, 3), (4, 7)], ids=str)
-@pytest.mark.parametrize("row_dim", [0, None], ids=["weights of samples", "shared weights"])
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-def test_vmap(kind, row_dim, shape, reduction):
+def test_vmap_of_row_weights(kind, shape, reduction):
+    """Of each sample; test_functorch.py has those that samples share."""
     samples = [make_rows(shape[1:], torch.float64, seed=seed) for seed in range(shape[0])]
     logits, target, row_weight = (torch.stack(each) for each in zip(*samples, strict=True))
     logits.select(min(2, len(shape) - 1), 0).fill_(0.5)
     if kind == "probabilities":
         target = logits.flip(0).softmax(min(2, len(shape) - 1))
-    row_weight = row_weight if row_dim == 0 else row_weight[0]
+    options = {"weight": torch.linspace(0.5, 2.0, 7).double(), "z_loss": 0.1}
 
     def loss(z, y, r):
-        return pg.cross_entropy(z, y, row_weight=r, z_loss=0.1, reduction=reduction).sum()
+        return pg.cross_entropy(z, y, row_weight=r, reduction=reduction, **options).sum()
 
-    dims = (0, 0, row_dim)
-    found = vmap(loss, dims)(logits, target, row_weight)
-    gradients = vmap(grad(loss), dims)(logits, target, row_weight)
+    found = vmap(loss)(logits, target, row_weight)
+    gradients = vmap(grad(loss))(logits, target, row_weight)
     for i in range(shape[0]):
         leaf = logits[i].clone().requires_grad_()
-        rows = row_weight[i] if row_dim == 0 else row_weight
         alone = pg.reference.cross_entropy(
-            leaf, target[i], row_weight=rows, z_loss=0.1, reduction=reduction
+            leaf, target[i], row_weight=row_weight[i], reduction=reduction, **options
         ).sum()
         torch.testing.assert_close(found[i], alone)
         torch.testing.assert_close(gradients[i], torch.autograd.grad(alone, leaf)[0])

@@ -99,6 +99,9 @@ def arguments_that_differ():
             vocab_parallel_cross_entropy(own, target, **options)
     with pytest.raises(RuntimeError, match="ranks 0 and 1 of the group"):
         vocab_parallel_cross_entropy(own.to((torch.float32, torch.bfloat16)[rank]), target)
+    # Equal numbers of different types are the same.
+    equal = {"ignore_index": (1, True)[rank], "label_smoothing": (0, 0.0)[rank]}
+    assert vocab_parallel_cross_entropy(own, target, **equal).isfinite()
     # What only one of them can know of.
     wrong = [
         ({"target": target[rank:]}, ValueError, "to match target batch_size"),

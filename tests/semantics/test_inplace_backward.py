@@ -24,8 +24,9 @@ def solve(problem, logits):
 @SHAPES
 @REDUCTIONS
 @pytest.mark.parametrize("targets", ["int64", "float32_probabilities"])
-def test_gradient_lands_over_the_logits(targets, reduction, shape, dtype, device):
-    problem = make_problem(shape, dtype, device, reduction=reduction, targets=targets)
+@pytest.mark.parametrize("rows", [{}, {"weighted_rows": True, "z_loss": 0.1}], ids=str)
+def test_gradient_lands_over_the_logits(rows, targets, reduction, shape, dtype, device):
+    problem = make_problem(shape, dtype, device, reduction=reduction, targets=targets, **rows)
     x = problem.logits.clone().requires_grad_()
     logits = x * 1.0
     loss = solve(problem, logits)

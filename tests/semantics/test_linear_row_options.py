@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from row_options import IGNORED, assert_near, loss_and_gradient
+from oracle import definition as definition_of_logits
+from row_options import IGNORED, assert_near
 
 import powergrad_ext as pg
 
@@ -43,8 +44,9 @@ def definition(layer, target, grad_output, *, logit_scale=1.0, softcap=None, **o
     logits = logit_scale * F.linear(*wide)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    loss, gradient = loss_and_gradient(logits, target, grad_output, alpha=ALPHA, **options)
-    return loss, torch.autograd.grad(logits, wide, gradient)
+    right = definition_of_logits(logits, target, grad_output, alpha=ALPHA, **options)
+    gradient = right.gradient.to(logits.device)
+    return right.loss.to(logits.device), torch.autograd.grad(logits, wide, gradient)
 
 
 def prepared(options, row_weight):

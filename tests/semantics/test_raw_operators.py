@@ -115,20 +115,6 @@ def test_log_softmax(dim, dtype, device, isa):
     assert nothing.numel() == 0
 
 
-def test_public_operators_are_differentiable(device):
-    """From C++ there is no Python function around them."""
-    problem = make_problem((6, 50), torch.float64, device)
-    logits = problem.logits.requires_grad_()
-    loss = OPS.cross_entropy(logits, problem.target, alpha=ALPHA)
-    loss.backward()
-    expected = problem.expected(definition, torch.ones_like(loss))
-    assert_gradient(logits.grad, expected.gradient, 1)
-    output = OPS.log_softmax(logits, alpha=ALPHA)
-    (gradient,) = torch.autograd.grad(output, logits, torch.ones_like(output))
-    _, expected, terms = log_softmax_definition(logits, 1, torch.ones_like(output), 0.3)
-    assert_gradient(gradient, expected, 1, terms)
-
-
 @pytest.fixture
 def nan_in_fresh_memory():
     """PyTorch's own way to see who reads, or hands out, memory that nobody wrote."""

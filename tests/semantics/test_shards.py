@@ -19,6 +19,7 @@ OPTIONS = {
     "sum, weights": {"reduction": "sum", "weighted": True},
     "none, smoothing": {"reduction": "none", "label_smoothing": 0.1},
     "all": {"weighted": True, "label_smoothing": 0.2, "ignore_index": 70},
+    "row weights, z-loss": {"weighted_rows": True, "z_loss": 0.05, "label_smoothing": 0.2},
 }
 
 
@@ -42,7 +43,7 @@ def check_ranks(problem, sizes):
     grad_output = problem.grad_output(loss.view(target.shape) if reduction == "none" else loss)
     gradients = [
         OPS.cross_entropy_backward(
-            grad_output, shard, target, numbers[:STATISTICS], total, *options, *place
+            grad_output, shard, target, numbers[: options.statistics], total, *options, *place
         )
         for shard, place in zip(shards, places, strict=True)
     ]
