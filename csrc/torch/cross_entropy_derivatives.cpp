@@ -88,11 +88,11 @@ at::Tensor grad_output_of_rows(const at::Tensor& grad_output, const at::Tensor& 
   return weights.defined() ? result * weights : result;
 }
 
-// The gradient of probabilities, 0 in rows of weight 0 whatever their logits are.
-at::Tensor zero_where_weightless(const at::Tensor& gradient, const at::Tensor& logits,
-                                 const CrossEntropyOptions& options) {
-  const at::Tensor weights = row_weights(logits, options);
-  return weights.defined() ? at::where(weights.ne(0), gradient, 0.0) : gradient;
+// Logits, or the gradient of probabilities, with 0 in rows of weight 0. Logits come before anything
+// is computed from them: autograd multiplies what such rows have by 0, and NaN would stay NaN.
+at::Tensor zero_where_weightless(const at::Tensor& tensor, const CrossEntropyOptions& options) {
+  const at::Tensor weights = row_weights(tensor, options);
+  return weights.defined() ? at::where(weights.ne(0), tensor, 0.0) : tensor;
 }
 
 }  // namespace
@@ -101,8 +101,9 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_double_backward(
     const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& input,
     const at::Tensor& target, const at::Tensor& total_weight, const CrossEntropyOptions& options) {
   const int64_t class_dim = class_dim_of(input);
-  const at::Tensor logits = input.to(accumulate_type(input));
-  const WeightedTarget weighted_target(logits, target, options);
+  const at::Tensor all_logits = input.to(accumulate_type(input));
+  const WeightedTarget weighted_target(all_logits, target, options);
+  const at::Tensor logits = weighted_target.zero_where_ignored(all_logits);
   at::Tensor weight_of_p = weighted_target.values.sum(class_dim, /*keepdim=*/true);
   if (options.z_loss != 0.0) {
     const at::Tensor lse = at::logsumexp(logits, {class_dim}, /*keepdim=*/true);
@@ -138,24 +139,24 @@ at::Tensor cross_entropy_backward_target_gradient(const at::Tensor& grad,
                                                   const at::Tensor& total_weight,
                                                   const CrossEntropyOptions& options) {
   const int64_t class_dim = class_dim_of(input);
-  const at::Tensor logits = input.to(accumulate_type(input));
+  const at::Tensor logits = zero_where_weightless(input.to(accumulate_type(input)), options);
   const at::Tensor p = at::softmax(logits * options.alpha.to(logits.scalar_type()), class_dim);
   const at::Tensor h = grad.to(logits.scalar_type());
   const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
   const at::Tensor gradient = g * (1.0 - options.label_smoothing) * class_weights(logits, options) *
                               ((p * h).sum(class_dim, /*keepdim=*/true) - h);
-  return zero_where_weightless(gradient, logits, options);
+  return zero_where_weightless(gradient, options);
 }
 
 at::Tensor cross_entropy_target_gradient(const at::Tensor& grad_output, const at::Tensor& input,
                                          const at::Tensor& total_weight,
                                          const CrossEntropyOptions& options) {
-  const at::Tensor logits = input.to(accumulate_type(input));
+  const at::Tensor logits = zero_where_weightless(input.to(accumulate_type(input)), options);
   const at::Tensor g = grad_output_of_rows(grad_output, logits, total_weight, options);
   const at::Tensor gradient = -g * (1.0 - options.label_smoothing) *
                               class_weights(logits, options) *
                               at::log_softmax(logits, class_dim_of(logits));
-  return zero_where_weightless(gradient, logits, options);
+  return zero_where_weightless(gradient, options);
 }
 
 }  // namespace powergrad
