@@ -22,7 +22,9 @@ assert _native.INSTALLED
 """
     done = installed.run(code)
     assert float(done.stdout) < 2.0
-    assert done.stderr == ""
+    # A torch for CUDA tells where triton is missing, which it looks for to count flops.
+    said = [line for line in done.stderr.splitlines() if "torch/utils/flop_counter" not in line]
+    assert said == []
 
 
 def test_the_first_block_of_the_readme(installed: Installed) -> None:
