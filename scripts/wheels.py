@@ -243,9 +243,16 @@ def check_platform(wheel: Path) -> None:
 
 
 def test(wheel: Path, python: Python, torch_minor: str) -> None:
-    """Install the wheel in a new environment and run tests/wheels there."""
+    """Run tests/wheels in an environment of its own, which is kept only if they fail.
+
+    A torch for CUDA and what it depends on take over 5 GB, and there is one for each of the others.
+    """
+    folder = WORK / "tested"
+    shutil.rmtree(folder, ignore_errors=True)
     words = [f"WHEEL={wheel}", f"PYTHON={python.path}", f"TORCH=torch~={torch_minor}.0"]
+    words.append(f"INSTALLED={folder}")
     subprocess.run(["make", "test-installed", *words], cwd=REPOSITORY, check=True)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
