@@ -109,23 +109,24 @@ def cross_entropy(
             not fit; a weight or row_weight that requires a gradient.
         NotImplementedError: a CUDA tensor in a build without CUDA kernels.
     """
-    if not isinstance(alpha, float):
-        alpha = as_alpha(alpha)
-    options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
     if has_torch_function_variadic(input, target, weight, row_weight):
         tensors = (input, target, weight, row_weight)
+        own = Options(weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
         return handle_torch_function(
             cross_entropy,
             tuple(tensor for tensor in tensors if tensor is not None),
             input,
             target,
-            **Options(*options).keywords(),
+            **own.keywords(),
             inplace_backward=inplace_backward,
             return_metrics=return_metrics,
         )
     require_tensor("cross_entropy", "input", input)
     require_tensor("cross_entropy", "target", target)
-    if type(label_smoothing) is not float:
+    if not isinstance(alpha, float):
+        alpha = as_alpha(alpha)
+    options = (weight, ignore_index, reduction, label_smoothing, alpha, row_weight, z_loss)
+    if type(label_smoothing) is not float or type(ignore_index) is not int:
         options = Options(*options).with_numbers("cross_entropy")
     if type(input) is not Tensor and dtensor.is_dtensor(input):
         Options(*options).require_own_types("cross_entropy")
@@ -227,10 +228,9 @@ class PowerGradCrossEntropyLoss(nn.CrossEntropyLoss):
         return self
 
     def extra_repr(self) -> str:
-        named = Options._fields[1:4]
         return (
-            f"alpha={shown(self.alpha)}"
-            + "".join(f", {name}={getattr(self, name)!r}" for name in named)
+            f"alpha={shown(self.alpha)}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
             + (f", z_loss={self.z_loss:g}" if self.z_loss else "")
             + (", return_metrics=True" if self.return_metrics else "")
         )

@@ -195,7 +195,9 @@ def _logits_of_many(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
     return F.linear(input, linear_weight.flatten(0, -2), bias).unflatten(1, outputs)
 
 
-_OPTIONS_OF_MODULE = {*Options._fields, *LastLayerOptions._fields} - {"row_weight"}
+_OPTIONS_OF_MODULE = tuple(
+    name for name in (*Options._fields, *LastLayerOptions._fields) if name != "row_weight"
+)
 
 
 class PowerGradLinearCrossEntropyLoss(_WeightedLoss):

@@ -80,7 +80,7 @@ class Options(NamedTuple):
     def constants(self) -> tuple[Any, ...]:
         """What all ranks must agree on, without reading tensors.
 
-        Each has the type of its default: 1 and True, or another library's number, are the same.
+        A number has the type of its default: 1 and True, or another library's, are the same.
         """
         known = [_constant(*pair) for pair in zip(self, Options(), strict=True)]
         if torch.compiler.is_compiling():  # which may make a float an input of the graph
@@ -167,7 +167,8 @@ def checked_z_loss(z_loss: float) -> float:
 def _constant(option: Any, default: Any) -> Any:
     if isinstance(option, Tensor):
         return "tensor"
-    return None if option is None else type(default)(option)
+    is_number = isinstance(option, Real) and isinstance(default, Real)
+    return type(default)(option) if is_number else option
 
 
 def _is_set(option: float) -> int:

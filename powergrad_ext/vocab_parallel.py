@@ -255,7 +255,7 @@ def agree(input: Tensor, target: Tensor, options: Options, shard: Shard, *consta
 
 
 def _answer(answer: float, input: Tensor, rows: int, shard: Shard, metrics: bool = False) -> Tensor:
-    """Tell the others, which wait for the statistics of so many rows, that there are none."""
+    """Send this in place of the statistics of so many rows, for which the others wait."""
     of_row = SHARD_STATISTICS_WITH_METRICS if metrics else SHARD_STATISTICS
     size = (1 + of_row * rows,)
     return all_gather(input.new_full(size, answer, dtype=accumulate_dtype(input)), shard)

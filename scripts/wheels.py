@@ -245,7 +245,7 @@ def check_platform(wheel: Path) -> None:
 def test(wheel: Path, python: Python, torch_minor: str) -> None:
     """Run tests/wheels in an environment of its own, which is kept only if they fail.
 
-    A torch for CUDA and what it depends on take over 5 GB, and there is one for each of the others.
+    A torch for CUDA and what it depends on take over 5 GB, and each version needs its own.
     """
     folder = WORK / "tested"
     shutil.rmtree(folder, ignore_errors=True)

@@ -57,14 +57,21 @@ struct Softcap {
     });
   }
 
-  // gradient *= 1 - (capped / softcap)^2
+  // gradient *= 1 - (capped / softcap)^2. That is 0 where tanh is 1: there `capped` is the cap as
+  // Storage has it, whose quotient by the cap itself is not 1.
   static void differentiate(const void* capped, void* gradient, int64_t count, double softcap) {
-    const V one = V::broadcast(1), inverse = broadcast(1 / softcap);
+    const V zero = V::broadcast(0), one = V::broadcast(1), inverse = broadcast(1 / softcap);
+    Storage stored;
+    store_scalar(static_cast<typename V::Scalar>(softcap), &stored);
+    const V largest = V::broadcast(load_scalar(&stored));
     const auto* z = static_cast<const Storage*>(capped);
     auto* g = static_cast<Storage*>(gradient);
     for_each_vector(count, [&](int64_t i, int lanes) {
-      const V tanh = load_lanes<V>(z + i, lanes) * inverse;
-      store_lanes(load_lanes<V>(g + i, lanes) * (one - tanh * tanh), g + i, lanes);
+      const V logits = load_lanes<V>(z + i, lanes);
+      const V tanh = logits * inverse;
+      const auto is_below = less(maximum(logits, zero - logits), largest);
+      const V slope = select(is_below, one - tanh * tanh, logits - logits);  // NaN stays one
+      store_lanes(load_lanes<V>(g + i, lanes) * slope, g + i, lanes);
     });
   }
 

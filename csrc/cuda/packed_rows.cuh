@@ -41,8 +41,9 @@ struct PackedVectors : SharedVectors<Pack<T, kElements>> {
 };
 
 // A block copies the memory of its rows as it lies, in whole 16-byte vectors; each row is then read
-// by a few threads, one class at a time or, of halves that are alone in shared memory, a word of
-// two. Results replace the logits in shared memory and are copied back the same way.
+// by a few threads, one class at a time or, in half precision and where no other tensor is in shared
+// memory, a word of two. Results replace the logits in shared memory and are copied back the same
+// way.
 template <class Storage, int kClasses>
 class PackedRows {
  public:

@@ -144,6 +144,19 @@ def test_onnx_of_the_modules_of_losses(smoothing, dynamo):
         torch.testing.assert_close(each, expected.detach().float(), rtol=1e-5, atol=1e-6)
 
 
+def test_onnx_takes_targets():
+    """Of the last layer and the loss, as an input of the graph."""
+    model = pg.PowerGradLinearCrossEntropyLoss(4, 5, bias=True)
+    onnx = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    x, target = torch.randn(3, 4), torch.tensor([0, 4, -100])
+    exported = torch.onnx.export(model, (x, target), dynamo=True, verbose=False).model_proto
+    names = [given.name for given in exported.graph.input]
+    inputs = dict(zip(names, [x.numpy(), target.flip(0).numpy()], strict=True))
+    (found,) = onnx.ReferenceEvaluator(exported).run(None, inputs)
+    torch.testing.assert_close(torch.as_tensor(found), model(x, target.flip(0)).detach())
+
+
 def test_onnx_of_other_sizes():
     """The number of rows that a TorchScript export leaves open, with and without smoothing."""
     onnx = pytest.importorskip("onnx")

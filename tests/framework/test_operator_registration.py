@@ -25,14 +25,25 @@ def index_arguments(device, shape=(6, 10), reduction="mean"):
     return logits, (target.to(device), *smoothed(weight.to(device), reduction))
 
 
-def with_rows(options, rows, device):
+def with_rows(options, target):
     """The same with a weight for each row, some of them 0, and z-loss."""
-    return options._replace(row_weight=torch.arange(rows, device=device) % 3 / 2, z_loss=0.1)
+    rows = torch.arange(target.numel(), device=target.device).reshape(target.shape)
+    return options._replace(row_weight=rows % 3 / 2, z_loss=0.1)
 
 
 def row_arguments(device):
     logits, (target, *options) = index_arguments(device)
-    return logits, (target, *with_rows(Options(*options), len(target), device))
+    return logits, (target, *with_rows(Options(*options), target))
+
+
+def inner_row_arguments(device):
+    logits, (target, *options) = inner_arguments(device)
+    return logits, (target, *with_rows(Options(*options), target))
+
+
+def z_loss_arguments(device):
+    logits, (target, *options) = index_arguments(device)
+    return logits, (target, *Options(*options)._replace(z_loss=0.1))
 
 
 def inner_arguments(device):
@@ -51,7 +62,15 @@ def transposed_arguments(device):
 
 cases = pytest.mark.parametrize(
     "make_arguments",
-    [index_arguments, row_arguments, inner_arguments, probability_arguments, transposed_arguments],
+    [
+        index_arguments,
+        row_arguments,
+        z_loss_arguments,
+        inner_arguments,
+        inner_row_arguments,
+        probability_arguments,
+        transposed_arguments,
+    ],
     ids=lambda function: function.__name__.removesuffix("_arguments"),
 )
 
@@ -188,7 +207,7 @@ def test_log_softmax_operators(name, dim, device):
 @pytest.mark.parametrize("name", SHARD_OPERATORS)
 def test_shard_operators(name, rows, dtype, reduction, device):
     logits, target, options = shard_arguments(device, dtype, reduction)
-    options = with_rows(options, len(target), device) if rows else options
+    options = with_rows(options, target) if rows else options
     arguments = SHARD_OPERATORS[name](logits, target, options, rows)
     torch.library.opcheck(operator(name), arguments)
 
@@ -217,7 +236,7 @@ def linear_arguments(device, dtype, reduction):
     weight = torch.linspace(0.5, 1.5, 10, device=device)
     options = smoothed(weight, reduction)
     if reduction == "mean":
-        options = with_rows(options, len(target), device)
+        options = with_rows(options, target)
     options = (*options, 4, 0.7, 3.0)
     return (input, linear_weight, target, linear_bias), options
 

@@ -87,6 +87,10 @@ def test_trainer(tmp_path):
     assert_same(weights_after_training(tmp_path, fused_model(), **accumulate), expected)
 
 
+def test_state_dicts_are_the_models_own():
+    assert fused_model().state_dict().keys() == language_model().state_dict().keys()
+
+
 def test_bad_arguments():
     model = language_model()
     for options in ({"alpha": 0.0}, {"label_smoothing": 1.5}, {"label_smoothing": -0.1}):

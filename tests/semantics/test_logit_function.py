@@ -239,3 +239,13 @@ def test_a_cap_that_is_far_away_changes_nothing():
     for first, second in itertools.pairwise(({}, {"softcap": 1e9}, {"logit_scale": 1.0})):
         found, right = (solved(ours(layer, target, each), layer) for each in (first, second))
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [0.3, 0.7, 1.7, 30.0, 30.1])
+def test_a_logit_at_its_cap_has_no_gradient(dtype, softcap, isa):
+    """Though the type does not have the cap itself, and what is stored divides to another 1."""
+    x = torch.tensor([[1000.0]], dtype=dtype, requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], dtype=dtype, requires_grad=True)
+    loss = pg.linear_cross_entropy(x, weight, torch.tensor([1]), softcap=softcap, alpha=1.0)
+    for gradient in torch.autograd.grad(loss, (x, weight)):
+        assert gradient.count_nonzero() == 0
