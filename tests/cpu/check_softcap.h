@@ -56,8 +56,10 @@ void check_softcap(Reports& reports, int64_t count, double softcap) {
       const long double tanh = std::tanh(widen(arguments[i]));
       const long double grad_output = widen(arguments[count - 1 - i]);
       const long double slope = (1 - tanh) * (1 + tanh);
-      // Of the tanh that capped logits hold.
-      const long double stored = (tanh_error<Storage>() + 0.51L * ulp<Storage>(value) / softcap);
+      // Of the tanh that is left of a capped logit; it is 1 where that is the cap as stored.
+      const long double cap_error = std::fabs(widen(narrow<Storage>(softcap)) - softcap);
+      const long double stored =
+          tanh_error<Storage>() + (0.51L * ulp<Storage>(value) + cap_error) / softcap;
       const long double error = std::fabs(widen(arguments[i])) > 25 ? 0 : 2 * stored + 3 * epsilon;
       const long double exact = error == 0 && std::isfinite(grad_output) ? 0 : grad_output * slope;
       expect(gradient.data()[i], exact, std::fabs(grad_output) * error, "gradient");
