@@ -7,8 +7,8 @@
 namespace powergrad {
 namespace {
 
-// The index of one vector more: the elements of a row that share their words of shared memory with
-// other rows. Also as the beginning and the end of a run.
+// The index of one more vector of a thread: the elements of a row that share a word of shared memory
+// with another row. Two of them are the bounds of a run.
 struct SharedWords {
   int passed = 0;
   __device__ bool operator<(SharedWords end) const { return passed < end.passed; }
@@ -16,9 +16,8 @@ struct SharedWords {
 };
 
 // The vectors of a thread. Where they are pairs, the first element of a row that begins in the
-// middle of a word (its head) and the last one of a row that ends there (its tail) are read on
-// their own, into the half of a pair that they have in their word, since another thread may be
-// writing the other half.
+// middle of a word (its head) and the last one of a row that ends there (its tail) are read and
+// written on their own, since another thread may be writing the other half of the word.
 template <class T, int kElements>
 struct PackedVectors : SharedVectors<Pack<T, kElements>> {
   int head;  // offsets of these elements, or kNone
@@ -79,7 +78,7 @@ class PackedRows {
     count_ = active ? (vectors - lane_ + plan.lanes() - 1) >> plan.lanes_log2 : 0;
     result_ = vectors_of<Storage>(0, phase_);
     if (kElements > 1 && active && classes_ > 0) {
-      // As if the pairs before and after the row's were distributed with these.
+      // Their threads are those that the pairs before and after the row's own would have.
       if (begin % 2 != 0 && owns_vector(-1)) result_.head = offset_of<Storage>(0, begin);
       if (end % 2 != 0 && owns_vector(vectors)) result_.tail = offset_of<Storage>(0, end - 1);
     }
