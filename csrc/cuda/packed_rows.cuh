@@ -7,8 +7,8 @@
 namespace powergrad {
 namespace {
 
-// The index of one more vector of a thread: the elements of a row that share a word of shared memory
-// with another row. Two of them are the bounds of a run.
+// The index of one more vector of a thread: the elements of a row that share a word of shared
+// memory with another row. Two of them are the bounds of a run.
 struct SharedWords {
   int passed = 0;
   __device__ bool operator<(SharedWords end) const { return passed < end.passed; }
@@ -40,9 +40,9 @@ struct PackedVectors : SharedVectors<Pack<T, kElements>> {
 };
 
 // A block copies the memory of its rows as it lies, in whole 16-byte vectors; each row is then read
-// by a few threads, one class at a time or, in half precision and where no other tensor is in shared
-// memory, a word of two. Results replace the logits in shared memory and are copied back the same
-// way.
+// by a few threads, one class at a time or, in half precision and where no other tensor is in
+// shared memory, a word of two. Results replace the logits in shared memory and are copied back the
+// same way.
 template <class Storage, int kClasses>
 class PackedRows {
  public:
