@@ -243,9 +243,9 @@ def check_platform(wheel: Path) -> None:
 
 
 def test(wheel: Path, python: Python, torch_minor: str) -> None:
-    """Run tests/wheels in an environment of its own, which is kept only if they fail.
+    """Run tests/wheels in a new environment, and remove that when they have passed.
 
-    A torch for CUDA and what it depends on take over 5 GB, and each version needs its own.
+    A torch for CUDA takes over 5 GB with what it depends on.
     """
     folder = WORK / "tested"
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "buffers.h"
-#include "running.h"
 #include "report.h"
+#include "running.h"
 
 namespace powergrad::test {
 
@@ -38,8 +38,8 @@ void check_softcap(Reports& reports, int64_t count, double softcap) {
   for (Report& report : reports) {
     const KernelTable& kernels = *report.machine().tables[static_cast<int>(Traits<Storage>::dtype)];
     report.enter(std::string("softcap, ") + Traits<Storage>::name);
-    // A few elements into a vector's length, between bands that nobody may write.
-    Block<Storage> capped(count), gradient(count);
+    // Neither is aligned.
+    Block<Storage> capped(count, 1), gradient(count, 3);
     std::copy(arguments.begin(), arguments.end(), capped.data());
     kernels.softcap(capped.data(), count, softcap);
     std::copy(arguments.rbegin(), arguments.rend(), gradient.data());
