@@ -94,7 +94,7 @@ def linear_cross_entropy(
         z_loss: as for cross_entropy.
         logit_scale: multiplies the logits, bias included (Cohere, Granite); finite.
         softcap: logits are ``softcap * tanh(logit_scale * (input W^T + b) / softcap)`` (Gemma);
-            finite and > 0. An eighth of a chunk's memory is added for the derivative. In half
+            finite and > 0. At most an eighth of a chunk is copied for the derivative. In half
             precision the derivative is that of the rounded logits: its error is up to twice that of
             torch's tanh.
         return_metrics: as for cross_entropy; from the chunks' logits while they are there.
