@@ -130,8 +130,9 @@ struct CrossEntropyParams {
 
   // Forward.
   void* losses;      // (rows) accumulate, unreduced; null in backward
-  void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward;
-                     // null: no backward follows, and the alpha sum is skipped
+  void* statistics;  // (kStatistics, rows) accumulate; written by forward, read by backward; null:
+                     // no backward follows, and without a gradient the alpha sum is skipped. A
+                     // CUDA device needs them for a gradient
   void* sumexp_m1;   // (rows) accumulate, r of "1 + r", for z-loss and for shards; written by
                      // forward and, where z_loss is not 0, read by backward. Or null
   void* metrics;     // (kMetrics, rows) accumulate; null: none are asked for

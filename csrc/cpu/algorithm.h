@@ -31,17 +31,22 @@ template <class Storage>
 struct Kernels {
   using Scalar = AccumulateOf<Storage>;
 
+  template <class Params>
+  static bool needs_alpha_sum(const Params& p) {
+    return p.statistics != nullptr || p.gradient != nullptr;
+  }
+
   template <class Row, class Params>
   static void reduce_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
                              Workspace& workspace) {
-    with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
+    with_alpha_kind<Scalar>(p.alpha, needs_alpha_sum(p), [&](auto kind) {
       Row::template reduce<decltype(kind)>(p, row, begin, end, workspace);
     });
   }
 
   template <class Row, class Tiles, class Params>
   static void forward(const Params& p, int64_t begin, int64_t end, Workspace& workspace) {
-    with_alpha_kind<Scalar>(p.alpha, p.statistics != nullptr, [&](auto kind) {
+    with_alpha_kind<Scalar>(p.alpha, needs_alpha_sum(p), [&](auto kind) {
       using Kind = decltype(kind);
       if (works_across_rows(p)) {
         const int64_t width =

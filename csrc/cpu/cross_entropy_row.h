@@ -218,7 +218,9 @@ struct CrossEntropyRow {
       return;
     }
     const double undefined = nan_if_infinite(state.maximum);
-    const auto sumexp_m1 = static_cast<Scalar>(state.sumexp_m1 + undefined);
+    state.sumexp_m1 += undefined;
+    state.alpha_sumexp_m1 += undefined;
+    const auto sumexp_m1 = static_cast<Scalar>(state.sumexp_m1);
     const Scalar log_sum = log1p(sumexp_m1);
     // Both terms are >= 0, so nothing cancels.
     double whole_loss = state.distance + state.target_weight * log_sum;
@@ -226,7 +228,7 @@ struct CrossEntropyRow {
       whole_loss = finish_options(p, row, whole_loss, z_target, sumexp_m1, log_sum, workspace);
     }
     loss = static_cast<Scalar>(whole_loss);
-    write_statistics(p, row, state.maximum, state.alpha_sumexp_m1 + undefined, state.target_weight);
+    write_statistics(p, row, state.maximum, state.alpha_sumexp_m1, state.target_weight);
   }
 
   // Not inlined: rows without options then have all registers.
@@ -261,30 +263,42 @@ struct CrossEntropyRow {
     *statistic(p, kTargetWeight, row) = static_cast<Scalar>(target_weight);
   }
 
-  static Scalar z_loss_weight_of(const Params& p, int64_t row) {
-    if (!has_z_loss(p)) return 0;
-    const Scalar log_sum = log1p(static_cast<const Scalar*>(p.sumexp_m1)[row]);
-    return z_loss_weight(p, *statistic(p, kMaximum, row), log_sum);
-  }
+  // What the gradient of a row is made of, as in BlockState.
+  struct Sums {
+    Scalar maximum;
+    Scalar sumexp_m1;  // for z-loss
+    Scalar alpha_sumexp_m1;
+    Scalar target_weight;
+
+    Scalar z_loss_weight_of(const Params& p) const {
+      return has_z_loss(p) ? z_loss_weight(p, maximum, log1p(sumexp_m1)) : Scalar(0);
+    }
+  };
 
   // With the exponentials that the reduction kept, or without them.
   static void map_forward(const Params& p, int64_t row, int64_t begin, int64_t end,
                           Workspace& workspace) {
     if (p.gradient == nullptr) return;
-    map(p, row, begin, end, kept(p, row, workspace).exponentials, &workspace);
+    const BlockState& state = workspace.row;
+    const Sums sums{static_cast<Scalar>(state.maximum), static_cast<Scalar>(state.sumexp_m1),
+                    static_cast<Scalar>(state.alpha_sumexp_m1),
+                    static_cast<Scalar>(state.target_weight)};
+    map(p, row, begin, end, sums, kept(p, row, workspace).exponentials, workspace.blocks);
   }
   static void map_backward(const Params& p, int64_t row, int64_t begin, int64_t end, Workspace&) {
-    map(p, row, begin, end, nullptr, nullptr);
+    const Scalar sumexp_m1 = has_z_loss(p) ? static_cast<const Scalar*>(p.sumexp_m1)[row] : 0;
+    const Sums sums{*statistic(p, kMaximum, row), sumexp_m1, *statistic(p, kAlphaSumexpM1, row),
+                    *statistic(p, kTargetWeight, row)};
+    map(p, row, begin, end, sums, nullptr, nullptr);
   }
 
-  static void map(const Params& p, int64_t row, int64_t begin, int64_t end, const Scalar* keep,
-                  const Workspace* workspace) {
+  static void map(const Params& p, int64_t row, int64_t begin, int64_t end, const Sums& sums,
+                  const Scalar* keep, const BlockState* blocks) {
     const Storage* z = logits(p, row);
     Storage* out = gradient(p, row);
     const auto target = IndexTarget<Scalar>::of_row(p, row);
-    const Scalar alpha_sumexp_m1 = *statistic(p, kAlphaSumexpM1, row);
-    const SoftmaxRow<Scalar> softmax(*statistic(p, kMaximum, row), alpha_sumexp_m1,
-                                     *statistic(p, kTargetWeight, row), z_loss_weight_of(p, row));
+    const SoftmaxRow<Scalar> softmax(sums.maximum, sums.alpha_sumexp_m1, sums.target_weight,
+                                     sums.z_loss_weight_of(p));
     const DenseTarget<Storage> target_of = dense_target(p, row);
     const Scalar scale = grad_output_of_row<Scalar>(p, row);
     for (int64_t k = begin; k < end; ++k) {
@@ -299,10 +313,10 @@ struct CrossEntropyRow {
       // Calls map_block with the exponentials; only those that are computed again have a precision.
       const auto map_exponentials = [&](auto precision, const auto& map_block) {
         if (keep != nullptr) {
-          const double factor = workspace->blocks[k].alpha_factor;
+          const double factor = blocks[k].alpha_factor;
           map_block(KeptExponentials<Scalar>{keep + first, V::broadcast(factor)});
         } else {
-          map_fresh_exponentials<decltype(precision)::value>(softmax.maximum, alpha_sumexp_m1,
+          map_fresh_exponentials<decltype(precision)::value>(softmax.maximum, sums.alpha_sumexp_m1,
                                                              p.alpha, map_block);
         }
       };

@@ -20,6 +20,16 @@ struct PowersOfRoot {
     }
     powered_sum = powered_sum + powered();
   }
+  template <class Mask>
+  void add_to_where(Mask mask, V& plain_sum, V& powered_sum) const {
+    if constexpr (kDenominator == 1) {
+      plain_sum = add_where(mask, plain_sum, root);
+    } else {
+      const auto [first, second] = factors_of_power<kDenominator>(root);
+      plain_sum = multiply_add_where(mask, first, second, plain_sum);
+    }
+    powered_sum = add_where(mask, powered_sum, powered());
+  }
 };
 template <class Mask, int kNumerator, int kDenominator, class V>
 PowersOfRoot<kNumerator, kDenominator, V> select(
@@ -43,6 +53,11 @@ struct TwoExponentials {
     plain_sum = plain_sum + plain;
     powered_sum = powered_sum + powered_;
   }
+  template <class Mask>
+  void add_to_where(Mask mask, V& plain_sum, V& powered_sum) const {
+    plain_sum = add_where(mask, plain_sum, plain);
+    powered_sum = add_where(mask, powered_sum, powered_);
+  }
 };
 template <class Mask, class V>
 TwoExponentials<V> select(Mask mask, const TwoExponentials<V>& yes, const TwoExponentials<V>& no) {
@@ -60,6 +75,10 @@ struct PlainExponential {
   V plain;
   V powered() const { return V::broadcast(0); }
   void add_to(V& plain_sum, V&) const { plain_sum = plain_sum + plain; }
+  template <class Mask>
+  void add_to_where(Mask mask, V& plain_sum, V&) const {
+    plain_sum = add_where(mask, plain_sum, plain);
+  }
 };
 template <class Mask, class V>
 PlainExponential<V> select(Mask mask, const PlainExponential<V>& yes,

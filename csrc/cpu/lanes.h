@@ -28,6 +28,16 @@ void store_lanes(V x, Storage* p, int count) {
   }
 }
 
+// sum + term, and a b + sum, in the lanes of the mask; an instruction set may have one instruction.
+template <class Mask, class V>
+V add_where(Mask mask, V sum, V term) {
+  return sum + masked(mask, term);
+}
+template <class Mask, class V>
+V multiply_add_where(Mask mask, V a, V b, V sum) {
+  return multiply_add(masked(mask, a), masked(mask, b), sum);  // both: either may be NaN
+}
+
 // Two vectors to memory; an instruction set may round both at once.
 template <class V, class Storage>
 void store_pair(V first, V second, Storage* p) {

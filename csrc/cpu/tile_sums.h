@@ -49,8 +49,8 @@ LaneSums<V> sum_lanes(const Evaluate& evaluate, const Column<V, T>& z, int64_t c
     const auto e = evaluate(x, largest);
     keep(c, e.powered());
     const auto is_other = not_equal(x, largest);
-    masked(is_other, e).add_to(plain.run, powered.run);
-    others = others + masked(is_other, one);
+    e.add_to_where(is_other, plain.run, powered.run);
+    others = add_where(is_other, others, one);
   };
   for_each_class_in_runs<V>(classes, add, [&] {
     plain.close_run();

@@ -210,6 +210,13 @@ inline Vector<float> high_halves(Vector<float> a, Vector<float> b) {
 inline Vector<float> masked(__mmask16 mask, Vector<float> x) {
   return {_mm512_maskz_mov_ps(mask, x.v)};
 }
+inline Vector<float> add_where(__mmask16 mask, Vector<float> sum, Vector<float> term) {
+  return {_mm512_mask_add_ps(sum.v, mask, sum.v, term.v)};
+}
+inline Vector<float> multiply_add_where(__mmask16 mask, Vector<float> a, Vector<float> b,
+                                        Vector<float> sum) {
+  return {_mm512_mask3_fmadd_ps(a.v, b.v, sum.v, mask)};
+}
 inline __mmask16 not_equal(Vector<float> a, Vector<float> b) {
   return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ);
 }
@@ -321,6 +328,13 @@ inline Vector<double> high_halves(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> masked(__mmask8 mask, Vector<double> x) {
   return {_mm512_maskz_mov_pd(mask, x.v)};
+}
+inline Vector<double> add_where(__mmask8 mask, Vector<double> sum, Vector<double> term) {
+  return {_mm512_mask_add_pd(sum.v, mask, sum.v, term.v)};
+}
+inline Vector<double> multiply_add_where(__mmask8 mask, Vector<double> a, Vector<double> b,
+                                         Vector<double> sum) {
+  return {_mm512_mask3_fmadd_pd(a.v, b.v, sum.v, mask)};
 }
 inline __mmask8 not_equal(Vector<double> a, Vector<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ);

@@ -19,9 +19,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
 }
 
 LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
-                                               const CrossEntropyOptions& options, bool metrics) {
+                                               const CrossEntropyOptions& options,
+                                               bool needs_backward, bool metrics) {
   CrossEntropyCall call(input, target, options);
-  call.expect_forward(/*needs_backward=*/true, metrics);
+  call.expect_forward(needs_backward, metrics);
   const Destination gradient = call.new_gradient();
   call.expect_gradient(gradient.data(), gradient.strides());
   call.forward();
@@ -167,8 +168,8 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& target, const CrossEntropyOptions& options,
-                            bool inplace_backward, bool metrics, ForBackward& others,
-                            TransformsAside& transforms) {
+                            bool inplace_backward, bool needs_backward, bool metrics,
+                            ForBackward& others, TransformsAside& transforms) {
     transforms.put_back();
     at::AutoDispatchBelowADInplaceOrView guard;
     // In a transform the memory may be another level's. Where hooks keep the tensors, a backward
@@ -176,7 +177,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (are_saved_tensors_hooked() || in_transform() || is_of_leaf(input)) inplace_backward = false;
     LossAndGradient computed;
     if (computes_gradient_in_forward(input, target, options, inplace_backward)) {
-      computed = forward_with_gradient(context, input, target, options, metrics);
+      computed = forward_with_gradient(context, input, target, options, needs_backward, metrics);
     }
     if (computed.gradient.defined()) {
       context->saved_data["gradient"] = std::move(computed.gradient);
@@ -185,8 +186,9 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
           POWERGRAD_DISPATCHED(cross_entropy_forward)(input, target, options,
                                                       /*needs_backward=*/true, metrics);
     }
-    const at::Tensor of_backward =
-        metrics ? computed.statistics.narrow(0, 0, options.statistics()) : computed.statistics;
+    const at::Tensor of_backward = metrics ? computed.statistics.narrow_symint(
+                                                 0, 0, computed.statistics.sym_size(0) - kMetrics)
+                                           : computed.statistics;
     options.save(context, {input, target, of_backward, computed.total_weight});
     if (inplace_backward) context->saved_data["inplace"] = true;
     others = {std::move(computed.statistics), std::move(computed.total_weight)};
@@ -194,12 +196,12 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(7);
+    variable_list result(8);
     const at::Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
     result[0] = take_gradient(context, grad_output);
     if (result[0].defined() && !context->needs_input_grad(1)) return result;
-    const Saved saved(context);
+    Saved saved(context);
     // Probabilities first: they read the logits, which the gradient may overwrite.
     if (context->needs_input_grad(1)) {
       result[1] =
@@ -207,6 +209,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
               .to(saved.target.scalar_type());
     }
     if (context->needs_input_grad(0) && !result[0].defined()) {
+      if (!saved.has_statistics()) saved.compute_statistics();
       const bool inplace = context->saved_data.count("inplace") > 0;
       result[0] = compute_gradient(grad_output, saved, inplace);
     }
@@ -229,17 +232,25 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
       target = tensors[1];
       statistics = tensors[2];
       total_weight = tensors[3];
-      if (!are_rounded) return;
+      if (are_rounded) compute_statistics();
+    }
+
+    bool has_statistics() const { return statistics.sym_size(0) != 0; }
+    void compute_statistics() {
       std::tie(std::ignore, statistics, total_weight) = POWERGRAD_DISPATCHED(cross_entropy_forward)(
           input, target, options, /*needs_backward=*/true, /*metrics=*/false);
     }
   };
 
-  // Without a gradient where there can be no speculation.
+  // Without a gradient where there can be no speculation. On a CPU backward rarely needs statistics
+  // then: they are left out unless the caller asks for them, and computed when they are needed.
   static LossAndGradient forward_with_gradient(AutogradContext* context, const at::Tensor& input,
                                                const at::Tensor& target,
-                                               const CrossEntropyOptions& options, bool metrics) {
-    if (!input.is_cuda()) return cross_entropy_forward_gradient(input, target, options, metrics);
+                                               const CrossEntropyOptions& options,
+                                               bool needs_backward, bool metrics) {
+    if (!input.is_cuda()) {
+      return cross_entropy_forward_gradient(input, target, options, needs_backward, metrics);
+    }
     const auto speculative = cross_entropy_forward_speculative(input, target, options, metrics);
     if (!speculative) return {};
     context->saved_data["speculation"] = speculative->grad_output;
@@ -269,7 +280,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
     if (!gradient.defined()) {
       const Saved saved(context);
       gradient = cross_entropy_forward_gradient(saved.input, saved.target, saved.options,
-                                                /*metrics=*/false)
+                                                /*needs_backward=*/false, /*metrics=*/false)
                      .gradient;
     }
     if (scalar_value(grad_output) != 1.0) {
@@ -340,7 +351,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_forward(
   ForBackward others;
   TransformsAside transforms;
   const at::Tensor loss = CrossEntropyFunction::apply(input, target, options, inplace_backward,
-                                                      metrics, others, transforms);
+                                                      needs_backward, metrics, others, transforms);
   return {loss, others.statistics, others.total_weight};
 }
 

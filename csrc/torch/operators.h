@@ -42,7 +42,8 @@ struct LossAndGradient {
   at::Tensor total_weight;
 };
 LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
-                                               const CrossEntropyOptions& options, bool metrics);
+                                               const CrossEntropyOptions& options,
+                                               bool needs_backward, bool metrics);
 
 // Writes the gradient over the logits.
 void cross_entropy_backward_(at::Tensor& input, const at::Tensor& grad_output,

@@ -55,6 +55,8 @@ inline constexpr int kEvery = 1;
 // There is scratch, for exponentials of half precision and tiles of neighbouring rows, or there is
 // none.
 inline constexpr bool kScratchIsOptional = true;
+// Of a forward with gradient.
+inline constexpr bool kStatisticsAreOptional = true;
 
 using Cuts = std::vector<int64_t>;  // where [0, end) is cut into pieces; increasing
 

@@ -53,6 +53,7 @@ inline constexpr int kEvery = 1;
 #endif
 
 inline constexpr bool kScratchIsOptional = false;
+inline constexpr bool kStatisticsAreOptional = false;
 
 struct Execution {
   const char* name;
