@@ -96,7 +96,8 @@ format: $(VENV)/.test ## put everything into style
 
 core-test: build/core build/address build/thread ## test the kernels without torch, plain and under the sanitizers
 
-build/core: OPTIONS = -DPOWERGRAD_CUDA=OFF
+# The kernels that the package has: they are compiled once.
+build/core: OPTIONS = -DPOWERGRAD_CUDA=OFF -DPOWERGRAD_OBJECTS=$(abspath build/objects)
 build/address build/thread: OPTIONS = -DPOWERGRAD_SANITIZE=$(notdir $@)
 .PHONY: build/core build/address build/thread
 build/core build/address build/thread: $(VENV)/.test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -131,6 +132,14 @@ def test_an_installed_package_without_its_libraries_is_the_same_source(
     finally:
         (tmp_path / "native").rename(native)
     assert from_package.stdout == from_source.stdout
+
+
+def test_cmake_compiles_the_kernels_as_setup_does(cmake_build: Path, source_tree: Path) -> None:
+    """Optimisation aside. `make build/core` tests what setup.py compiled."""
+    commands = json.loads((cmake_build / "compile_commands.json").read_text())
+    by_file = {step["file"]: step["command"].split() for step in commands}
+    for source in _build.read_sources(source_tree / "csrc")["cpu"]:
+        assert {*_build.CXX_FLAGS} - {"-O3", "-DNDEBUG", "-g0"} <= {*by_file[str(source)]}
 
 
 def test_a_cpp_program_calls_the_operator(cmake_build: Path) -> None:
