@@ -1,7 +1,5 @@
 #include "async_copies.h"
 
-#include <utility>
-
 #include "machine.h"
 #include "sanitizers.h"
 
@@ -15,8 +13,8 @@ void write(unsigned char* to, const unsigned char* from, std::size_t size) {
   for (std::size_t i = 0; i < size; ++i) static_cast<volatile unsigned char*>(to)[i] = from[i];
 }
 
-// The containers' memory belongs to the host, which frees it: ThreadSanitizer would otherwise
-// report that unordered threads reuse it.
+// The container belongs to the host: ThreadSanitizer would otherwise report that unordered threads
+// move its elements and reuse its memory.
 class Bookkeeping {
  public:
   Bookkeeping() : thread_(current_identity()) { assume_identity(machine().host_identity()); }
@@ -32,44 +30,36 @@ void AsyncCopies::issue(void* to, const void* from, std::size_t size, bool early
   // The copy accesses both at any time from here to the wait: unordered accesses are races.
   report_read(from, size);
   report_write(to, size);
-  Copy copy{static_cast<unsigned char*>(to), size, {}, site};
+  Copy copy{static_cast<unsigned char*>(to), size, {}, commits_, site};
   write(copy.bytes, static_cast<const unsigned char*>(from), size);
   unsigned char nan[sizeof(copy.bytes)];
   for (unsigned char& byte : nan) byte = kNaN;
   write(copy.to, early ? copy.bytes : nan, size);
   poison(to, size);
   const Bookkeeping bookkeeping;
-  uncommitted_.push_back(copy);
+  copies_.push_back(copy);
 }
 
-void AsyncCopies::commit() {
-  const Bookkeeping bookkeeping;
-  groups_.push_back(std::exchange(uncommitted_, {}));
-}
+void AsyncCopies::commit() { ++commits_; }
 
 void AsyncCopies::wait(std::size_t pending) {
-  while (groups_.size() > pending) {
-    for (const Copy& copy : groups_.front()) {
-      unpoison(copy.to, copy.size);
-      report_write(copy.to, copy.size);
-      write(copy.to, copy.bytes, copy.size);
-    }
-    const Bookkeeping bookkeeping;
-    groups_.pop_front();
+  auto copy = copies_.begin();
+  for (; copy != copies_.end() && copy->group + pending < commits_; ++copy) {
+    unpoison(copy->to, copy->size);
+    report_write(copy->to, copy->size);
+    write(copy->to, copy->bytes, copy->size);
   }
+  const Bookkeeping bookkeeping;
+  copies_.erase(copies_.begin(), copy);
 }
 
 const Site* AsyncCopies::outstanding() const {
-  if (!uncommitted_.empty()) return &uncommitted_.front().site;
-  for (const Group& group : groups_) {
-    if (!group.empty()) return &group.front().site;
-  }
-  return nullptr;
+  return copies_.empty() ? nullptr : &copies_.front().site;
 }
 
 void AsyncCopies::forget() {
-  uncommitted_.clear();
-  groups_.clear();
+  copies_.clear();
+  commits_ = 0;
 }
 
 }  // namespace powergrad::host_cuda

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <deque>
 #include <vector>
 
 #include "site.h"
@@ -27,12 +26,12 @@ class AsyncCopies {
     unsigned char* to;
     std::size_t size;
     unsigned char bytes[16];
+    std::size_t group;  // the number of commits before it
     Site site;
   };
-  using Group = std::vector<Copy>;
 
-  Group uncommitted_;
-  std::deque<Group> groups_;
+  std::vector<Copy> copies_;  // that were not waited for, in their order
+  std::size_t commits_ = 0;
 };
 
 }  // namespace powergrad::host_cuda

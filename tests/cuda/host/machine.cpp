@@ -82,7 +82,6 @@ void Machine::abandon(Cluster& cluster) {
 void Machine::run_cluster(uint64_t first_block) {
   const unsigned block_threads = volume(launch_->block);
   cluster_->blocks.clear();
-  cluster_->threads.clear();
   cluster_->threads.resize(launch_->cluster_size * block_threads);
   cluster_->barrier = {cluster_->threads.data(), static_cast<int>(cluster_->threads.size())};
   for (unsigned rank = 0; rank < launch_->cluster_size; ++rank) {
@@ -109,6 +108,7 @@ void Machine::place_block(unsigned rank, uint64_t index) {
     thread.fiber->restart(enter_thread);
     thread.place = {static_cast<int>(rank), i / kWarpSize, i % kWarpSize};
     thread.index = unflatten(i, launch_->block);
+    thread.state = Thread::State::ready;
     thread.copies.forget();
     schedule_.add(thread.place);
   }
