@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import os
@@ -132,6 +133,7 @@ def demangled(symbols: list[str]) -> list[str]:
     return [name.rsplit("(", 1)[0] for name in names.splitlines()]
 
 
+@functools.cache
 def machine_code(code: Path) -> dict[str, str]:
     """The instructions of every kernel, by its symbol."""
     program = disassembler()
