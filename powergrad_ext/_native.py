@@ -156,7 +156,7 @@ def _compile(csrc: Path, folder: Path, kernels: Path | None) -> None:
         libraries = _build.libraries(csrc, in_place=False)
     else:
         torch, python = _build.installed_torch(), _build.running_python()
-        libraries = [_build.binding(csrc, torch, python, as_one=True)]
+        libraries = [_build.binding(csrc, torch, python)]
     scratch = folder / "build"
     try:
         _build.build(libraries, csrc, scratch, scratch / "made", quiet=True)

@@ -190,7 +190,7 @@ import _build
 here = Path.cwd()
 (here / "sources.txt").write_text("module raising.cpp\\n")
 torch, python = _build.installed_torch(), _build.running_python()
-library = _build.binding(here, torch, python, as_one=True)._replace(name="raising.so")
+library = _build.binding(here, torch, python)._replace(name="raising.so")
 _build.build([library], here, here / "build", here)
 """
 # What torch raises first: a module that has raised by itself before may live through it.

@@ -74,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     native = WORK / "native"
     bindings = {
-        version: [
-            _build.binding(CSRC, folders[minor], python.build, as_one=True)
-            for minor in torches[version]
-        ]
+        version: [_build.binding(CSRC, folders[minor], python.build) for minor in torches[version]]
         for version, python in pythons.items()
     }
     shared = [_build.cpu_library(CSRC)]

@@ -100,7 +100,7 @@ def libraries(csrc: Path, *, in_place: bool) -> list[Library]:
     which make most of its size.
     """
     torch, python = installed_torch(), running_python()
-    built = [cpu_library(csrc), binding(csrc, torch, python, as_one=not in_place)]
+    built = [cpu_library(csrc), binding(csrc, torch, python)]
     toolkit = wanted_toolkit()
     if toolkit is not None and read_sources(csrc)["cuda"]:
         built.append(cuda_library(csrc, toolkit, *(["-lineinfo"] if in_place else [])))
@@ -150,19 +150,17 @@ def cuda_library(csrc: Path, toolkit: Path, *flags: str) -> Library:
     )
 
 
-def binding(csrc: Path, torch: Torch, python: Python, *, as_one: bool) -> Library:
+def binding(csrc: Path, torch: Torch, python: Python) -> Library:
     """The operators and the Python module.
 
-    As one: what can be is compiled as one file, which takes a third of the time; else each file is,
-    so that a change compiles little.
+    What can be is compiled as one file, which takes a third of the time.
     """
     headers = torch.folder / "include"
     include = (headers, headers / "torch" / "csrc" / "api" / "include")
     command = [*_cxx(*include), torch.standard, *openmp_flags()]  # the last standard counts
     folder = f"torch-{torch.minor}"
-    operators = _linked(csrc, "torch")
     parts = {source.name: [source] for source in _linked(csrc, "device")}
-    parts |= {"torch": operators} if as_one else {source.name: [source] for source in operators}
+    parts["torch"] = _linked(csrc, "torch")
     objects = [
         Object(f"{folder}/{name}.o", sources, command) for name, sources in parts.items() if sources
     ]

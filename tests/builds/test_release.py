@@ -27,7 +27,7 @@ def test_what_knows_no_python_is_compiled_once_for_each_torch() -> None:
     torch = _build.Torch(Path("torch"), "2.13")
     pythons = [_build.Python(Path(f"python{name}"), f".{name}.so") for name in ("a", "b")]
     first, second = (
-        {part.name: part for part in _build.binding(csrc, torch, python, as_one=True).objects}
+        {part.name: part for part in _build.binding(csrc, torch, python).objects}
         for python in pythons
     )
     own = {source for name in first.keys() - second.keys() for source in first[name].sources}
