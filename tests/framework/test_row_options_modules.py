@@ -164,12 +164,3 @@ def test_modules_that_were_saved_before_these_options(module):
     again = pickle.loads(pickle.dumps(module))
     width = 4 if hasattr(again, "linear") else 7
     assert again(torch.randn(3, width), torch.arange(3)).isfinite()
-
-
-def test_return_metrics_is_a_bool():
-    for make in (
-        pg.PowerGradCrossEntropyLoss,
-        lambda **o: pg.PowerGradLinearCrossEntropyLoss(4, 7, **o),
-    ):
-        with pytest.raises(TypeError, match="'return_metrics' must be bool, not int"):
-            make(return_metrics=1)

@@ -1,13 +1,21 @@
-"""Targets, probabilities and weights in other types than the logits'."""
+"""Arguments of other types: those that are taken beside the logits', and those that are not."""
+
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import CALLS, CLASSES, INDEX, OPS, arguments, last_layer, logits
 from cases import DTYPES, LAYOUTS, check, make_problem
 
 import powergrad_ext as pg
 
 SHAPES = {"rows": (6, 50), "inner": (3, 5, 37)}
+OF_ROWS = [
+    ("z_loss", "no", "must be float, not str"),
+    ("row_weight", [1.0] * 3, "must be Tensor or None, not list"),
+    ("return_metrics", 1, "must be bool, not int"),
+]
 OTHERS = pytest.mark.parametrize("other", DTYPES, ids=lambda other: f"with {other}")
 
 
@@ -71,3 +79,106 @@ def test_weights(targets, autocast, other, dtype, device):
 
     problem.loss = loss
     check(problem)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_nested_tensors(requires_grad, layout):
+    def nested(tensor, **options):
+        return torch.nested.nested_tensor([tensor, tensor], layout=layout, **options)
+
+    bad = {
+        "input": nested(logits(3, CLASSES), requires_grad=requires_grad),
+        "target": nested(torch.zeros(3)),
+        "weight": nested(torch.ones(CLASSES)),
+    }
+    for name, tensor in bad.items():
+        given = arguments() | {name: tensor}
+        for call in CALLS:
+            with pytest.raises(
+                RuntimeError, match=rf"'{name}' must be a dense.*nested.*torch\.cat"
+            ):
+                call(**given)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_nested_logits_of_log_softmax(requires_grad):
+    strided = torch.nested.nested_tensor([logits(3, CLASSES)], requires_grad=requires_grad)
+    jagged = torch.nested.nested_tensor([logits(3, CLASSES)], layout=torch.jagged)
+
+    def operator_log_softmax(z):
+        return OPS.log_softmax(z, alpha=torch.tensor(0.3))
+
+    for function, nested in (
+        (pg.log_softmax, strided),
+        (operator_log_softmax, strided),
+        (operator_log_softmax, jagged),
+    ):
+        with pytest.raises(RuntimeError, match=r"'input' must be a dense.*nested.*torch\.cat"):
+            function(nested)
+    for dim in (0, 1):
+        with pytest.raises(
+            ValueError, match=f"'dim' must be .* not the batch or the ragged.*{dim}"
+        ):
+            pg.log_softmax(jagged, dim)
+    with pytest.raises(IndexError, match=r"\[-3, 2\], but got 3"):
+        pg.log_softmax(jagged, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantized_logits():
+    quantized = torch.quantize_per_tensor(logits(3, CLASSES), 0.1, 0, torch.qint8)
+    with pytest.raises((TypeError, RuntimeError), match=r"input.*quantized|quantized.*input"):
+        pg.cross_entropy(quantized, INDEX)
+    with pytest.raises((TypeError, RuntimeError), match=r"input.*quantized|quantized.*input"):
+        pg.log_softmax(quantized)
+
+
+@pytest.mark.parametrize("bad", [[0.0, 1.0], None, "logits"], ids=str)
+def test_not_a_tensor(bad):
+    with pytest.raises(TypeError):
+        pg.cross_entropy(bad, INDEX)
+    with pytest.raises(TypeError):
+        pg.cross_entropy(logits(3, CLASSES), bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("weight", [1.0] * CLASSES, "must be Tensor or None, not list"),
+        ("ignore_index", 2.0, "must be int .*, not float"),
+        ("ignore_index", None, "must be int .*, not NoneType"),
+        ("ignore_index", 2**63, "must be int .*, not 9223372036854775808"),
+        ("reduction", None, "must be str, not NoneType"),
+        ("label_smoothing", "0.1", "must be float, not str"),
+        ("inplace_backward", "yes", "must be bool, not str"),
+        *OF_ROWS,
+    ],
+    ids=str,
+)
+def test_argument_of_another_type(name, value, words):
+    with pytest.raises(TypeError, match=f"argument '{name}' {words}"):
+        pg.cross_entropy(logits(3, CLASSES), INDEX, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "words"), OF_ROWS, ids=str)
+def test_argument_of_another_type_of_the_last_layer(name, value, words):
+    with pytest.raises(TypeError, match=f"argument '{name}' {words}"):
+        last_layer(logits(3, CLASSES), INDEX, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pg.PowerGradCrossEntropyLoss, functools.partial(pg.PowerGradLinearCrossEntropyLoss, 4, 7)],
+)
+def test_return_metrics_of_modules_is_a_bool(make):
+    with pytest.raises(TypeError, match="'return_metrics' must be bool, not int"):
+        make(return_metrics=1)
+
+
+@pytest.mark.parametrize(("dim", "words"), [("1", "not str"), (2**63, "not 9223372036854775808")])
+def test_dim_of_another_type(dim, words):
+    with pytest.raises(TypeError, match=f"argument 'dim' must be int .*, {words}"):
+        pg.log_softmax(logits(3, CLASSES), dim)

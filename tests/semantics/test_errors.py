@@ -9,22 +9,26 @@ import re
 
 import pytest
 import torch
+from calls import (
+    CALLS,
+    CLASSES,
+    INDEX,
+    OPS,
+    arguments,
+    as_operator_arguments,
+    last_layer,
+    last_layer_of_many_dimensions,
+    logits,
+    probabilities,
+    raw_forward,
+    raw_shard,
+    saved_by_forward,
+    with_metrics,
+)
 
 import powergrad_ext as pg
-from powergrad_ext.options import Options
 
-CLASSES = 5
-OPS = torch.ops.powergrad
 TYPE_ERRORS = (TypeError, RuntimeError)
-INDEX = torch.tensor([0, 4, 2])
-
-
-def logits(*shape):
-    return torch.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
-
-
-def probabilities(dtype=torch.float32):
-    return torch.full((3, CLASSES), 1 / CLASSES, dtype=dtype)
 
 
 # name: (arguments that replace good ones, class of the error, what its text matches)
@@ -134,58 +138,75 @@ INVALID = {
     ),
     "no class to choose": ({"input": logits(3, 0)}, (RuntimeError, IndexError), "class|Target 0"),
 }
-invalid = pytest.mark.parametrize(("bad", "kind", "words"), INVALID.values(), ids=INVALID.keys())
+# Of options that have the same words wherever they are given.
+OF_ROWS = {
+    "z-loss negative": ({"z_loss": -1e-4}, ValueError, r"'z_loss' must be finite and >= 0, got -"),
+    "z-loss infinite": ({"z_loss": math.inf}, ValueError, "'z_loss' must be finite.*got inf"),
+    "z-loss nan": ({"z_loss": math.nan}, ValueError, "'z_loss' must be finite.*got nan"),
+    "too many weights": (
+        {"row_weight": torch.ones(4)},
+        RuntimeError,
+        r"'row_weight' must have a number for each row, shape \[3\], got shape \[4\]",
+    ),
+    "weights of classes": (
+        {"row_weight": torch.ones(3, CLASSES)},
+        RuntimeError,
+        r"'row_weight' must .* shape \[3\], got shape \[3, 5\]",
+    ),
+    "one weight": (
+        {"row_weight": torch.tensor(1.0)},
+        RuntimeError,
+        r"'row_weight'.* got shape \[\]",
+    ),
+    "integer weights": (
+        {"row_weight": torch.ones(3).long()},
+        TypeError,
+        "'row_weight' must be float32, float64, bfloat16 or float16, got Long",
+    ),
+    "boolean weights": ({"row_weight": torch.ones(3).bool()}, TypeError, "'row_weight'.*Bool"),
+    "weights with a gradient": (
+        {"row_weight": torch.ones(3, requires_grad=True)},
+        RuntimeError,
+        r"derivative for 'row_weight' is not implemented; pass row_weight\.detach\(\)",
+    ),
+    "weights elsewhere": (
+        {"row_weight": torch.ones(3, device="meta")},
+        RuntimeError,
+        "same device.*'row_weight'",
+    ),
+    "infinite weight": (
+        {"row_weight": torch.tensor([1.0, math.inf, 1.0])},
+        ValueError,
+        "'row_weight' must be finite and >= 0, got inf for row 1",
+    ),
+    "a weight beyond float32": (
+        {"row_weight": torch.tensor([1.0, 1.0, 1e60], dtype=torch.float64)},
+        ValueError,
+        "'row_weight' must be finite and >= 0, got inf for row 2",
+    ),
+    "sparse weights": (
+        {"row_weight": torch.ones(3).to_sparse()},
+        RuntimeError,
+        "'row_weight' must be a dense",
+    ),
+    "negative weight": (
+        {"row_weight": torch.tensor([1.0, -2.5, 1.0])},
+        ValueError,
+        r"'row_weight' must be finite and >= 0, got -2\.5 for row 1",
+    ),
+    "nan weight": (
+        {"row_weight": torch.tensor([1.0, 1.0, math.nan])},
+        ValueError,
+        "'row_weight' must be finite and >= 0, got nan for row 2",
+    ),
+}
 
 
-def arguments(device="cpu", **bad):
-    good = {"input": logits(3, CLASSES), "target": INDEX, **Options().keywords()}
-    return {name: beside(device, value) for name, value in (good | bad).items()}
+def cases_of(table):
+    return pytest.mark.parametrize(("bad", "kind", "words"), table.values(), ids=table.keys())
 
 
-def beside(device, value):
-    """The same argument on a device, unless it is meant to be elsewhere."""
-    if isinstance(value, torch.Tensor) and value.device.type == "cpu":
-        return value.to(device)
-    return value
-
-
-def as_operator_arguments(given):
-    alpha = given["alpha"]
-    if not isinstance(alpha, torch.Tensor):
-        alpha = torch.tensor(alpha, dtype=torch.float64)
-    return given | {"alpha": alpha}
-
-
-def raw_forward(**given):
-    return OPS.cross_entropy_forward(**as_operator_arguments(given), needs_backward=True)
-
-
-def saved_by_forward(device):
-    returned = raw_forward(**arguments(device))
-    return dict(zip(("statistics", "total_weight"), returned[1:], strict=True))
-
-
-def raw_backward(**given):
-    device = given["input"].device
-    given = as_operator_arguments(given) | saved_by_forward(device)
-    return OPS.cross_entropy_backward(grad_output=torch.ones((), device=device), **given)
-
-
-def operator(**given):
-    return OPS.cross_entropy(**as_operator_arguments(given))
-
-
-def in_place_backward(**given):
-    return pg.cross_entropy(**given, inplace_backward=True)
-
-
-CALLS = [
-    pg.cross_entropy,
-    in_place_backward,
-    operator,
-    raw_forward,
-    raw_backward,
-]
+invalid = cases_of(INVALID | OF_ROWS)
 
 
 @invalid
@@ -197,6 +218,20 @@ def test_invalid(call, bad, kind, words, device):
     with pytest.raises(kind, match=words):
         call(**given)
     assert same(given["input"], before)
+
+
+@cases_of(OF_ROWS)
+@pytest.mark.parametrize("call", [with_metrics, raw_shard, last_layer], ids=lambda c: c.__name__)
+def test_invalid_options_of_rows(call, bad, kind, words, device):
+    with pytest.raises(kind, match=words):
+        call(**arguments(device, **bad))
+
+
+@pytest.mark.parametrize("name", ["negative weight", "z-loss nan", "weights with a gradient"])
+def test_invalid_options_of_a_layer_of_many_dimensions(name, device):
+    bad, kind, words = OF_ROWS[name]
+    with pytest.raises(kind, match=words):
+        last_layer_of_many_dimensions(**arguments(device, **bad))
 
 
 @invalid
@@ -218,93 +253,6 @@ def same(a, b):
     if a.is_sparse:
         a, b = a.to_dense(), b.to_dense()
     return torch.equal(a, b)
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_nested_tensors(requires_grad, layout):
-    def nested(tensor, **options):
-        return torch.nested.nested_tensor([tensor, tensor], layout=layout, **options)
-
-    bad = {
-        "input": nested(logits(3, CLASSES), requires_grad=requires_grad),
-        "target": nested(torch.zeros(3)),
-        "weight": nested(torch.ones(CLASSES)),
-    }
-    for name, tensor in bad.items():
-        given = arguments() | {name: tensor}
-        for call in (pg.cross_entropy, in_place_backward, operator, raw_forward):
-            with pytest.raises(
-                RuntimeError, match=rf"'{name}' must be a dense.*nested.*torch\.cat"
-            ):
-                call(**given)
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_nested_logits_of_log_softmax(requires_grad):
-    strided = torch.nested.nested_tensor([logits(3, CLASSES)], requires_grad=requires_grad)
-    jagged = torch.nested.nested_tensor([logits(3, CLASSES)], layout=torch.jagged)
-
-    def operator_log_softmax(z):
-        return OPS.log_softmax(z, alpha=torch.tensor(0.3))
-
-    for function, nested in (
-        (pg.log_softmax, strided),
-        (operator_log_softmax, strided),
-        (operator_log_softmax, jagged),
-    ):
-        with pytest.raises(RuntimeError, match=r"'input' must be a dense.*nested.*torch\.cat"):
-            function(nested)
-    for dim in (0, 1):
-        with pytest.raises(
-            ValueError, match=f"'dim' must be .* not the batch or the ragged.*{dim}"
-        ):
-            pg.log_softmax(jagged, dim)
-    with pytest.raises(IndexError, match=r"\[-3, 2\], but got 3"):
-        pg.log_softmax(jagged, 3)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantized_logits():
-    quantized = torch.quantize_per_tensor(logits(3, CLASSES), 0.1, 0, torch.qint8)
-    with pytest.raises(TYPE_ERRORS, match=r"input.*quantized|quantized.*input"):
-        pg.cross_entropy(quantized, INDEX)
-    with pytest.raises(TYPE_ERRORS, match=r"input.*quantized|quantized.*input"):
-        pg.log_softmax(quantized)
-
-
-@pytest.mark.parametrize("bad", [[0.0, 1.0], None, "logits"], ids=str)
-def test_not_a_tensor(bad):
-    with pytest.raises(TypeError):
-        pg.cross_entropy(bad, INDEX)
-    with pytest.raises(TypeError):
-        pg.cross_entropy(logits(3, CLASSES), bad)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("weight", [1.0] * CLASSES, "must be Tensor or None, not list"),
-        ("ignore_index", 2.0, "must be int .*, not float"),
-        ("ignore_index", None, "must be int .*, not NoneType"),
-        ("ignore_index", 2**63, "must be int .*, not 9223372036854775808"),
-        ("reduction", None, "must be str, not NoneType"),
-        ("label_smoothing", "0.1", "must be float, not str"),
-        ("inplace_backward", "yes", "must be bool, not str"),
-    ],
-    ids=str,
-)
-def test_argument_of_another_type(name, value, words):
-    with pytest.raises(TypeError, match=f"argument '{name}' {words}"):
-        pg.cross_entropy(logits(3, CLASSES), INDEX, **{name: value})
-
-
-@pytest.mark.parametrize(("dim", "words"), [("1", "not str"), (2**63, "not 9223372036854775808")])
-def test_dim_of_another_type(dim, words):
-    with pytest.raises(TypeError, match=f"argument 'dim' must be int .*, {words}"):
-        pg.log_softmax(logits(3, CLASSES), dim)
 
 
 def test_out_of_range_target_of_a_row_of_weights():
@@ -333,3 +281,56 @@ def test_backward_with_what_forward_did_not_return(bad, device):
     with pytest.raises(RuntimeError, match=wrong):
         OPS.cross_entropy_backward(**given)
     assert torch.equal(given["input"], before)
+
+
+METRICS_OF_PROBABILITIES = {
+    "cross_entropy": with_metrics,
+    "last layer": lambda **given: last_layer(**given, return_metrics=True),
+    "reference": lambda **given: pg.reference.cross_entropy(**given, return_metrics=True),
+    "shard": lambda **given: raw_shard(**given, metrics=True),
+    "meta": lambda **given: raw_forward(**arguments("meta", **given), metrics=True),
+}
+
+
+@pytest.mark.parametrize(
+    "call", METRICS_OF_PROBABILITIES.values(), ids=METRICS_OF_PROBABILITIES.keys()
+)
+def test_metrics_need_class_indices(call):
+    with pytest.raises(ValueError, match=r"return_metrics.* must be False.*probabilities"):
+        call(**arguments("cpu", target=probabilities()))
+
+
+@pytest.mark.parametrize("z_loss", [-1.0, math.inf, math.nan, "no"])
+def test_modules(z_loss):
+    for make in (
+        pg.PowerGradCrossEntropyLoss,
+        lambda **o: pg.PowerGradLinearCrossEntropyLoss(2, 4, **o),
+    ):
+        with pytest.raises(ValueError, match="z_loss must be a finite number >= 0"):
+            make(z_loss=z_loss)
+
+
+@pytest.mark.parametrize("bad", [{"z_loss": -1.0}, {"row_weight": -torch.ones(3)}], ids=str)
+def test_reference(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        pg.reference.cross_entropy(**arguments(**bad))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("row_weight", torch.ones(3)),
+        ("z_loss", torch.tensor(0.1)),
+        ("label_smoothing", torch.tensor(0.1)),
+    ],
+)
+def test_no_derivative_is_silently_0(name, value):
+    """Of torch.func, also for numbers that torch takes as 0-d tensors."""
+
+    def loss(value):
+        return pg.cross_entropy(**arguments(**{name: value}))
+
+    with pytest.raises((TypeError, RuntimeError), match=name):
+        torch.func.grad(loss)(value)
+    with pytest.raises((TypeError, RuntimeError), match=name):
+        loss(value.clone().requires_grad_())

@@ -120,3 +120,14 @@ def test_z_loss_by_autograd():
         ),
         leaf,
     )
+
+
+def test_weights_that_float32_rounds_to_0():
+    """Are 0 for all who ask: the loss, its mean and its derivatives, also under vmap."""
+    logits, target = torch.linspace(-1.0, 2.0, 12).view(3, 4), torch.tensor([0, 3, 1])
+    tiny = torch.tensor([1.0, 1e-60, 1.0], dtype=torch.float64)
+    options = {"row_weight": tiny, "z_loss": 0.1}
+    expected = pg.cross_entropy(logits, target, row_weight=(tiny > 0.5).double(), z_loss=0.1)
+    torch.testing.assert_close(pg.cross_entropy(logits, target, **options), expected)
+    stacked = torch.func.vmap(lambda z: pg.cross_entropy(z, target, **options))(logits[None])
+    torch.testing.assert_close(stacked[0], expected)
