@@ -1,24 +1,33 @@
-"""linear_cross_entropy is cross_entropy of linear: by torch's derivative of the identity."""
+"""linear_cross_entropy is cross_entropy of linear: by the definition in float64."""
 
 import itertools
 import math
 
+import linear
 import pytest
 import torch
 import torch.nn.functional as F
+from linear import (
+    ALPHA,
+    OPTIONS,
+    TOLERANCE,
+    assert_close,
+    expected,
+    make_grad_output,
+    ours,
+    prepared,
+    solve,
+)
 from oracle import assert_loss
 
 import powergrad_ext as pg
 
 N, H, C = 150, 24, 37
-ALPHA = 0.4
-NAMES = ("input", "linear_weight", "linear_bias")
+options_of_the_loss = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
 
-def make_layer(dtype=torch.float64, device="cpu", rows=N, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    tensors = (torch.randn(*shape, generator=random) for shape in ((rows, H), (C, H), (C,)))
-    return [tensor.to(device, dtype) for tensor in tensors]
+def make_layer(dtype=torch.float64, device="cpu", rows=N):
+    return linear.make_layer(rows, H, C, dtype, device)
 
 
 def make_target(kind, device="cpu", rows=N, ignore_index=-100):
@@ -30,84 +39,27 @@ def make_target(kind, device="cpu", rows=N, ignore_index=-100):
     return target.to(device)
 
 
-def solve(function, layer, grad_output=None, wanted=(True, True, True)):
-    """The loss, and a gradient for each of the layer's tensors."""
-    layer = [
-        tensor.detach().clone().requires_grad_(is_wanted)
-        for tensor, is_wanted in zip(layer, wanted, strict=True)
-    ]
-    loss = function(*layer)
-    loss.backward(make_grad_output(loss) if grad_output is None else grad_output)
-    return loss.detach(), [tensor.grad for tensor in layer]
-
-
-def make_grad_output(loss):
-    return torch.linspace(-1.5, 2.0, loss.numel()).reshape(loss.shape).to(loss)
-
-
-def ours(target, alpha=ALPHA, **options):
-    def loss(input, linear_weight, linear_bias):
-        return pg.linear_cross_entropy(
-            input, linear_weight, target, linear_bias=linear_bias, alpha=alpha, **options
-        )
-
-    return loss
-
-
-def expected(target, layer, alpha=ALPHA, weight=None, **options):
-    """Torch's loss in float64, and its derivative of the identity."""
-    target = target.double() if target.is_floating_point() else target.long()
-    weight = None if weight is None else weight.double()
-    layer = [tensor.double() for tensor in layer]
-
-    def loss(scale):
-        def of(*layer):
-            return F.cross_entropy(scale * F.linear(*layer), target, weight, **options) / scale
-
-        return of
-
-    value = loss(1.0)(*layer)
-    return value, solve(loss(alpha), layer, make_grad_output(value))[1]
-
-
-# Of the largest gradient: the logits, the sums over rows and classes, and the result are rounded.
-TOLERANCE = {
-    torch.float64: 1e-13,
-    torch.float32: 1e-5,
-    torch.bfloat16: 3e-2,
-    torch.float16: 4e-3,
-}
-
-
-def assert_close(actual, wanted, dtype):
-    for name, each, right in zip(NAMES, actual, wanted, strict=True):
-        assert each.dtype == dtype
-        error = (each.double() - right).abs().max() / right.abs().max()
-        assert error <= TOLERANCE[dtype], (name, error.item())
-
-
 @pytest.mark.parametrize("chunk_rows", [None, 1, 40, N + 1])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"weighted": True}], ids=str)
+@options_of_the_loss
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, "probabilities"], ids=str)
-def test_float64_identity(kind, options, reduction, chunk_rows, device):
-    layer = make_layer(device=device)
-    target = make_target(kind, device)
-    options = dict(options, reduction=reduction)
-    if options.pop("weighted", False):
-        options["weight"] = torch.linspace(0.5, 2.0, C, device=device, dtype=torch.float64)
+def test_float64(kind, options, reduction, chunk_rows, device):
+    layer, target = make_layer(device=device), make_target(kind, device)
+    options = prepared(options, target, C, reduction=reduction)
     loss, gradients = solve(ours(target, chunk_rows=chunk_rows, **options), layer)
     right_loss, right_gradients = expected(target, layer, **options)
     torch.testing.assert_close(loss, right_loss, rtol=1e-13, atol=1e-13)
     assert_close(gradients, right_gradients, torch.float64)
 
 
+@options_of_the_loss
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_other_types(dtype, reduction, device):
+def test_other_types(dtype, reduction, options, device):
     layer, target = make_layer(dtype, device, rows=700), make_target(torch.int64, device, rows=700)
-    loss, gradients = solve(ours(target, reduction=reduction), layer)
-    right_loss, right_gradients = expected(target, layer, reduction=reduction)
+    options = prepared(options, target, C, reduction=reduction)
+    loss, gradients = solve(ours(target, **options), layer)
+    right_loss, right_gradients = expected(target, layer, **options)
     assert loss.dtype == torch.float32
     # A loss moves by what the target's logit and those beside it are rounded by.
     rounding = torch.finfo(dtype).eps * F.linear(*layer).abs().max().double()
@@ -145,14 +97,18 @@ def test_one_of_the_gradients(device):
     torch.testing.assert_close(found, list(together), rtol=0, atol=0)
 
 
+@options_of_the_loss
 @pytest.mark.parametrize("kind", [torch.int64, "probabilities"], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_a_single_row(reduction, kind, device):
+def test_a_single_row(reduction, kind, options, device):
     layer = make_layer(device=device)
     layer[0] = layer[0][3]
     target = make_target(kind, device)[3]
-    loss, gradients = solve(ours(target, reduction=reduction), layer)
-    right_loss, right_gradients = expected(target, layer, reduction=reduction)
+    options = prepared(options, target, C, reduction=reduction)
+    if "row_weight" in options:
+        options["row_weight"] = torch.tensor(0.75, device=device)
+    loss, gradients = solve(ours(target, **options), layer)
+    right_loss, right_gradients = expected(target, layer, **options)
     assert loss.shape == right_loss.shape
     torch.testing.assert_close(loss, right_loss, rtol=1e-12, atol=1e-13)
     assert_close(gradients, right_gradients, torch.float64)
@@ -168,20 +124,21 @@ def test_losses_of_many_dimensions(targets, device):
 
     layer = [make(6, H), make(C, 2, 3, H), make(C, 2, 3)]
     target = make(6, C, 2, 3).softmax(1)
+    options = {"row_weight": make(6, 2, 3).abs(), "z_loss": 0.05, "alpha": ALPHA}
     if targets == "indices":
         target = target.argmax(1)
 
-    def composed(scale):
-        def loss(input, weight, bias):
-            logits = torch.einsum("nh,c...h->nc...", input, weight) + bias
-            return F.cross_entropy(scale * logits, target) / scale
+    def composed(input, weight, bias, **more):
+        logits = torch.einsum("nh,c...h->nc...", input, weight) + bias
+        return pg.cross_entropy(logits, target, **options, **more)
 
-        return loss
-
-    loss, gradients = solve(ours(target), layer)
-    torch.testing.assert_close(loss, composed(1.0)(*layer), rtol=1e-12, atol=1e-13)
-    right = solve(composed(ALPHA), layer, make_grad_output(loss))[1]
+    loss, gradients = solve(ours(target, **options), layer)
+    right_loss, right = solve(composed, layer)
+    torch.testing.assert_close(loss, right_loss, rtol=1e-12, atol=1e-13)
     assert_close(gradients, right, torch.float64)
+    if targets == "indices":
+        metrics = ours(target, **options, return_metrics=True)(*layer)[1]
+        torch.testing.assert_close(metrics, composed(*layer, return_metrics=True)[1])
 
 
 def torch_samples(dtype):
@@ -306,24 +263,49 @@ def test_arguments_changed_after_forward(device):
 def test_autocast(dtype, device):
     """The layer's arguments as F.linear has them; gradients come back in their own type."""
     layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    options = prepared(OPTIONS["all"], target, C, alpha=ALPHA)
+
+    def of_logits(*layer, **more):
+        return pg.cross_entropy(F.linear(*layer), target, **options, **more)
+
     with torch.autocast(device.type, dtype=dtype):
-        loss, gradients = solve(ours(target), layer)
-        right_loss, right = solve(
-            lambda *t: pg.cross_entropy(F.linear(*t), target, alpha=ALPHA), layer
-        )
+        loss, gradients = solve(ours(target, **options), layer)
+        right_loss, right = solve(of_logits, layer)
+        metrics = ours(target, **options, return_metrics=True)(*layer)[1]
+        right_metrics = of_logits(*layer, return_metrics=True)[1]
     assert loss.dtype == torch.float32
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
-    torch.testing.assert_close(loss, right_loss)
+    torch.testing.assert_close((loss, *metrics), (right_loss, *right_metrics))
     for gradient, each in zip(gradients, right, strict=True):
         assert (gradient - each).abs().max() <= TOLERANCE[dtype] * each.abs().max()
 
 
-def test_gradient_of_probabilities(device):
-    layer = make_layer(device=device)
-    target = make_target("probabilities", device).requires_grad_()
+@options_of_the_loss
+def test_gradient_of_probabilities(options, device):
+    """A target that learns is not seen by chunks."""
+    layer, target = make_layer(device=device), make_target("probabilities", device).requires_grad_()
     (found,) = torch.autograd.grad(ours(target)(*layer), target)
     (right,) = torch.autograd.grad(F.cross_entropy(F.linear(*layer), target), target)
     torch.testing.assert_close(found, right)
+    options = prepared(options, target, C)
+    _, gradients = solve(ours(target, **options), layer)
+    assert_close(gradients, expected(target, layer, **options)[1], torch.float64)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("factor", [1.0, math.inf])
+def test_rows_of_weight_zero(factor, bad, device):
+    """Get a gradient of 0, whatever they hold, and whatever the loss is multiplied by."""
+    layer, target = make_layer(torch.float32, device), make_target(torch.int64, device)
+    options = prepared(OPTIONS["row weights"], target, C, z_loss=0.1)
+    skipped = options["row_weight"] == 0
+    layer[0][skipped] = bad
+    function = ours(torch.where(skipped, 10**6, target), **options)
+    loss, gradients = solve(function, layer, lambda loss: factor * torch.ones_like(loss))
+    assert loss.isfinite()
+    assert not gradients[0][skipped].any()
+    metrics = ours(target, **options, return_metrics=True)(*layer)[1]
+    assert not any(metric[skipped].any() for metric in metrics)
 
 
 def test_nothing_is_kept_without_a_gradient(device):

@@ -4,27 +4,20 @@ A result that its type can hold is right, to the rounding of that type; whatever
 how many count, and how heavy they are.
 """
 
+import linear
 import pytest
 import torch
 import torch.nn.functional as F
+from linear import TOLERANCE, expected, ours, solve
 from torch import nn
 
 import powergrad_ext as pg
 
-ALPHA = 0.4
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-# Of the largest gradient.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 def make_layer(rows, features, classes, dtype, device, mean=0.0):
-    random = torch.Generator().manual_seed(0)
-    layer = [
-        mean + torch.randn(rows, features, generator=random),
-        0.1 * torch.randn(classes, features, generator=random),
-        torch.randn(classes, generator=random),
-    ]
-    return [tensor.to(device, dtype) for tensor in layer]
+    return linear.make_layer(rows, features, classes, dtype, device, mean, scale=0.1)
 
 
 def make_target(rows, classes, device):
@@ -32,41 +25,17 @@ def make_target(rows, classes, device):
     return torch.randint(0, classes, (rows,), generator=random).to(device)
 
 
-def gradients_of(loss_of, layer, factor=1.0):
-    layer = [tensor.detach().clone().requires_grad_() for tensor in layer]
-    loss = loss_of(*layer)
-    return torch.autograd.grad(loss, layer, torch.full_like(loss, factor))
-
-
 def check(layer, target, dtype, *, chunk_rows=None, **options):
-    """By the identity in float64, for the grad_output that makes the largest element 16384.
+    """For the grad_output that makes the largest element 16384.
 
     Where it has a number for each row, the logits' gradients are in half precision with it: 64.
     """
     exponent = 6 if options.get("reduction") == "none" else 14
-
-    def ours(input, linear_weight, linear_bias):
-        return pg.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            alpha=ALPHA,
-            chunk_rows=chunk_rows,
-            **options,
-        )
-
-    def identity(*layer):
-        wide = dict(options)
-        if "weight" in wide:
-            wide["weight"] = wide["weight"].double()
-        q = target.double() if target.is_floating_point() else target
-        return F.cross_entropy(ALPHA * F.linear(*layer), q, **wide) / ALPHA
-
-    right = gradients_of(identity, [tensor.double() for tensor in layer])
+    right = expected(target, layer, torch.ones_like, **options)[1]
     for i, each in enumerate(right):
         factor = 2.0 ** (exponent - each.abs().max().log2().floor().item())
-        found = gradients_of(ours, layer, factor)[i]
+        function = ours(target, chunk_rows=chunk_rows, **options)
+        found = solve(function, layer, lambda loss, by=factor: torch.full_like(loss, by))[1][i]
         assert found.dtype == dtype
         error = (found.double() / factor - each).abs().max() / each.abs().max()
         assert error <= TOLERANCE[dtype], (i, error.item())
@@ -139,17 +108,7 @@ def test_like_gradients_of_many_chunks(dtype, device):
     layer = [tensor.to(device, dtype) for tensor in layer]
     target = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def sums(input, linear_weight, linear_bias):
-        return pg.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            reduction="sum",
-            chunk_rows=1,
-        )
-
-    found = gradients_of(sums, layer)
+    _, found = solve(ours(target, reduction="sum", chunk_rows=1), layer, torch.ones_like)
     # Of uniform logits, whatever alpha is.
     right = rows / 37 - rows * F.one_hot(torch.tensor(0), 37).double().to(device)
     for each in (found[2], *found[1].T):
@@ -229,19 +188,13 @@ def test_training_with_a_loss_scale(dtype, weighted, device):
     assert (result - right_result).abs().max() <= 0.02 * right_result.abs().max()
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_targets_that_weigh_nothing(dtype, reduction):
-    """As in float32: a sum has gradients of 0, a mean of nothing NaN."""
-    weight = torch.tensor([0.0, 1.0, 2.0])
-    target = torch.tensor([0, 0, -100, 0])
-    for each in (torch.float32, dtype):
-        x, layer = torch.ones(4, 5, dtype=each), torch.ones(3, 5, dtype=each)
-        x.requires_grad_(), layer.requires_grad_()
-        pg.linear_cross_entropy(x, layer, target, weight=weight, reduction=reduction).backward()
-        rows = [x.grad[[0, 1, 3]], layer.grad]
-        assert all(g.isnan().all() if reduction == "mean" else g.eq(0.0).all() for g in rows)
-        assert x.grad[2].eq(0.0).all()
+@HALF
+def test_a_sum_of_targets_that_weigh_nothing(dtype, device):
+    """Of a mean see test_linear_autograd.py."""
+    layer, target = make_layer(4, 5, 3, dtype, device), torch.zeros(4, dtype=torch.int64)
+    weight = torch.tensor([0.0, 1.0, 2.0], device=device)
+    _, found = solve(ours(target.to(device), weight=weight, reduction="sum"), layer)
+    assert not any(gradient.any() for gradient in found)
 
 
 @HALF
@@ -254,18 +207,26 @@ def test_chunks_whose_sums_cancel(dtype, device):
     grad_output[128:] = -1.0
     grad_output[200] = -2.0
 
-    def gradient_of_bias(loss_of, layer):
-        layer = [tensor.detach().requires_grad_() for tensor in layer]
-        loss = loss_of(*layer)
-        return torch.autograd.grad(loss, layer[2], grad_output.to(loss))[0].double()
-
-    def ours(input, weight, bias):
-        options = {"reduction": "none", "alpha": ALPHA, "chunk_rows": 128}
-        return pg.linear_cross_entropy(input, weight, target, linear_bias=bias, **options)
-
-    def identity(*layer):
-        return F.cross_entropy(ALPHA * F.linear(*layer), target, reduction="none") / ALPHA
-
-    found = gradient_of_bias(ours, layer)
-    right = gradient_of_bias(identity, [tensor.double() for tensor in layer])
+    found = solve(ours(target, reduction="none", chunk_rows=128), layer, lambda _: grad_output)[1][
+        2
+    ]
+    right = expected(target, layer, lambda _: grad_output.double(), reduction="none")[1][2]
     assert (found - right).abs().max() <= TOLERANCE[dtype] * right.abs().max()
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 1.0, 2.0**10])
+def test_row_weights_of_any_size(scale, device):
+    """The rows' gradients are given a size that the products can hold."""
+    layer, target = make_layer(21, 6, 17, torch.float16, device), make_target(21, 17, device)
+    row_weight = scale * (torch.arange(21, device=device) % 4)
+    check(layer, target, torch.float16, row_weight=row_weight, reduction="sum", z_loss=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.5}, {"label_smoothing": 0.1}], ids=str)
+def test_an_ignored_row_of_a_large_weight(options, device):
+    """The weights of rows that do not count give no size to the others' gradients."""
+    layer, target = make_layer(21, 6, 17, torch.float16, device), make_target(21, 17, device)
+    target[0] = -100
+    row_weight = torch.ones(21, device=device)
+    row_weight[0] = 1e8
+    check(layer, target, torch.float16, row_weight=row_weight, reduction="sum", **options)
