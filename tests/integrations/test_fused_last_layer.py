@@ -11,6 +11,9 @@ transformers = framework("transformers")
 from test_transformers import (  # noqa: E402
     VOCABULARY,
     assert_same,
+    batch,
+    fused_model,
+    gradients,
     language_model,
     sequences,
     weights_after_training,
@@ -20,36 +23,21 @@ from test_transformers import (  # noqa: E402
 from powergrad_ext.integrations.transformers import fuse_last_layer  # noqa: E402
 
 
-def fused_model(**options):
-    model = language_model()
-    fuse_last_layer(model, alpha=0.3, chunk_rows=7, **options)
-    return model
-
-
-def gradients(model, **batch):
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
-
-
 @pytest.mark.parametrize("count", [None, 17], ids=["mean", "num_items_in_batch"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_loss_and_gradients(shifted, count):
-    tokens, labels = sequences()
-    batch = {"input_ids": tokens, "labels": labels}
+    given = batch()
     if count is not None:
-        batch["num_items_in_batch"] = torch.tensor(count)
+        given["num_items_in_batch"] = torch.tensor(count)
     if shifted:
-        batch["shift_labels"] = torch.roll(labels, -1, 1)
-    model, plain = fused_model().train(), with_loss_function(0.3).train()
-    assert_same(gradients(model, **batch), gradients(plain, **batch))
+        given["shift_labels"] = torch.roll(given["labels"], -1, 1)
+    model, plain = fused_model(), with_loss_function(0.3).train()
+    assert_same(gradients(model, **given), gradients(plain, **given))
 
 
 def test_evaluation_and_generation_have_their_logits():
     tokens, labels = sequences()
     model, plain = fused_model(), with_loss_function(0.3)
-    model.train()
     assert model(input_ids=tokens, labels=labels).logits is None
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=tokens).logits, plain(input_ids=tokens).logits)
@@ -61,17 +49,16 @@ def test_evaluation_and_generation_have_their_logits():
 
 def test_a_model_that_is_trained_in_evaluation_mode():
     """For its dropout's sake: the gradient is PGT's there too."""
-    tokens, labels = sequences()
-    batch = {"input_ids": tokens, "labels": labels}
-    assert_same(
-        gradients(fused_model().eval(), **batch), gradients(with_loss_function(0.3).eval(), **batch)
+    found, right = (
+        gradients(model.eval(), **batch()) for model in (fused_model(), with_loss_function(0.3))
     )
+    assert_same(found, right)
 
 
 def test_no_logits_are_made():
     """Of more than seven rows, that is, by the model's own operators."""
     tokens, labels = sequences()
-    model = fused_model().train()
+    model = fused_model()
     with torch.profiler.profile(record_shapes=True) as profile:
         model(input_ids=tokens, labels=labels).loss.backward()
     shapes = [shape for event in profile.events() for shape in event.input_shapes or []]

@@ -21,10 +21,13 @@ transformers = framework("transformers")
 from test_transformers import (  # noqa: E402
     VOCABULARY,
     assert_same,
+    batch,
+    fused_model,
     language_model,
     sequences,
     with_loss_function,
 )
+from test_transformers import gradients as gradients_of  # noqa: E402
 
 import powergrad_ext as pg  # noqa: E402
 from powergrad_ext.integrations.transformers import (  # noqa: E402
@@ -34,31 +37,13 @@ from powergrad_ext.integrations.transformers import (  # noqa: E402
 )
 
 
-def batch():
-    tokens, labels = sequences()
-    return {"input_ids": tokens, "labels": labels}
-
-
-def fused_model(alpha=0.3):
-    model = language_model().train()
-    fuse_last_layer(model, alpha=alpha, chunk_rows=7)
-    return model
-
-
 def gradients(model, **more):
-    model.zero_grad()
-    output = model(**batch(), **more)
-    assert output.logits is None
-    output.loss.backward()
-    return output.loss.detach(), [each.grad for each in model.parameters() if each.requires_grad]
+    return gradients_of(model, **batch(), **more)
 
 
 @pytest.fixture(scope="module")
 def right():
-    model = with_loss_function(0.3).train()
-    loss = model(**batch()).loss
-    loss.backward()
-    return loss.detach(), [parameter.grad for parameter in model.parameters()]
+    return gradients(with_loss_function(0.3).train())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -221,11 +206,9 @@ def test_label_smoothing():
     model, plain = language_model().train(), language_model().train()
     fuse_last_layer(model, 0.3, label_smoothing=0.2)
     plain.loss_function = causal_lm_loss(0.3, label_smoothing=0.2)
-    right = plain(**batch()).loss
-    right.backward()
-    loss, found = gradients(model)
-    assert_same((loss, found), (right.detach(), [each.grad for each in plain.parameters()]))
-    assert not torch.isclose(loss, fused_model()(**batch()).loss)
+    found = gradients(model)
+    assert_same(found, gradients(plain))
+    assert not torch.isclose(found[0], fused_model()(**batch()).loss)
 
 
 @pytest.mark.parametrize("saved", [None, ["lm_head"]])
@@ -246,12 +229,9 @@ def test_peft(first, saved):
             fuse_last_layer(wrapped, 0.3)
         return wrapped.train()
 
-    plain = adapted(fused=False)
-    loss = plain(**batch()).loss
-    loss.backward()
-    expected = [each.grad for each in plain.parameters() if each.requires_grad]
     model = adapted(fused=True)
-    assert_same(gradients(model), (loss.detach(), expected))
+    assert model(**batch()).logits is None
+    assert_same(gradients(model), gradients(adapted(fused=False)))
     with model.disable_adapter():
         torch.testing.assert_close(model(**batch()).loss, fused_model()(**batch()).loss)
     unfuse_last_layer(model)

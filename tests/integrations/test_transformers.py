@@ -19,6 +19,7 @@ import powergrad_ext as pg  # noqa: E402
 from powergrad_ext.integrations.transformers import (  # noqa: E402
     AlphaCallback,
     causal_lm_loss,
+    fuse_last_layer,
     trainer_loss,
 )
 
@@ -53,6 +54,24 @@ def sequences(count=4, length=11, seed=1):
         labels[row, length - 2 * row :] = -100
     labels[0, 3] = -100
     return tokens, labels
+
+
+def batch():
+    tokens, labels = sequences()
+    return {"input_ids": tokens, "labels": labels}
+
+
+def fused_model(alpha=0.3):
+    model = language_model().train()
+    fuse_last_layer(model, alpha=alpha, chunk_rows=7)
+    return model
+
+
+def gradients(model, **given):
+    model.zero_grad()
+    loss = model(**given).loss
+    loss.backward()
+    return loss.detach(), [each.grad for each in model.parameters() if each.requires_grad]
 
 
 def next_token_identity(logits, labels, count=None, alpha=0.3, ignore_index=-100):

@@ -15,6 +15,12 @@ from test_transformers import VOCABULARY, language_model, next_token_identity  #
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
+from powergrad_ext.integrations.transformers import (  # noqa: E402
+    causal_lm_loss,
+    fuse_last_layer,
+    set_loss_function,
+    trainer_loss,
+)
 from powergrad_ext.integrations.trl import PowerGradSFTTrainer  # noqa: E402
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 4)]
@@ -170,6 +176,36 @@ def test_gradient_checkpointing(tmp_path):
     assert_same(
         step(made(PowerGradSFTTrainer, "completion-only", tmp_path, **options), None), right
     )
+
+
+class PlainSFTTrainer(SFTTrainer):
+    """Asks the model for its loss."""
+
+    compute_loss = transformers.Trainer.compute_loss
+
+
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
+def test_other_ways_to_our_loss(tmp_path):
+    """SFTTrainer computes its own unless it is told not to."""
+
+    def weights(kind=SFTTrainer, prepare=lambda model: None, **options):
+        model = language_model()
+        prepare(model)
+        settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+        made(kind, "completion-only", tmp_path, model, settings, **options).train()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    right = weights()
+    assert_same(weights(compute_loss_func=trainer_loss(1.0)), right)
+    ours = weights(compute_loss_func=trainer_loss(0.3))
+    assert_same(weights(PowerGradSFTTrainer, alpha=0.3), ours)
+    for prepare in (
+        lambda model: set_loss_function(model, causal_lm_loss(0.3)),
+        lambda model: fuse_last_layer(model, 0.3),
+    ):
+        assert_same(weights(PlainSFTTrainer, prepare), ours)
+    with pytest.raises(AssertionError):
+        assert_same(ours, right)
 
 
 def test_lora_on_the_last_layer_is_refused(tmp_path):
