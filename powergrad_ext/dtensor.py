@@ -88,22 +88,20 @@ def linear_cross_entropy(
         _as_autocast(tensor if is_dtensor(tensor) else _replicated(tensor, linear_weight))
         for tensor in layer
     )
-    of_layer = [
-        placement if placement == Shard(0) else Replicate()
-        for placement in _placements_of_logits(linear_weight, 0)
-    ]
-    of_rows = [
-        Shard(0) if rows == Shard(0) and layer == Replicate() else Replicate()
-        for rows, layer in zip(input.placements, of_layer, strict=True)
-    ]
-    of_input_gradient = [
-        Partial() if layer == Shard(0) else rows
-        for rows, layer in zip(of_rows, of_layer, strict=True)
-    ]
-    of_layer_gradient = [
-        Partial() if rows == Shard(0) else layer
-        for rows, layer in zip(of_rows, of_layer, strict=True)
-    ]
+    # In each dimension of the mesh, of rows and layer and of their gradients.
+    placements: list[tuple[Any, ...]] = []
+    for rows, layer_rows in zip(
+        input.placements, _placements_of_logits(linear_weight, 0), strict=True
+    ):
+        if layer_rows == Shard(0):
+            placements.append((Replicate(), Shard(0), Partial(), Shard(0)))
+        elif rows == Shard(0):
+            placements.append((Shard(0), Replicate(), Shard(0), Partial()))
+        else:
+            placements.append((Replicate(),) * 4)
+    of_rows, of_layer, of_input_gradient, of_layer_gradient = map(
+        list, zip(*placements, strict=True)
+    )
     linear_weight = _with_placements(linear_weight, of_layer)
     if is_dtensor(target):
         target = _with_placements(target, of_rows).to_local()

@@ -28,6 +28,11 @@ def solve(loss, logits, grad_output):
     return value.detach(), logits.grad
 
 
+def row_weights():
+    """Of which some are 0."""
+    return 0.25 * (torch.arange(ROWS) % 4).double()
+
+
 def check_bits(loss):
     everyone = [torch.empty_like(loss) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, loss)

@@ -25,6 +25,7 @@ OPTIONS = {
     "plain": {},
     "weights, smoothing": {"weight": torch.linspace(0.5, 1.5, CLASSES), "label_smoothing": 0.1},
     "ignored": {"ignore_index": 2},
+    "of rows": {"row_weight": (torch.arange(ROWS) % 4).double(), "z_loss": 0.05},
 }
 
 
@@ -47,19 +48,36 @@ def check_cross_entropy(mesh, placements, kind, reduction, options):
     if kind == "probabilities":
         options = {name: value for name, value in options.items() if name != "ignore_index"}
 
-    def loss(logits, target):
-        return pg.cross_entropy(logits, target, reduction=reduction, alpha=0.4, **options)
+    options = options | {"reduction": reduction, "alpha": 0.4}
+
+    def loss(logits, target, **more):
+        return pg.cross_entropy(logits, target, **(options | more))
 
     right = solve(loss, logits.clone().requires_grad_(), target)
     given = distribute_tensor(logits, mesh, placements).requires_grad_()
     of_rows = [Replicate() if placement == Shard(1) else placement for placement in placements]
     its_target = distribute_tensor(target, mesh, placements if kind == "probabilities" else of_rows)
-    with CommDebugMode() as communication:
-        found = solve(loss, given, its_target)
-    whole = [tensor.full_tensor().detach() for tensor in found]
-    torch.testing.assert_close(whole, [right[0].detach(), right[1]], rtol=1e-12, atol=1e-14)
-    assert found[1].placements == given.placements
+    ways = [{}]
+    if "row_weight" in options:
+        own = distribute_tensor(options["row_weight"], mesh, of_rows)
+        whole = distribute_tensor(options["row_weight"], mesh, [Replicate()] * mesh.ndim)
+        ways = [{"row_weight": each} for each in (own, whole, own.to_local())]
+    for its_options in ways:
+        with CommDebugMode() as communication:
+            found = solve(functools.partial(loss, **its_options), given, its_target)
+        assert_whole(found, [right[0].detach(), right[1]])
+        assert found[1].placements == given.placements
+    if kind == "indices":
+        more = {"return_metrics": True}
+        value, metrics = loss(given, its_target, **its_options, **more)
+        right_value, right_metrics = loss(logits, target, **more)
+        assert_whole((value, *metrics), [right_value, *right_metrics])
     return communication
+
+
+def assert_whole(found, right):
+    whole = [tensor.full_tensor().detach() for tensor in found]
+    torch.testing.assert_close(whole, right, rtol=1e-12, atol=1e-14)
 
 
 def check_log_softmax(mesh, placements, dim):
@@ -203,6 +221,11 @@ def inside_loss_parallel(mesh):
     other = distribute_tensor(torch.zeros(ROWS), init_device_mesh("cpu", (1, 2)), [Replicate()] * 2)
     with pytest.raises(ValueError, match="argument 'target' must have the device mesh of 'input'"):
         pg.cross_entropy(given, other.long())
+    with pytest.raises(ValueError, match="'row_weight' must have the device mesh of 'input'"):
+        pg.cross_entropy(given, its_target, row_weight=other)
+    learned = distribute_tensor(torch.ones(ROWS), mesh, [Replicate()]).requires_grad_()
+    with pytest.raises(RuntimeError, match="derivative for 'row_weight' is not implemented"):
+        pg.cross_entropy(given, its_target, row_weight=learned)
 
 
 def other_dimensions(mesh):
@@ -277,8 +300,7 @@ def two_dimensions():
     """Data times tensor parallel, on four ranks."""
     mesh = init_device_mesh("cpu", (2, 2))
     for first, second in itertools.product((Replicate(), Shard(0), Shard(1)), repeat=2):
-        for reduction in ("mean", "none"):
-            options = OPTIONS["weights, smoothing"]
+        for reduction, options in itertools.product(("mean", "none"), OPTIONS.values()):
             check_cross_entropy(mesh, [first, second], "indices", reduction, options)
         check_log_softmax(mesh, [first, second], 1)
 

@@ -23,6 +23,7 @@ OPTIONS = {
         "ignore_index": 3,
     },
     "capped": {"logit_scale": 0.7, "softcap": 2.0},
+    "of rows": {"row_weight": (torch.arange(ROWS) % 4).double(), "z_loss": 0.05, "ignore_index": 3},
 }
 
 
@@ -44,18 +45,37 @@ def check(mesh, of_rows, of_layer, reduction, options, bias=True):
     right = solve(alone, target, grad_output, reduction=reduction, **options)
     given = leaves(tensors, mesh, of_rows, of_layer)
     its_target = distribute_tensor(target, mesh, of_rows)
-    with torch.profiler.profile() as profile:
-        found = solve(
-            given,
-            its_target,
-            grad_output,
-            reduction=reduction,
-            chunk_rows=CHUNK_ROWS,
-            **options,
-        )
-    for one, other in zip(found, right, strict=True):
-        torch.testing.assert_close(one.full_tensor(), other, rtol=1e-12, atol=1e-12)
+    its_options = {"reduction": reduction, "chunk_rows": CHUNK_ROWS}
+    ways = [options]
+    if "row_weight" in options:
+        # Rows that are sharded are gathered where classes are.
+        local = [Replicate() if Shard(0) in of_layer else each for each in of_rows]
+        row_weight = options["row_weight"]
+        as_dtensor = distribute_tensor(row_weight, mesh, of_rows)
+        ways = [
+            options | {"row_weight": each}
+            for each in (as_dtensor, distribute_tensor(row_weight, mesh, local).to_local())
+        ]
+    for way in ways:
+        with torch.profiler.profile() as profile:
+            found = solve(given, its_target, grad_output, **its_options, **way)
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one.full_tensor(), other, rtol=1e-12, atol=1e-12)
+    check_metrics(given, its_target, alone, target, its_options | way, options)
     return exchanges(profile)
+
+
+def check_metrics(given, its_target, alone, target, its_options, options):
+    def metrics_of(layer, target, options):
+        input, weight, bias = layer
+        return pg.linear_cross_entropy(
+            input, weight, target, linear_bias=bias, **options, return_metrics=True
+        )[1]
+
+    found = metrics_of(given, its_target, its_options)
+    for one, other in zip(found, metrics_of(alone, target, options), strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.full_tensor(), other, rtol=1e-12, atol=1e-12)
 
 
 def exchanges(profile):
@@ -75,7 +95,8 @@ def sharded(mesh):
         seen = check(mesh, [Replicate()], [Shard(0)], reduction, options, bias=bias)
         assert seen == 1 + chunks
     for of_rows, of_layer in itertools.product((Replicate(), Shard(0)), (Replicate(), Shard(1))):
-        check(mesh, [of_rows], [of_layer], "mean", {}, bias=False)
+        for options in (OPTIONS["plain"], OPTIONS["of rows"]):
+            check(mesh, [of_rows], [of_layer], "mean", options, bias=False)
 
 
 def default_row_chunks(mesh):
@@ -261,9 +282,18 @@ def arguments_that_differ(mesh):
         {"ignore_index": -100 - rank},
         {"chunk_rows": 4 + rank},
         {"chunk_rows": None if rank else 5},
+        {"z_loss": 0.1 * rank},
+        {"return_metrics": rank == 1},
     ):
         with pytest.raises(RuntimeError, match="arguments that differ"):
             pg.linear_cross_entropy(input, layer, target, **options)
+    for options, words in (
+        ({"row_weight": torch.ones(ROWS) - 2 * rank}, "'row_weight' must be finite and >= 0"),
+        ({"z_loss": -1.0 * rank}, "'z_loss' must be finite"),
+    ):
+        error, message = ((RuntimeError, "an error of its own"), (ValueError, words))[rank]
+        with pytest.raises(error, match=message):
+            pg.linear_cross_entropy(input, layer, target, **options, return_metrics=True)
 
     def on_each(local, placement):
         return DTensor.from_local(local, mesh, [placement], run_check=False)

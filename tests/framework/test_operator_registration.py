@@ -125,9 +125,16 @@ LINEAR_OPERATORS = {
 SHARD = (2, 2)
 
 
-def shard_arguments(device, dtype=torch.float32, reduction="none"):
-    logits = make_logits((6, 10), dtype, device)
+def shard_arguments(device, arrangement, dtype, reduction):
+    logits = {
+        "rows": lambda: make_logits((6, 12), dtype, device)[:, 1:11],
+        "columns": lambda: make_logits((10, 6), dtype, device).t(),
+        "positions": lambda: make_logits((6, 10, 3), dtype, device),
+        "permuted": lambda: make_logits((6, 3, 10), dtype, device).movedim(2, 1),
+    }[arrangement]()
     target = torch.tensor([0, 2, 5, 11, 13, -100], device=device)
+    if logits.dim() == 3:
+        target = torch.stack([target] * 3, 1)
     weight = torch.linspace(0.5, 1.5, 14, device=device)
     return logits, target, smoothed(weight, reduction)
 
@@ -152,7 +159,9 @@ SHARD_OPERATORS = {
         metrics,
     ),
     "cross_entropy_backward": lambda z, target, options, metrics: (
-        torch.ones_like(merged(z, target, options)[0]),
+        torch.ones_like(merged(z, target, options)[0]).view(
+            target.shape if options.reduction == "none" else ()
+        ),
         z,
         target,
         merged(z, target, options)[1][: options.statistics],
@@ -201,12 +210,19 @@ def test_log_softmax_operators(name, dim, device):
     torch.library.opcheck(operator(name), LOG_SOFTMAX_OPERATORS[name](logits, dim))
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("arrangement", "dtype", "reduction"),
+    [
+        ("rows", torch.float64, "none"),
+        ("columns", torch.bfloat16, "mean"),
+        ("positions", torch.float64, "mean"),
+        ("permuted", torch.bfloat16, "none"),
+    ],
+)
 @pytest.mark.parametrize("rows", [False, True], ids=["", "row weights, z-loss and metrics"])
 @pytest.mark.parametrize("name", SHARD_OPERATORS)
-def test_shard_operators(name, rows, dtype, reduction, device):
-    logits, target, options = shard_arguments(device, dtype, reduction)
+def test_shard_operators(name, rows, arrangement, dtype, reduction, device):
+    logits, target, options = shard_arguments(device, arrangement, dtype, reduction)
     options = with_rows(options, target) if rows else options
     arguments = SHARD_OPERATORS[name](logits, target, options, rows)
     torch.library.opcheck(operator(name), arguments)

@@ -1,5 +1,6 @@
 """Classes sharded over processes: the loss and gradient of one, for one exchange of numbers."""
 
+import functools
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from sharded_logits import (
     check_bits,
     forget_sizes,
     problem,
+    row_weights,
     run,
     shard_of,
     solve,
@@ -39,6 +41,8 @@ OPTIONS = {
         "alpha": torch.tensor(0.6),
     },
     "nothing but smoothing": {"label_smoothing": 1.0, "ignore_index": -7},
+    "z-loss": {"z_loss": 0.05},
+    "of rows": {"row_weight": row_weights(), "z_loss": 1.5, "label_smoothing": 0.1},
 }
 # Of the loss and of the largest gradient, besides two rounding steps of the gradient's type.
 BOUNDS = {torch.float64: 1e-14, torch.float32: 4e-6, torch.bfloat16: 4e-6, torch.float16: 4e-6}
@@ -64,15 +68,16 @@ def every_combination():
         grad_output = torch.randn((ROWS,) if reduction == "none" else (), dtype=torch.float64)
         dist.broadcast(grad_output, 0)
 
-        def alone(z, target=target, reduction=reduction, options=options):
-            return pg.cross_entropy(z, target, reduction=reduction, **options)
+        def alone(z, target=target, reduction=reduction, options=options, **more):
+            return pg.cross_entropy(z, target, reduction=reduction, **options, **more)
 
-        def together(z, target=target, reduction=reduction, options=options):
-            return vocab_parallel_cross_entropy(z, target, reduction=reduction, **options)
+        def together(z, target=target, reduction=reduction, options=options, **more):
+            return vocab_parallel_cross_entropy(z, target, reduction=reduction, **options, **more)
 
         forget_sizes()
         right_loss, right_gradient = solve(alone, logits.double(), grad_output)
-        loss, gradient = solve(together, shard_of(logits, sizes), grad_output)
+        own = shard_of(logits, sizes)
+        loss, gradient = solve(together, own, grad_output)
         bound = BOUNDS[dtype]
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(loss.double(), right_loss, rtol=bound, atol=0)
@@ -86,6 +91,51 @@ def every_combination():
             atol=max(bound * largest, 1e-12) if dtype != torch.float16 else 1e-7,
         )
         check_bits(loss)
+        check_metrics(together, own, alone, logits, bound)
+        of_metrics, metrics = together(own.requires_grad_(), return_metrics=True)
+        for metric in metrics:  # they are the caller's
+            metric.zero_()
+        (again,) = torch.autograd.grad(of_metrics, own, grad_output.to(loss.dtype))
+        assert torch.equal(of_metrics, loss)
+        assert torch.equal(again, gradient)
+
+
+def check_metrics(together, own, alone, logits, bound):
+    """Those of the whole in float64."""
+    found = together(own, return_metrics=True)[1]
+    right = alone(logits.double(), return_metrics=True)[1]
+    for one, other in zip(found[:2], right[:2], strict=True):
+        atol = bound * other.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+        torch.testing.assert_close(one.double(), other, rtol=bound, atol=atol, equal_nan=True)
+    assert torch.equal(found.correct, right.correct)
+    assert not any(metric.requires_grad for metric in found)
+
+
+def rows_of_weight_zero():
+    """Count for nothing, whatever a rank's logits of them are."""
+    forget_sizes()
+    logits, target = problem()
+    row_weight, target = row_weights(), target.clamp(min=0)
+    skipped = row_weight == 0
+    for bad, rank in itertools.product((torch.nan, torch.inf, -torch.inf), range(2)):
+        results = []
+        for value in (bad, 1.0):
+            own = shard_of(logits, SIZES[2][0]).clone()
+            if dist.get_rank() == rank:
+                own[skipped] = value
+            own.requires_grad_()
+            loss, metrics = vocab_parallel_cross_entropy(
+                own,
+                torch.where(skipped, 10**6, target),
+                row_weight=row_weight,
+                z_loss=0.1,
+                return_metrics=True,
+            )
+            loss.backward()
+            results.append((loss, *metrics, own.grad))
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
+        assert not any(metric[skipped].any() for metric in results[0][1:4])
 
 
 def positions():
@@ -121,8 +171,8 @@ def unusual_logits():
         logits[7, 13] = torch.nan
         grad_output = torch.ones(ROWS)
 
-        def loss(z, function, target=target, smoothing=smoothing):
-            return function(z, target, reduction="none", label_smoothing=smoothing)
+        def loss(z, function, target=target, smoothing=smoothing, **more):
+            return function(z, target, reduction="none", label_smoothing=smoothing, **more)
 
         right = solve(lambda z: loss(z, pg.cross_entropy), logits, grad_output)
         found = solve(
@@ -130,6 +180,9 @@ def unusual_logits():
         )
         torch.testing.assert_close(found[0], right[0], equal_nan=True)
         torch.testing.assert_close(found[1], shard_of(right[1], sizes), equal_nan=True)
+        together = functools.partial(loss, function=vocab_parallel_cross_entropy)
+        alone = functools.partial(loss, function=pg.cross_entropy)
+        check_metrics(together, shard_of(logits, sizes), alone, logits, 1e-13)
         nothing = torch.empty(0, sizes[dist.get_rank()])
         assert vocab_parallel_cross_entropy(nothing, target[:0], reduction="sum") == 0
         assert vocab_parallel_cross_entropy(nothing, target[:0]).isnan()
@@ -143,13 +196,14 @@ def confident_rows():
     sizes = SIZES[2][0]
     grad_output = torch.ones(4)
 
-    def loss(z, function):
-        return function(z, target, reduction="none", alpha=0.5)
+    def loss(z, function, **more):
+        return function(z, target, reduction="none", alpha=0.5, **more)
 
-    right = solve(lambda z: loss(z, pg.cross_entropy), logits.double(), grad_output)
-    found = solve(
-        lambda z: loss(z, vocab_parallel_cross_entropy), shard_of(logits, sizes), grad_output
-    )
+    together = functools.partial(loss, function=vocab_parallel_cross_entropy)
+    alone = functools.partial(loss, function=pg.cross_entropy)
+    right = solve(alone, logits.double(), grad_output)
+    found = solve(together, shard_of(logits, sizes), grad_output)
+    check_metrics(together, shard_of(logits, sizes), alone, logits, 4e-6)
     torch.testing.assert_close(found[0].double(), right[0], rtol=4e-6, atol=0)
     whole = shard_of(right[1], sizes)
     torch.testing.assert_close(found[1].double(), whole, rtol=4e-6, atol=0)
@@ -200,22 +254,25 @@ def compiled():
     logits, target = problem()
     target = target.clamp(min=0)
 
-    def loss(z, target):
-        return vocab_parallel_cross_entropy(z, target, alpha=0.4, label_smoothing=0.1)
+    def loss(z, target, row_weight):
+        options = {"row_weight": row_weight, "z_loss": 0.1, "return_metrics": True}
+        return vocab_parallel_cross_entropy(z, target, alpha=0.4, label_smoothing=0.1, **options)
 
-    def gradient(loss):
+    def solved(loss):
         own = shard_of(logits, SIZES[2][0]).clone().requires_grad_()
-        loss(own, target).backward()
-        return own.grad
+        value, metrics = loss(own, target, row_weights())
+        value.backward()
+        return value.detach(), *metrics, own.grad
 
     for dynamic in (False, True):
         torch.compiler.reset()
-        found = gradient(torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic))
-        torch.testing.assert_close(found, gradient(loss))
+        found = solved(torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic))
+        torch.testing.assert_close(found, solved(loss))
 
 
 ON_TWO = [
     every_combination,
+    rows_of_weight_zero,
     positions,
     unusual_logits,
     confident_rows,

@@ -1,18 +1,29 @@
 """Classes sharded over processes: what ranks tell each other, and what they do if they disagree."""
 
+import itertools
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
-from sharded_logits import CLASSES, ROWS, Exchanges, forget_sizes, problem, run, shard_of, solve
+from sharded_logits import (
+    CLASSES,
+    ROWS,
+    Exchanges,
+    forget_sizes,
+    problem,
+    row_weights,
+    run,
+    shard_of,
+    solve,
+)
 from torch.distributed.tensor.debug import CommDebugMode
 
 import powergrad_ext as pg
 from powergrad_ext.distributed import vocab_parallel_cross_entropy
 
-NUMBERS = 5  # that each rank tells of a row
+NUMBERS, WITH_METRICS = 5, 7  # that each rank tells of a row
 SIZES = (11, 12)  # how many classes each rank has
 
 
@@ -70,15 +81,18 @@ def an_error_while_another_rank_asks_for_sizes():
 
 
 def what_is_communicated():
-    """Sizes once; then a single gather of five numbers a row, and nothing in backward."""
+    """Sizes once; then a single gather of some numbers a row, and nothing in backward."""
     logits, target = problem()
     target = target.clamp(min=0)
     own = shard_of(logits, SIZES).clone().requires_grad_()
     vocab_parallel_cross_entropy(own, target)
+    options = {"row_weight": row_weights(), "z_loss": 0.1}
     with CommDebugMode() as communication, Exchanges() as exchanges:
         vocab_parallel_cross_entropy(own, target).backward()
-    assert communication.get_total_counts() == 1
-    assert exchanges.sizes == [1 + NUMBERS * ROWS]
+        vocab_parallel_cross_entropy(own, target, **options).backward()
+        vocab_parallel_cross_entropy(own, target, return_metrics=True)[0].backward()
+    assert communication.get_total_counts() == 3
+    assert exchanges.sizes == [1 + of_row * ROWS for of_row in (NUMBERS, NUMBERS, WITH_METRICS)]
 
 
 def arguments_that_differ():
@@ -93,6 +107,8 @@ def arguments_that_differ():
         {"reduction": ("sum", "mean")[rank]},
         {"alpha": 0.3 + rank},
         {"weight": torch.ones(CLASSES) if rank == 0 else None},
+        {"z_loss": 0.1 * rank},
+        {"row_weight": row_weights() if rank else None},
     ]
     for options in different:
         with pytest.raises(RuntimeError, match="ranks 0 and 1 of the group"):
@@ -103,6 +119,7 @@ def arguments_that_differ():
     equal = {"ignore_index": (1, True)[rank], "label_smoothing": (0, 0.0)[rank]}
     assert vocab_parallel_cross_entropy(own, target, **equal).isfinite()
     # What only one of them can know of.
+    weights = torch.ones(ROWS)
     wrong = [
         ({"target": target[rank:]}, ValueError, "to match target batch_size"),
         ({"target": target + 50 * rank}, IndexError, "out of bounds"),
@@ -110,9 +127,17 @@ def arguments_that_differ():
         ({"reduction": ("sum", "average")[rank]}, ValueError, "average is not a valid value"),
         ({"label_smoothing": 2.0 * rank}, RuntimeError, "must be between 0.0 and 1.0"),
         ({"weight": torch.ones(CLASSES + rank)}, RuntimeError, "for all 23 classes"),
+        ({"z_loss": -1.0 * rank}, ValueError, "'z_loss' must be finite"),
+        ({"row_weight": weights - 2 * rank}, ValueError, "'row_weight' must be finite and >= 0"),
+        ({"row_weight": torch.ones(ROWS + rank)}, RuntimeError, "'row_weight' must have a number"),
+        (
+            {"row_weight": weights.clone().requires_grad_(rank == 1)},
+            RuntimeError,
+            "derivative for 'row_weight'",
+        ),
     ]
-    for changed, error, message in wrong:
-        arguments = {"target": target, "alpha": 0.3, **changed}
+    for (changed, error, message), metrics in itertools.product(wrong, (False, True)):
+        arguments = {"target": target, "alpha": 0.3, "return_metrics": metrics, **changed}
         if arguments["alpha"] == 0:
             arguments["alpha"] = 0.3
         expected = (error, message) if rank == 1 else (RuntimeError, "an error of its own")

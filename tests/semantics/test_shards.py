@@ -4,8 +4,6 @@ import pytest
 import torch
 from cases import make_problem
 from oracle import assert_gradient, assert_loss, definition
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from powergrad_ext.options import Options
 
@@ -205,39 +203,6 @@ def test_infinite_rows_are_nan(value, device):
             )
             assert gradient[0].isnan().all()
             assert gradient[1].isfinite().all()
-
-
-@pytest.mark.parametrize("arrangement", ["rows", "columns", "positions", "permuted"])
-def test_fake_rules(arrangement):
-    """Sizes, strides and types without data are those with data."""
-    logits = {
-        "rows": torch.randn(6, 8)[:, 1:6],
-        "columns": torch.randn(5, 6).t(),
-        "positions": torch.randn(6, 5, 3),
-        "permuted": torch.randn(6, 3, 5).movedim(2, 1),
-    }[arrangement]
-    rows = (6, *logits.shape[2:])
-    target = torch.randint(9, rows)
-    options = Options(reduction="none", alpha=ALPHA)
-    message, total = OPS.cross_entropy_shard_forward(logits, target, *options, 1, 3, 7)
-    _, numbers = OPS.cross_entropy_merge_shards(message[None], total, *options)
-    calls = {
-        OPS.cross_entropy_shard_forward: (logits, target, *options, 1, 3, 7),
-        OPS.cross_entropy_merge_shards: (message[None], total, *options),
-        OPS.cross_entropy_backward: (
-            torch.randn(rows), logits, target, numbers[:STATISTICS], total, *options, 1, 3
-        ),
-    }  # fmt: skip
-    for operator, arguments in calls.items():
-        real = operator(*arguments)
-        with FakeTensorMode() as mode:
-            fake = operator(
-                *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
-            )
-        for one, other in zip(pytree.tree_leaves(fake), pytree.tree_leaves(real), strict=True):
-            assert (one.shape, one.stride(), one.dtype) == (
-                other.shape, other.stride(), other.dtype
-            )  # fmt: skip
 
 
 def test_a_shard_masked_by_the_least_number(dtype, device):
