@@ -36,3 +36,13 @@ def of_logits(target, **options):
 
 def grad_output_for(loss):
     return torch.linspace(-1.0, 2.0, loss.numel()).reshape(loss.shape).to(loss)
+
+
+def row_options(device):
+    """Options of which each needs tensors of its own in backward; some rows weigh nothing."""
+    return {
+        "weight": torch.linspace(0.5, 1.5, C, device=device, dtype=torch.float64),
+        "row_weight": (torch.arange(N, device=device) % 4).double(),
+        "z_loss": 0.1,
+        "label_smoothing": 0.1,
+    }

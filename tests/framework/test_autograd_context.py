@@ -16,7 +16,8 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_checkpoint(use_reentrant, reduction, device):
     """Recomputed in backward, and the same."""
-    problem = make_problem((6, 50), torch.float32, device, reduction=reduction)
+    options = {"reduction": reduction, "weighted_rows": True, "z_loss": 0.1}
+    problem = make_problem((6, 50), torch.float32, device, **options)
     gradients = []
     for loss_of in (
         problem.loss,

@@ -44,7 +44,8 @@ def test_dynamic_batch(device):
     compiled = torch.compile(pg.cross_entropy, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
     for batch in (4, 7, 64):
-        check_compiled(make_problem((batch, 10), torch.float32, device, seed=batch), compiled)
+        options = {"weighted_rows": True, "z_loss": 0.1, "seed": batch}
+        check_compiled(make_problem((batch, 10), torch.float32, device, **options), compiled)
         compilations.append(counter.frame_count)
     assert compilations == compilations[:1] * 3
 

@@ -25,6 +25,7 @@ def count(function, backward, needs, **options):
     target = torch.arange(ROWS)
     with FlopCounterMode(display=False) as counter:
         loss = function(input, linear_weight, target, linear_bias=bias, **options)
+        loss = loss[0] if isinstance(loss, tuple) else loss
         if backward:
             loss.sum().backward()
     return counter.get_total_flops()
@@ -32,9 +33,10 @@ def count(function, backward, needs, **options):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("needs", [(True, True, True), (False, True, True), (True, False, False)])
-def test_a_step_of_the_last_layer(needs, reduction):
+@pytest.mark.parametrize("options", [{}, {"return_metrics": True}], ids=str)
+def test_a_step_of_the_last_layer(options, needs, reduction):
     """The gradients' products are done in forward."""
-    found = count(pg.linear_cross_entropy, True, needs, reduction=reduction)
+    found = count(pg.linear_cross_entropy, True, needs, reduction=reduction, **options)
     assert found == count(unfused, True, needs, reduction=reduction) > PRODUCT
 
 

@@ -215,7 +215,8 @@ def test_bad_input_inside_a_transform():
 
 class Losses(torch.nn.Module):
     def forward(self, logits, target):
-        return pg.cross_entropy(logits, target) + pg.log_softmax(logits)[:, 1].mean()
+        loss, metrics = pg.cross_entropy(logits, target, z_loss=0.1, return_metrics=True)
+        return loss + pg.log_softmax(logits)[:, 1].mean() + metrics.entropy.mean()
 
 
 def test_exported_module(device):

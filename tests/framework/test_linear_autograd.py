@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from last_layer import C, H, N, fused, grad_output_for, make_layer, make_target, of_logits
+from last_layer import (
+    C,
+    H,
+    N,
+    fused,
+    grad_output_for,
+    make_layer,
+    make_target,
+    of_logits,
+    row_options,
+)
 from torch._dynamo import compiled_autograd
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -38,18 +48,18 @@ def test_the_node_itself_returns_the_types_of_its_arguments(dtype, reduction, de
 def test_hooks_that_pack_everything_in_fewer_bits(reduction, device):
     """Each argument gets its type back: the gradient is that of the rounded ones."""
     layer, target = make_layer(device), make_target(device)
-    weight = torch.linspace(0.5, 1.5, C, device=device, dtype=torch.float64)
-    options = {"reduction": reduction, "label_smoothing": 0.1, "alpha": 0.5}
+    options = row_options(device) | {"reduction": reduction, "alpha": 0.5}
 
     def pack(tensor):
         return tensor.bfloat16() if tensor.is_floating_point() else tensor.to(torch.int16)
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = fused(target, weight=weight, **options)(*layer)
+        loss = fused(target, **options)(*layer)
     found = torch.autograd.grad(loss, layer, grad_output_for(loss))
+    options["weight"] = options["weight"].bfloat16().double()
     rounded = [each.detach().bfloat16().double().requires_grad_() for each in layer]
     right = gradients_of(
-        of_logits(target, weight=weight.bfloat16().double(), **options),
+        of_logits(target, **options),
         rounded,
         grad_output_for(loss),
     )
@@ -77,15 +87,7 @@ def test_create_graph_with_every_option(biased, reduction, device):
     target[0] = 5
     if not biased:
         layer.pop()
-    options = {
-        "weight": torch.linspace(0.5, 1.5, C, device=device, dtype=torch.float64),
-        "ignore_index": 5,
-        "label_smoothing": 0.1,
-        "alpha": 0.4,
-        "reduction": reduction,
-        "row_weight": (torch.arange(N, device=device) % 4).double(),
-        "z_loss": 0.1,
-    }
+    options = row_options(device) | {"ignore_index": 5, "alpha": 0.4, "reduction": reduction}
 
     def both_orders(loss_of):
         loss = loss_of(*layer)
@@ -152,7 +154,7 @@ def test_grad_output_that_is_not_finite(function, reduction, grad_output, compil
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", ["all zero", "zero for the targets"])
 @pytest.mark.parametrize("function", [fused, of_logits], ids=["fused", "of logits"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_targets_that_weigh_nothing(dtype, function, weights, label_smoothing, compiled, device):
     """A mean over no weight is NaN, of rows that count; torch's of the same logits."""
     layer = make_layer(device, dtype)
@@ -206,13 +208,16 @@ def test_scripted_module(biased, alpha, device):
         reduction="sum",
         alpha=alpha,
         chunk_rows=7,
+        z_loss=0.1,
     ).to(device)
     x, target = make_layer(device, torch.float32)[0], make_target(device)
+    rows = (torch.arange(N, device=device) % 4).float()
     target[target == -100] = 5
     tensors = [x, *module.linear.parameters()]
     scripted = torch.jit.script(module)
-    right = pg.cross_entropy(module.linear(x), target, module.weight, 5, "sum", 0.1, alpha=0.4)
-    loss = scripted(x, target)
+    options = {"alpha": 0.4, "row_weight": rows, "z_loss": 0.1}
+    right = pg.cross_entropy(module.linear(x), target, module.weight, 5, "sum", 0.1, **options)
+    loss = scripted(x, target, rows)
     torch.testing.assert_close(loss, right)
     torch.testing.assert_close(
         torch.autograd.grad(loss, tensors), torch.autograd.grad(right, tensors)

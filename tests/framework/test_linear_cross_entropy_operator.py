@@ -5,7 +5,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from last_layer import C, H, N, fused, grad_output_for, make_layer, make_target, of_logits
+from last_layer import (
+    C,
+    H,
+    N,
+    fused,
+    grad_output_for,
+    make_layer,
+    make_target,
+    of_logits,
+    row_options,
+)
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,17 +43,24 @@ def assert_same(found, right):
 def test_compiled(reduction, backend, device):
     """One graph, forward and backward, for every batch."""
     counter = CompileCounterWithBackend(backend)
-    options = {"label_smoothing": 0.1}
 
-    def loss(input, linear_weight, linear_bias, target):
-        return fused(target, reduction=reduction, **options)(input, linear_weight, linear_bias)
+    def step(input, linear_weight, linear_bias, target, row_weight):
+        options = {"label_smoothing": 0.1, "z_loss": 0.1, "row_weight": row_weight}
+        loss = fused(target, reduction=reduction, **options, return_metrics=True)
+        value, metrics = loss(input, linear_weight, linear_bias)
+        return value, *metrics
 
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
     for rows in (N, 12, 70):
         layer, target = make_layer(device, rows=rows), make_target(device, rows)
-        found = solve(lambda *layer, target=target: compiled(*layer, target), layer)
-        assert_same(found, solve(fused(target, reduction=reduction, **options), layer))
+        row_weight = (torch.arange(rows, device=device) % 4).double()
+        results = []
+        for function in (compiled, step):
+            loss, *metrics = function(*layer, target, row_weight)
+            gradients = torch.autograd.grad(loss, layer, grad_output_for(loss))
+            results.append((loss, *metrics, *gradients))
+        assert_same(*results)
         compilations.append(counter.frame_count)
     assert compilations == compilations[:1] * 3
 
@@ -109,8 +126,9 @@ def test_functorch(reduction, transform, batched, device):
         torch.stack([each, 2 * each]).detach() if i in batched else each.detach()
         for i, each in enumerate(layer)
     ]
-    found = transform(fused(target, reduction=reduction))(*tensors)
-    assert_same(found, transform(of_logits(target, reduction=reduction))(*tensors))
+    options = row_options(device) | {"reduction": reduction}
+    found = transform(fused(target, **options))(*tensors)
+    assert_same(found, transform(of_logits(target, **options))(*tensors))
 
 
 def test_functorch_under_compile(device):
@@ -135,7 +153,7 @@ def test_gradcheck(device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_checkpoint(reduction, reentrant, device):
     layer, target = make_layer(device), make_target(device)
-    loss = fused(target, reduction=reduction)
+    loss = fused(target, reduction=reduction, **row_options(device))
     value, right = solve(loss, layer)
     found = checkpoint(loss, *layer, use_reentrant=reentrant)
     found.backward(grad_output_for(found))

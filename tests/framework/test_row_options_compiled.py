@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-import torch._dynamo.testing
 from last_layer import N, make_layer, make_target
 from row_options import make_finite_rows
 
@@ -36,45 +35,6 @@ def test_compiled(backend, fresh_compiler):
         found[0].backward()
         results.append((found[0], *metrics, leaf.grad))
     torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiled_last_layer(reduction, fresh_compiler):
-    layer, target = make_layer("cpu", torch.float32), make_target("cpu")
-    row_weight = (torch.arange(N) % 4).float()
-
-    def step(input, weight, bias):
-        loss, metrics = pg.linear_cross_entropy(
-            input,
-            weight,
-            target,
-            linear_bias=bias,
-            reduction=reduction,
-            row_weight=row_weight,
-            z_loss=0.1,
-            return_metrics=True,
-        )
-        return loss, *metrics
-
-    results = []
-    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-        found = function(*layer)
-        results.append((*found, *torch.autograd.grad(found[0].sum(), layer)))
-    torch.testing.assert_close(*results)
-
-
-def test_one_compilation_for_any_number_of_rows(fresh_compiler):
-    frames = torch._dynamo.testing.CompileCounter()
-
-    @torch.compile(fullgraph=True, backend=frames, dynamic=True)
-    def step(z, y, r):
-        return pg.cross_entropy(z, y, row_weight=r, z_loss=0.1, return_metrics=True)[1].entropy
-
-    for rows in (5, 8, 11):
-        logits, target, row_weight = make_finite_rows((rows, 7), torch.float32)
-        expected = pg.cross_entropy(logits, target, row_weight=row_weight, return_metrics=True)
-        torch.testing.assert_close(step(logits, target, row_weight), expected[1].entropy)
-    assert frames.frame_count == 1
 
 
 # Export

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from last_layer import N, make_layer, make_target
-from row_options import make_finite_rows, make_rows
-from torch.func import functionalize, grad, vmap
+from row_options import make_rows
+from torch.func import grad, vmap
 
 import powergrad_ext as pg
 
@@ -76,15 +76,3 @@ def test_the_last_layer_under_torch_func():
     batched, of_batch = vmap(loss, (0, None, None))(torch.stack([layer[0]] * 2), *layer[1:])
     torch.testing.assert_close(batched, torch.stack([expected] * 2).detach())
     torch.testing.assert_close(of_batch.entropy[1], metrics.entropy)
-
-
-def test_functionalization():
-    logits, target, row_weight = make_finite_rows()
-
-    def loss(z):
-        value, metrics = pg.cross_entropy(
-            z, target, row_weight=row_weight, z_loss=0.1, return_metrics=True
-        )
-        return value, *metrics
-
-    torch.testing.assert_close(functionalize(loss)(logits), loss(logits))

@@ -117,7 +117,8 @@ def test_other_strides(targets, shape, reduction, dtype, device):
 @DTYPES
 def test_other_types(dtype, targets, packed, reduction, device):
     """The gradient is that of the logits that came back, to the precision of their first type."""
-    problem = make_problem((6, 50), dtype, device, reduction=reduction, targets=targets)
+    options = {"reduction": reduction, "targets": targets, "weighted_rows": True, "z_loss": 0.1}
+    problem = make_problem((6, 50), dtype, device, **options)
     logits = problem.logits.clone().requires_grad_()
     with repacked(packed):
         loss = problem.loss(logits, problem.target)
@@ -127,6 +128,7 @@ def test_other_types(dtype, targets, packed, reduction, device):
         return tensor.to(packed).to(tensor.dtype) if tensor.is_floating_point() else tensor
 
     problem.alpha = torch.tensor(0.3, dtype=torch.float64).to(packed).double()
+    problem.options["row_weight"] = packed_and_back(problem.options["row_weight"])
     seen = packed_and_back(problem.logits).requires_grad_()
     expected = problem.loss(seen, packed_and_back(problem.target))
     expected.backward(torch.ones_like(expected))
