@@ -40,6 +40,8 @@ PLATFORM = "manylinux_{}_{}_{}".format(*GLIBC, platform.machine())
 # An option of CUDA 13's nvcc; the wheel's own compression would leave twice as much. Drivers that
 # cannot decompress it are too old for CUDA 13's runtime as well.
 SMALL = "--compress-mode=size"
+# A constraint that pip may be configured with is none for these wheels.
+ENVIRONMENT = os.environ | {"PIP_CONSTRAINT": os.devnull}
 # What describes a wheel or a source distribution.
 GENERATED = re.compile(r"powergrad_ext/COMMIT|PKG-INFO|setup\.cfg|[^/]+\.(egg|dist)-info/.*")
 # What of a torch's wheel a binding is compiled and linked with.
@@ -85,14 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     archive = source_distribution(options.output)
     check(archive, [])
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB): commit {commit.commit()}")
+    wheels: dict[str, Path] = {}
     for version, some in bindings.items():
         files = [native / library.name for library in (*shared, *some)]
-        wheel = pack(version, files, options.output)
+        wheels[version] = wheel = pack(version, files, options.output)
         check(wheel, files)
         check_platform(wheel)
         print(f"{wheel} ({wheel.stat().st_size / 1e6:.1f} MB): torch {', '.join(torches[version])}")
-        for minor in torches[version] if options.test else ():
-            test(wheel, pythons[version], minor)
+    if options.test:
+        test_all(
+            [
+                (wheels[version], pythons[version], minor)
+                for version in wheels
+                for minor in torches[version]
+            ]
+        )
 
 
 class Python(NamedTuple):
@@ -138,10 +147,9 @@ def as_numbers(version: str) -> tuple[int, ...]:
 
 
 def pip(*words: str) -> str:
-    """What pip prints. A constraint that it may be configured with is none for these wheels."""
+    """What pip prints."""
     command = [sys.executable, "-m", "pip", *words]
-    environment = os.environ | {"PIP_CONSTRAINT": os.devnull}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
 
@@ -239,8 +247,17 @@ def check_platform(wheel: Path) -> None:
         sys.exit(f"{wheel.name} is for a later platform than its name says:\n{told}")
 
 
-def test(wheel: Path, python: Python, torch_minor: str) -> None:
-    """Run tests/wheels in a new environment, and remove that when they have passed.
+def test_all(pairs: Iterable[tuple[Path, Python, str]]) -> None:
+    """Test each wheel beside each of its torches, then tell of all of them; stop if any failed."""
+    passed = {f"{pair[0].name} with torch {pair[2]}": test(*pair) for pair in pairs}
+    for name, well in passed.items():
+        print(f"{'passed' if well else 'FAILED'}: {name}")
+    if not all(passed.values()):
+        sys.exit(1)
+
+
+def test(wheel: Path, python: Python, torch_minor: str) -> bool:
+    """Whether tests/wheels pass in a new environment, which is removed if they do.
 
     A torch for CUDA takes over 5 GB with what it depends on.
     """
@@ -248,8 +265,11 @@ def test(wheel: Path, python: Python, torch_minor: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     words = [f"WHEEL={wheel}", f"PYTHON={python.path}", f"TORCH=torch~={torch_minor}.0"]
     words.append(f"INSTALLED={folder}")
-    subprocess.run(["make", "test-installed", *words], cwd=REPOSITORY, check=True)
-    shutil.rmtree(folder)
+    command = ["make", "test-installed", *words]
+    passed = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT).returncode == 0
+    if passed:
+        shutil.rmtree(folder)
+    return passed
 
 
 if __name__ == "__main__":

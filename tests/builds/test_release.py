@@ -66,6 +66,24 @@ def test_what_git_does_not_know_is_found(tmp_path: Path, kind: str) -> None:
     assert wheels.names_in(archive) - known == expected
 
 
+def test_all_pairs_are_tested_though_one_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And all are told of in the end."""
+    monkeypatch.setattr(wheels, "test", lambda wheel, python, minor: minor != "2.12")
+    python = wheels.Python("python3", _build.running_python())
+    pairs = [(Path("one.whl"), python, minor) for minor in ("2.11", "2.12", "2.13")]
+    with pytest.raises(SystemExit) as stopped:
+        wheels.test_all(pairs)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "passed: one.whl with torch 2.11",
+        "FAILED: one.whl with torch 2.12",
+        "passed: one.whl with torch 2.13",
+    ]
+    wheels.test_all([pairs[0], pairs[2]])
+
+
 @pytest.mark.parametrize("name", ["csrc/row.h", "powergrad_ext/alpha.py"])
 def test_the_commit_tells_of_a_changed_file(tmp_path: Path, name: str) -> None:
     package = tmp_path / "powergrad_ext" / "_build"
