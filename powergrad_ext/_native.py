@@ -80,6 +80,12 @@ def _load(binding: Path, torch_version: str) -> ModuleType:
     for library in (binding, folder / _build.CPU_LIBRARY, *optional):
         if (fault := elf.fault(library)) is not None:
             raise ImportError(f"{library} {fault}: {_again(library)}")
+    # The linker writes a library's name into it. Not every two torches differ in their symbols.
+    if f"\0{binding.name}\0".encode() not in binding.read_bytes():
+        raise ImportError(
+            f"{binding.name} was built for another PyTorch than {torch_version} or another Python, "
+            f"and renamed: {_again(binding)}"
+        )
     spec = importlib.util.spec_from_file_location(MODULE, binding)
     assert spec is not None
     assert spec.loader is not None

@@ -214,9 +214,21 @@ def test_a_binding_of_another_torch_is_explained(
         'void gone();\nextern "C" __attribute__((visibility("default"))) void* PyInit__C() {\n'
         "  gone();\n  return nullptr;\n}\n"
     )
-    run("c++", "-shared", "-fPIC", source, "-o", installed, cwd=tiny_package.folder)
+    name = f"-Wl,-soname,{installed.name}"
+    run("c++", "-shared", "-fPIC", name, source, "-o", installed, cwd=tiny_package.folder)
     result = tiny_package.import_it()
+    assert "undefined symbol" in result.stderr.splitlines()[-1]
     assert "was built for another PyTorch" in result.stderr.splitlines()[-1]
+    assert "install powergrad_ext again" in result.stderr.splitlines()[-1]
+
+
+def test_a_renamed_binding_is_explained(tiny_package: TinyPackage, installed: Path) -> None:
+    """Though this torch has all symbols that it needs: what it takes them for may have changed."""
+    installed.write_bytes(installed.read_bytes().replace(BINDING.encode(), b"_C_torch9.99."))
+    result = tiny_package.import_it()
+    assert result.stderr.splitlines()[-1].startswith(
+        f"ImportError: {installed.name} was built for another PyTorch than "
+    )
     assert "install powergrad_ext again" in result.stderr.splitlines()[-1]
 
 

@@ -70,9 +70,12 @@ def test_all_pairs_are_tested_though_one_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And all are told of in the end."""
-    monkeypatch.setattr(wheels, "test", lambda wheel, python, minor: minor != "2.12")
+    monkeypatch.setattr(wheels, "test", lambda pair: pair.torch != "2.12")
     python = wheels.Python("python3", _build.running_python())
-    pairs = [(Path("one.whl"), python, minor) for minor in ("2.11", "2.12", "2.13")]
+    pairs = [
+        wheels.Pair(Path("one.whl"), python, minor, newest=False)
+        for minor in ("2.11", "2.12", "2.13")
+    ]
     with pytest.raises(SystemExit) as stopped:
         wheels.test_all(pairs)
     assert stopped.value.code == 1
