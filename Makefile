@@ -5,12 +5,14 @@
 #   TORCH   what pip installs there if it holds no torch >= 2.11; options for pip may follow
 #   TESTS   which tests test-torch and test-installed run, and other options for pytest
 #   WHEEL   the wheel that test-wheel and test-installed test
+#   EXTRAS  what test-installed installs beside it, such as docs,evidence,frameworks,test
 #   RUN     what each measurement of bench-results is started with, such as taskset or numactl
 PYTHON = python3
 VENV = .venv
 TORCH = torch==2.13.0
 TESTS =
 DIST = dist
+EXTRAS = test
 RUN =
 RESULTS = bench/results/cpu-xeon
 
@@ -140,7 +142,7 @@ test-installed: ## install WHEEL in a new environment and test it (PYTHON=... TO
 	@git ls-files -z --cached --others --exclude-standard ':!powergrad_ext' ':!csrc' | \
 	    xargs -0 cp --parents --target-directory=$(INSTALLED)
 	@sh scripts/venv.sh $(INSTALLED)/.venv '$(PYTHON)' '$(TORCH)'
-	$(INSTALLED)/.venv/bin/python -m pip install --quiet '$(abspath $(WHEEL))[test]'
+	$(INSTALLED)/.venv/bin/python -m pip install --quiet '$(abspath $(WHEEL))[$(EXTRAS)]'
 	$(INSTALLED)/.venv/bin/python -m pip install --quiet --no-deps --force-reinstall $(abspath $(WHEEL))
 	cd $(INSTALLED) && WHEEL=$(abspath $(WHEEL)) OMP_NUM_THREADS=1 .venv/bin/python -m pytest --quiet $(or $(TESTS),tests/wheels)
 

@@ -16,6 +16,7 @@ from bench.cases import CASES, COMPILED_ON_GPU, FRESH, IN_PLACE, MODES, OF_LOG_S
 from bench.peers import ALPHAS, name_of_ours
 from bench.requirements import CPU_REQUIREMENTS
 from bench.result import machine_of, read, results_of
+from powergrad_ext._build import source_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ["--case", "tiny", "--peer", "eager", "--budget", "0"]
@@ -183,7 +184,7 @@ def test_explain_names_every_kernel(
 ) -> None:
     run.main(["--explain", "--case", "llama3", "--device", device])
     printed = capsys.readouterr().out
-    text = "".join(path.read_text() for path in (REPOSITORY / "csrc").glob(sources))
+    text = "".join(path.read_text() for path in source_folder().glob(sources))
     kernels = re.findall(named, text)
     assert 0 < len(kernels) == text.count(mark)
     for kernel in {*kernels} - {"merge_shards"}:  # which several processes have a use for
