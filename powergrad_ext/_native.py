@@ -53,7 +53,13 @@ def _find() -> ModuleType:
     )
     if installed.exists():
         return _load(installed, torch.__version__)
-    return _load(_built_once(_build.source_folder(), torch.__version__), torch.__version__)
+    csrc = _build.source_folder()
+    if not csrc.is_dir():  # as in a kernel of the Hugging Face hub
+        raise ImportError(
+            f"{PACKAGE} has no {installed.name}, and no sources to compile it from: "
+            "pip install powergrad_ext"
+        )
+    return _load(_built_once(csrc, torch.__version__), torch.__version__)
 
 
 def _require_torch() -> None:

@@ -176,6 +176,18 @@ def test_an_installed_binding_goes_before_the_cache(tiny_package: TinyPackage) -
     assert tiny_package.import_it(CXX="no-such-compiler").stdout.strip() == str(installed)
 
 
+def test_without_sources_nothing_is_compiled(tiny_package: TinyPackage) -> None:
+    """As in a kernel of the Hugging Face hub, for a Python that it has no binding for."""
+    binding = tiny_package.install()
+    binding.unlink()
+    tiny_package.source.parent.rename(tiny_package.folder / "elsewhere")
+    result = tiny_package.import_it()
+    assert result.stderr.splitlines()[-1] == (
+        f"ImportError: {tiny_package.package} has no {binding.name}, and no sources to compile it "
+        "from: pip install powergrad_ext"
+    )
+
+
 @pytest.fixture
 def installed(tiny_package: TinyPackage) -> Path:
     """The binding of an installed package, whose sources lie in it."""
