@@ -251,15 +251,18 @@ class Pair(NamedTuple):
     wheel: Path
     python: Python
     torch: str
-    newest: bool  # of its torches
+    newest: bool  # the newest torch that the wheel serves
 
 
 def test_all(pairs: Iterable[Pair]) -> None:
-    """Test each of them, then tell of all; stop if any failed."""
-    passed = {pair: test(pair) for pair in pairs}
-    for pair, well in passed.items():
-        print(f"{'passed' if well else 'FAILED'}: {pair.wheel.name} with torch {pair.torch}")
-    if not all(passed.values()):
+    """Test each of them, say after each how it went, and stop in the end if any failed."""
+    failed = False
+    for pair in pairs:
+        passed = test(pair)
+        failed = failed or not passed
+        verdict = "passed" if passed else "FAILED"
+        print(f"{verdict}: {pair.wheel.name} with torch {pair.torch}", flush=True)
+    if failed:
         sys.exit(1)
 
 
@@ -269,7 +272,7 @@ def test(pair: Pair) -> bool:
     A torch for CUDA takes over 5 GB with what it depends on. With the newest torch those run too
     that are marked slow, since they compile.
     """
-    folder = WORK / "tested"
+    folder = WORK / "tested" / f"{pair.wheel.stem}-torch-{pair.torch}"
     shutil.rmtree(folder, ignore_errors=True)
     command = ["make", "test-installed", f"WHEEL={pair.wheel}", f"PYTHON={pair.python.path}"]
     command += [f"TORCH=torch~={pair.torch}.0", f"INSTALLED={folder}"]

@@ -13,6 +13,7 @@ class Allocations(NamedTuple):
 
     peak: int
     left: int
+    total: int  # freed or not
 
 
 def allocations_of(call: Callable[[], Any]) -> Allocations:
@@ -21,9 +22,10 @@ def allocations_of(call: Callable[[], Any]) -> Allocations:
         result = call()
     events = seen.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    now = peak = 0
+    now = peak = total = 0
     for _, change in sorted(changes, key=lambda each: each[0]):
         now += change
         peak = max(peak, now)
+        total += max(change, 0)
     del result
-    return Allocations(peak, now)
+    return Allocations(peak, now, total)

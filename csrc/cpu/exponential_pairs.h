@@ -38,12 +38,6 @@ PowersOfRoot<kNumerator, kDenominator, V> select(
   return {select(mask, yes.root, no.root)};
 }
 
-template <class Mask, int kNumerator, int kDenominator, class V>
-PowersOfRoot<kNumerator, kDenominator, V> masked(
-    Mask mask, const PowersOfRoot<kNumerator, kDenominator, V>& x) {
-  return {masked(mask, x.root)};
-}
-
 template <class V>
 struct TwoExponentials {
   V plain;
@@ -64,11 +58,6 @@ TwoExponentials<V> select(Mask mask, const TwoExponentials<V>& yes, const TwoExp
   return {select(mask, yes.plain, no.plain), select(mask, yes.powered_, no.powered_)};
 }
 
-template <class Mask, class V>
-TwoExponentials<V> masked(Mask mask, const TwoExponentials<V>& x) {
-  return {masked(mask, x.plain), masked(mask, x.powered_)};
-}
-
 // For a forward pass without backward: the powered sum stays 0.
 template <class V>
 struct PlainExponential {
@@ -84,11 +73,6 @@ template <class Mask, class V>
 PlainExponential<V> select(Mask mask, const PlainExponential<V>& yes,
                            const PlainExponential<V>& no) {
   return {select(mask, yes.plain, no.plain)};
-}
-
-template <class Mask, class V>
-PlainExponential<V> masked(Mask mask, const PlainExponential<V>& x) {
-  return {masked(mask, x.plain)};
 }
 
 // The evaluators of alpha.h, over Exponential or ExactExponential. kSecondOfLargest is the second

@@ -141,7 +141,7 @@ Vector<Scalar> log1p(Vector<Scalar> r) {
   const V k = select(small, V::broadcast(0), exponent(sum));
   const V f = select(small, r, sum * power_of_two(step_origin<V>() - k) - one);
   const V t = f / (V::broadcast(2) + f);
-  const V series = t * polynomial_by_halves(t * t, kSeries.coefficients);
+  const V series = t * polynomial(t * t, kSeries.coefficients);
   return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<Scalar>(kLn2)), series), r);
 }
 

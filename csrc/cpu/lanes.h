@@ -28,7 +28,8 @@ void store_lanes(V x, Storage* p, int count) {
   }
 }
 
-// sum + term, and a b + sum, in the lanes of the mask; an instruction set may have one instruction.
+// In the lanes of the mask sum + term, or a b + sum; sum in the others. An instruction set may have
+// one instruction for it.
 template <class Mask, class V>
 V add_where(Mask mask, V sum, V term) {
   return sum + masked(mask, term);

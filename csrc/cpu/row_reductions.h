@@ -173,7 +173,7 @@ struct ExponentialSums {
   }
   template <class Pair>
   void add_only(typename V::Mask mask, const Pair& e) {
-    add(masked(mask, e));
+    e.add_to_where(mask, plain.run, powered.run);
   }
 
   // All columns but one. Only the run that contains it tests for it.

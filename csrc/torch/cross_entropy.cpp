@@ -237,6 +237,7 @@ class CrossEntropyFunction : public Function<CrossEntropyFunction> {
 
     bool has_statistics() const { return statistics.sym_size(0) != 0; }
     void compute_statistics() {
+      const c10::AutoGradMode no_graph(false);  // or forward computes another gradient
       std::tie(std::ignore, statistics, total_weight) = POWERGRAD_DISPATCHED(cross_entropy_forward)(
           input, target, options, /*needs_backward=*/true, /*metrics=*/false);
     }
@@ -337,7 +338,7 @@ at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_forward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_cross_entropy(
     const char* op, const at::Tensor& input, const at::Tensor& target,
     const CrossEntropyOptions& options, bool inplace_backward, bool needs_backward, bool metrics) {
   refuse_nested(input, target, options, "cross_entropy");
@@ -357,9 +358,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_forward(
 
 at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
                                   const CrossEntropyOptions& options, bool inplace_backward) {
-  return std::get<0>(differentiable_forward("cross_entropy", input, target, options,
-                                            inplace_backward,
-                                            /*needs_backward=*/false, /*metrics=*/false));
+  return std::get<0>(differentiable_cross_entropy("cross_entropy", input, target, options,
+                                                  inplace_backward,
+                                                  /*needs_backward=*/false, /*metrics=*/false));
 }
 
 // The raw forward operator has a derivative too: it is what a transform of torch.func finds where
@@ -367,8 +368,8 @@ at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& tar
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward_autograd(
     const at::Tensor& input, const at::Tensor& target, const CrossEntropyOptions& options,
     bool needs_backward, bool metrics) {
-  auto result = differentiable_forward("cross_entropy_forward", input, target, options,
-                                       /*inplace_backward=*/false, needs_backward, metrics);
+  auto result = differentiable_cross_entropy("cross_entropy_forward", input, target, options,
+                                             /*inplace_backward=*/false, needs_backward, metrics);
   at::Tensor& statistics = std::get<1>(result);
   const int64_t wanted = statistics_of_forward(options, needs_backward, metrics);
   const c10::SymInt all = statistics.sym_size(0);  // size() would fix the number of rows

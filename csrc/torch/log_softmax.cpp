@@ -172,9 +172,10 @@ class LogSoftmaxFunction : public Function<LogSoftmaxFunction> {
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> differentiable_forward(const char* op, const at::Tensor& input,
-                                                          int64_t dim, const at::Tensor& alpha,
-                                                          bool needs_backward) {
+std::tuple<at::Tensor, at::Tensor> differentiable_log_softmax(const char* op,
+                                                              const at::Tensor& input, int64_t dim,
+                                                              const at::Tensor& alpha,
+                                                              bool needs_backward) {
   check_not_nested(input, "log_softmax", "input");
   refuse_tangents(op, input, alpha);
   if (!at::GradMode::is_enabled() || !input.requires_grad()) {
@@ -189,14 +190,15 @@ std::tuple<at::Tensor, at::Tensor> differentiable_forward(const char* op, const 
 
 at::Tensor log_softmax_autograd(const at::Tensor& input, int64_t dim, const at::Tensor& alpha) {
   return std::get<0>(
-      differentiable_forward("log_softmax", input, dim, alpha, /*needs_backward=*/false));
+      differentiable_log_softmax("log_softmax", input, dim, alpha, /*needs_backward=*/false));
 }
 
 std::tuple<at::Tensor, at::Tensor> log_softmax_forward_autograd(const at::Tensor& input,
                                                                 int64_t dim,
                                                                 const at::Tensor& alpha,
                                                                 bool needs_backward) {
-  auto result = differentiable_forward("log_softmax_forward", input, dim, alpha, needs_backward);
+  auto result =
+      differentiable_log_softmax("log_softmax_forward", input, dim, alpha, needs_backward);
   if (!needs_backward) std::get<1>(result) = std::get<1>(result).narrow(0, 0, 0);
   return result;
 }

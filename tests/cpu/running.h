@@ -55,7 +55,7 @@ inline constexpr int kEvery = 1;
 // There is scratch, for exponentials of half precision and tiles of neighbouring rows, or there is
 // none.
 inline constexpr bool kScratchIsOptional = true;
-// Of a forward with gradient.
+// Whether a forward that computes the gradient can leave the statistics out.
 inline constexpr bool kStatisticsAreOptional = true;
 
 using Cuts = std::vector<int64_t>;  // where [0, end) is cut into pieces; increasing

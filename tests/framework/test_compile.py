@@ -38,10 +38,16 @@ def test_forward_and_backward(shape, dtype, options, device):
     check_compiled(make_problem(shape, dtype, device, **options), compiled)
 
 
-def test_dynamic_batch(device):
+@pytest.mark.parametrize("metrics", [False, True], ids=["", "metrics"])
+def test_dynamic_batch(metrics, device):
     """The graph of the first batch serves every other size."""
+
+    def loss(*arguments, **options):
+        returned = pg.cross_entropy(*arguments, **options, return_metrics=metrics)
+        return returned[0] if metrics else returned
+
     counter = CompileCounterWithBackend("inductor")
-    compiled = torch.compile(pg.cross_entropy, fullgraph=True, dynamic=True, backend=counter)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
     for batch in (4, 7, 64):
         options = {"weighted_rows": True, "z_loss": 0.1, "seed": batch}

@@ -38,9 +38,12 @@ def logits_and_target(kind="indices"):
 
 
 def solve(loss, logits, target, grad_output=1.7):
-    value = loss(logits, target)
+    """The loss, its gradient and its metrics, if there are any."""
+    returned = loss(logits, target)
+    value, metrics = returned if isinstance(returned, tuple) else (returned, ())
     # Not .grad: torch 2.11 gathers a leaf's gradient whose shards are unequal.
-    return value, *torch.autograd.grad(value, logits, torch.full_like(value, grad_output))
+    gradients = torch.autograd.grad(value, logits, torch.full_like(value, grad_output))
+    return value, *gradients, *metrics
 
 
 def check_cross_entropy(mesh, placements, kind, reduction, options):
@@ -68,10 +71,11 @@ def check_cross_entropy(mesh, placements, kind, reduction, options):
         assert_whole(found, [right[0].detach(), right[1]])
         assert found[1].placements == given.placements
     if kind == "indices":
-        more = {"return_metrics": True}
-        value, metrics = loss(given, its_target, **its_options, **more)
-        right_value, right_metrics = loss(logits, target, **more)
-        assert_whole((value, *metrics), [right_value, *right_metrics])
+        with_metrics = functools.partial(loss, return_metrics=True)
+        right = solve(with_metrics, logits.clone().requires_grad_(), target)
+        for its_options in ways:
+            found = solve(functools.partial(with_metrics, **its_options), given, its_target)
+            assert_whole(found, [tensor.detach() for tensor in right])
     return communication
 
 

@@ -67,11 +67,13 @@ def fused_model(alpha=0.3):
     return model
 
 
-def gradients(model, **given):
+def gradients(model, is_fused=None, **given):
+    """The loss and all gradients; a fused model returns no logits."""
     model.zero_grad()
-    loss = model(**given).loss
-    loss.backward()
-    return loss.detach(), [each.grad for each in model.parameters() if each.requires_grad]
+    output = model(**given)
+    assert is_fused is None or (output.logits is None) is is_fused
+    output.loss.backward()
+    return output.loss.detach(), [each.grad for each in model.parameters() if each.requires_grad]
 
 
 def next_token_identity(logits, labels, count=None, alpha=0.3, ignore_index=-100):

@@ -30,7 +30,7 @@ class AsyncCopies {
     Site site;
   };
 
-  std::vector<Copy> copies_;  // that were not waited for, in their order
+  std::vector<Copy> copies_;  // not yet waited for, oldest first
   std::size_t commits_ = 0;
 };
 
