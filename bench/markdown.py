@@ -44,7 +44,7 @@ def table_in_short(fresh: Sequence[Result], kept: Sequence[Result]) -> str:
         rows.append([*row, f"{copies.median:.1f}"])
     of_each = ("F.cross_entropy, ms", "ours, ms", "times as fast")
     headings = [f"{kind}: {words}" for kind in found for words in of_each]
-    return table(["logits", *headings, "ours, in copies of the logits"], rows)
+    return table(["logits", *headings, "reused: ours, in copies of the logits"], rows)
 
 
 def speed_table(results: Sequence[Result]) -> str:
