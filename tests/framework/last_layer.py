@@ -39,7 +39,7 @@ def grad_output_for(loss):
 
 
 def row_options(device):
-    """Options of which each needs tensors of its own in backward; some rows weigh nothing."""
+    """Row weights, some of them 0, and the other options that backward needs more tensors for."""
     return {
         "weight": torch.linspace(0.5, 1.5, C, device=device, dtype=torch.float64),
         "row_weight": (torch.arange(N, device=device) % 4).double(),
