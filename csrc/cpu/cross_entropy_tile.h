@@ -12,18 +12,13 @@ class CrossEntropyTiles {
   using Params = CrossEntropyParams;
 
   CrossEntropyTiles(const Params& p, const TileScratch<Scalar>& scratch)
-      : p_(p), scratch_(scratch), targets_(p), exponential_(p.alpha) {
-    const auto divisor =
-        p.total_weight != nullptr ? static_cast<Scalar>(*p.total_weight) : Scalar(1);
-    divisor_ = V::broadcast(divisor);
-    const bool is_scalar = p.grad_output != nullptr && p.grad_output_stride == 0;
-    const Scalar common = is_scalar ? *static_cast<const Scalar*>(p.grad_output) : Scalar(1);
-    common_scale_ = V::broadcast(common / divisor);
-    has_common_scale_ = (p.grad_output == nullptr || is_scalar) && p.row_weight == nullptr;
-  }
+      : p_(p), scratch_(scratch), targets_(p), exponential_(p.alpha), scale_(p) {}
 
   template <class Kind>
   void forward(const Tile& tile) const {
+    if (has_two_classes_) {
+      return TwoClasses<Storage>(p_, scratch_, scale_).template forward<Kind>(tile);
+    }
     const int64_t classes = p_.shape.classes;
     const TileLogits<Storage> logits(tile, p_.logits, p_.shape, p_.logits_strides, scratch_);
     const TileDenseTarget<Storage> dense(p_, tile, scratch_);
@@ -80,7 +75,7 @@ class CrossEntropyTiles {
         write(loss.target_weight, statistic(kTargetWeight));
       }
       if (p_.gradient == nullptr) return;
-      gradient.softmax.set(vector, maximum, sums.alpha_sumexp_m1, loss.target_weight, scale(rows),
+      gradient.softmax.set(vector, maximum, sums.alpha_sumexp_m1, loss.target_weight, scale_(rows),
                            ignored, z);
       set_target(gradient, vector, target, z_target);
     });
@@ -102,7 +97,7 @@ class CrossEntropyTiles {
       const V z = has_options_ ? saved_z_loss_weights(rows) : V::broadcast(0);
       gradient.softmax.set(vector, rows.load(statistic(kMaximum)),
                            rows.load(statistic(kAlphaSumexpM1)),
-                           rows.load(statistic(kTargetWeight)), scale(rows), target.ignored(), z);
+                           rows.load(statistic(kTargetWeight)), scale_(rows), target.ignored(), z);
       set_target(gradient, vector, target, logits.gather(vector, target.number));
     });
     write_again(tile, gradient, dense, logits);
@@ -161,17 +156,6 @@ class CrossEntropyTiles {
 
   Scalar* metric(Metric which) const {
     return static_cast<Scalar*>(p_.metrics) + which * p_.shape.rows();
-  }
-
-  V scale(const RowLanes<V>& rows) const {
-    return has_common_scale_ ? common_scale_ : scale_of_each(rows);
-  }
-  // grad_output_of_row, lane by lane.
-  V scale_of_each(const RowLanes<V>& rows) const {
-    const bool is_common = p_.grad_output == nullptr || p_.grad_output_stride == 0;
-    if (p_.row_weight == nullptr) return rows.load(p_.grad_output) / divisor_;
-    const V weights = rows.load(p_.row_weight);
-    return is_common ? common_scale_ * weights : rows.load(p_.grad_output) * weights / divisor_;
   }
 
   struct LossWithOptions {
@@ -257,9 +241,8 @@ class CrossEntropyTiles {
   const TileScratch<Scalar>& scratch_;
   TargetReader<Scalar> targets_;
   PoweredExponential<V> exponential_;
-  V divisor_;
-  V common_scale_;  // of all rows, but for grad_outputs and weights of their own
-  bool has_common_scale_;
+  TileScale<V> scale_;
+  bool has_two_classes_ = TwoClasses<Storage>::fits(p_);
   bool has_options_ = p_.is_shard || has_row_options(p_);
 };
 

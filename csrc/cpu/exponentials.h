@@ -1,10 +1,9 @@
-// exp(factor t) for t = z - max(z) <= 0, and log(1 + r). Included inside the target region.
+// exp(factor t) for t = z - max(z) <= 0. Included inside the target region.
 #pragma once
 
 namespace powergrad {
 namespace {
 
-inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr long double kLongLn2 = 0.693147180559945309417232L;
 
 // Exponents are cut at steps, of a fraction of 1 where a vector has a table of roots. Adding this,
@@ -113,46 +112,6 @@ class ExactExponential {
 // FMA of 5e-6 at t = -30.
 inline constexpr double kRemote = 2e-9;
 inline bool is_remote(double sum) { return 0.0 < sum && sum < kRemote; }
-
-// Coefficients of 2 atanh(t) / t in powers of t^2. The terms left out are below half an ulp up to
-// t = 1/3, the largest argument.
-template <class Scalar>
-inline constexpr int kAtanhTerms = sizeof(Scalar) == sizeof(float) ? 7 : 17;
-template <class Scalar>
-struct AtanhSeries {
-  Scalar coefficients[kAtanhTerms<Scalar>];
-  constexpr AtanhSeries() : coefficients{} {
-    for (int i = 0; i < kAtanhTerms<Scalar>; ++i) {
-      coefficients[i] = static_cast<Scalar>(2.0L / (2 * i + 1));
-    }
-  }
-};
-
-// log(1 + r) for 0 <= r < infinity, and NaN for NaN. Relative error at most 2 epsilon. Below 1 the
-// series runs on r itself, so that nothing of a tiny r is lost; above, 1 + r = 2^k s with s in [1,
-// 2). log(1 + f) = 2 atanh(f / (2 + f)).
-template <class Scalar>
-Vector<Scalar> log1p(Vector<Scalar> r) {
-  using V = Vector<Scalar>;
-  static constexpr AtanhSeries<Scalar> kSeries;
-  const V one = V::broadcast(1);
-  const V sum = one + r;
-  const auto small = less(r, one);
-  const V k = select(small, V::broadcast(0), exponent(sum));
-  const V f = select(small, r, sum * power_of_two(step_origin<V>() - k) - one);
-  const V t = f / (V::broadcast(2) + f);
-  const V series = t * polynomial(t * t, kSeries.coefficients);
-  return select(equal(r, r), multiply_add(k, V::broadcast(static_cast<Scalar>(kLn2)), series), r);
-}
-
-// For one row: the library's function branches, and takes as long as the exponentials of 10
-// classes.
-inline float log1p(float r) {
-  float lanes[Vector<float>::kWidth];
-  log1p(Vector<float>::broadcast(r)).store(lanes);
-  return lanes[0];
-}
-inline double log1p(double r) { return std::log1p(r); }
 
 }  // namespace
 }  // namespace powergrad

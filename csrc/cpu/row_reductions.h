@@ -5,9 +5,10 @@
 namespace powergrad {
 namespace {
 
-// Calls step(column, lanes) for every vector of [0, count), the last one possibly partial.
+// Calls step(column, lanes) for every vector of [0, count), the last one possibly partial. Inlined,
+// since GCC stops inlining in functions as large as a tile's.
 template <class V, class Step>
-void for_each_vector(int64_t count, const Step& step) {
+__attribute__((always_inline)) inline void for_each_vector(int64_t count, const Step& step) {
   int64_t column = 0;
   for (; column + V::kWidth <= count; column += V::kWidth) step(column, V::kWidth);
   if (column < count) step(column, static_cast<int>(count - column));

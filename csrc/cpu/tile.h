@@ -48,9 +48,10 @@ void for_each_vector_of(const Tile& tile, const Function& function) {
 }
 
 // Calls function(vector, c, number) for all of a tile, `number` being c in every lane: exact in
-// float up to 2^24.
+// float up to 2^24. Inlined as for_each_vector is.
 template <class V, class Function>
-void for_each_class_of(const Tile& tile, int64_t classes, const Function& function) {
+__attribute__((always_inline)) inline void for_each_class_of(const Tile& tile, int64_t classes,
+                                                             const Function& function) {
   const V one = V::broadcast(1);
   V number = V::broadcast(0);
   for (int64_t c = 0; c < classes; ++c) {

@@ -94,8 +94,15 @@ class TileLogits {
         strides_(strides),
         scratch_(scratch) {
     if (scratch.transposes) {
+      // Contiguous rows follow each other: a vector of this memory for each class.
+      next_ = data_ + rows_ * strides.inner;
+      next_stride_ = V::kWidth;
       transpose_again();
     } else if (scratch.logits != nullptr) {
+      if (fits()) {
+        next_ = data_ + width();
+        next_stride_ = strides.classes;
+      }
       pack();
     }
   }
@@ -134,11 +141,10 @@ class TileLogits {
     return V::load(lanes);
   }
 
-  // Asks for the same class of the tile that comes next, while this one is worked on.
+  // To be called for all classes while this tile is worked on: asks for the tile that comes next.
   POWERGRAD_PREFETCH_FUNCTION prefetch_next(const TileVector& vector, int64_t c) const {
-    if (scratch_.transposes || !fits()) return;
     constexpr int kIntoL2 = 2;
-    __builtin_prefetch(data_ + c * strides_.classes + width() + vector.first, 0, kIntoL2);
+    __builtin_prefetch(next_ + c * next_stride_ + vector.first, 0, kIntoL2);
   }
 
  private:
@@ -165,6 +171,8 @@ class TileLogits {
   int64_t classes_;
   Strides strides_;
   const TileScratch<Scalar>& scratch_;
+  const Storage* next_ = data_;  // what is in the cache, where nothing is to be asked for
+  int64_t next_stride_ = 0;
 };
 
 // Where a tile's results go: contiguous rows by way of the packed logits, which are not needed any
@@ -186,12 +194,14 @@ class TileOutput {
     streams_ = bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(data_) % kBytes == 0 &&
                stride_ % V::kWidth == 0;
     if (packed_ == nullptr) return;
+    next_ = data_ + tile.rows * strides.inner;
     unpack_stride_ = strides.inner;
     rows_ = tile.rows;
     classes_ = shape.classes;
   }
   void write(const TileVector& vector, int64_t c, V value) const {
     if (packed_ != nullptr) {
+      __builtin_prefetch(next_ + c * V::kWidth);
       value.store(packed_ + c * V::kWidth);
       return;
     }
@@ -214,6 +224,7 @@ class TileOutput {
   int64_t stride_;
   bool streams_;
   Scalar* packed_;
+  Storage* next_ = nullptr;  // of the next tile, as in TileLogits
   int64_t unpack_stride_ = 0;
   int64_t rows_ = 0;
   int64_t classes_ = 0;

@@ -14,8 +14,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_forward(
     bool needs_backward, bool metrics) {
   CrossEntropyCall call(input, target, options);
   call.expect_forward(needs_backward, metrics);
-  call.forward();
-  return {call.loss(), call.statistics(), call.total_weight()};
+  return {call.forward_loss(), call.statistics(), call.total_weight()};
 }
 
 LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at::Tensor& target,
@@ -25,8 +24,7 @@ LossAndGradient cross_entropy_forward_gradient(const at::Tensor& input, const at
   call.expect_forward(needs_backward, metrics);
   const Destination gradient = call.new_gradient();
   call.expect_gradient(gradient.data(), gradient.strides());
-  call.forward();
-  return {call.loss(), gradient.finish(), call.statistics(), call.total_weight()};
+  return {call.forward_loss(), gradient.finish(), call.statistics(), call.total_weight()};
 }
 
 std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
@@ -38,9 +36,8 @@ std::optional<SpeculativeGradient> cross_entropy_forward_speculative(
   if (!gradient.is_direct()) return std::nullopt;
   call.expect_forward(/*needs_backward=*/true, metrics);
   call.expect_gradient(gradient.data(), gradient.strides());
-  call.forward();
   return SpeculativeGradient{
-      {call.loss(), gradient.finish(), call.statistics(), call.total_weight()},
+      {call.forward_loss(), gradient.finish(), call.statistics(), call.total_weight()},
       call.grad_output(),
       call.params.next_speculation};
 }

@@ -50,13 +50,11 @@ class CrossEntropyCall {
     }
   }
 
-  // Room for what forward writes: statistics (statistics_of_forward, rows), metrics last. The total
-  // weight comes first: nothing is computed for a target out of range.
+  // Room for what forward writes besides losses: statistics (statistics_of_forward, rows), metrics
+  // last. The total weight comes first: nothing is computed for a target out of range.
   void expect_forward(bool needs_backward, bool metrics) {
     if (metrics) check_metrics(input_, target_);
     add_total_weight();
-    losses_ = new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
-    params.losses = losses_.mutable_data_ptr();
     const int64_t for_backward = needs_backward ? backward_statistics_ : 0;
     statistics_ = new_empty({for_backward + (metrics ? kMetrics : 0), params.shape.rows()},
                             logits_.accumulate_options());
@@ -137,17 +135,33 @@ class CrossEntropyCall {
   void forward() const { functions_.cross_entropy_forward(params, input_.device()); }
   void backward() const { functions_.cross_entropy_backward(params, input_.device()); }
 
-  at::Tensor loss() {
-    if (reduction_ == Reduction::none) return losses_;
-    at::Tensor loss = new_empty({}, losses_.options());
-    functions_.reduce_losses(params, divisor(), loss.mutable_data_ptr(), input_.device());
-    return loss;
+  at::Tensor forward_loss() {
+    if (reduction_ != Reduction::none) return reduced(functions_.cross_entropy_forward_reduced);
+    at::Tensor losses = new_losses();
+    forward();
+    return losses;
   }
-  const at::Tensor& losses() const { return losses_; }
+  // Room for each row's loss, and their reduction once they are there.
+  at::Tensor new_losses() {
+    at::Tensor losses =
+        new_empty(row_sizes(input_, class_dim_of(input_)), logits_.accumulate_options());
+    params.losses = losses.mutable_data_ptr();
+    return losses;
+  }
+  at::Tensor reduced(const at::Tensor& losses) {
+    return reduction_ == Reduction::none ? losses : reduced(functions_.reduce_losses);
+  }
   const at::Tensor& statistics() const { return statistics_; }
   const at::Tensor& total_weight() const { return total_weight_; }
 
  private:
+  template <class Reduce>
+  at::Tensor reduced(Reduce reduce) {
+    at::Tensor loss = new_empty({}, logits_.accumulate_options());
+    reduce(params, divisor(), loss.mutable_data_ptr(), input_.device());
+    return loss;
+  }
+
   void* row_of_statistics(int64_t row) { return statistics_.select(0, row).mutable_data_ptr(); }
 
   void add_total_weight() {
@@ -162,6 +176,7 @@ class CrossEntropyCall {
   // total of 0, by which torch divides the target's share and the others' each; their sum is NaN.
   const double* divisor() {
     if (reduction_ != Reduction::mean) return nullptr;
+    if (divisor_.defined()) return divisor_.const_data_ptr<double>();  // kernels may point to it
     divisor_ = total_weight_;
     if (weight_.defined() && params.label_smoothing > 0.0) {
       divisor_ = at::where(divisor_ == 0.0, std::numeric_limits<double>::quiet_NaN(), divisor_);
@@ -213,7 +228,6 @@ class CrossEntropyCall {
   at::Tensor weight_;
   at::Tensor weight_sum_;
   at::Tensor row_weight_;
-  at::Tensor losses_;
   at::Tensor statistics_;
   at::Tensor grad_output_;
   at::Tensor total_weight_;

@@ -78,14 +78,16 @@ LinearForward linear_cross_entropy_forward(const LastLayer& layer, GradientMask 
   const bool is_mean = layer.options.reduction == Reduction::mean;
   const auto [divisor, scale] =
       division_of(is_mean ? whole.total_weight() : at::ones_like(whole.total_weight()), layer);
-  const at::Tensor losses = whole.losses().reshape({-1});
+  const at::Tensor losses = whole.new_losses();
+  const at::Tensor of_rows = losses.reshape({-1});
   const at::Tensor statistics =
-      new_empty({layer.shard.is_sharded() ? layer.options.statistics() : 0, losses.size(0)},
+      new_empty({layer.shard.is_sharded() ? layer.options.statistics() : 0, of_rows.size(0)},
                 losses.options());
   RowChunks chunks(layer, gradients);
-  chunks.forward({losses, statistics, whole.statistics()}, divisor);
-  return std::tuple_cat(std::tuple(whole.loss(), whole.statistics(), statistics, divisor, scale),
-                        chunks.gradients());
+  chunks.forward({of_rows, statistics, whole.statistics()}, divisor);
+  return std::tuple_cat(
+      std::tuple(whole.reduced(losses), whole.statistics(), statistics, divisor, scale),
+      chunks.gradients());
 }
 
 LinearGradients linear_cross_entropy_backward(const at::Tensor& grad_output, const LastLayer& layer,

@@ -12,6 +12,10 @@ namespace powergrad {
 // Every function takes the device on which the pointers of its struct are.
 struct DeviceFunctions {
   void (*cross_entropy_forward)(const CrossEntropyParams&, c10::Device);
+  // The same for params without losses: only their sum, divided by *divisor unless that is null,
+  // goes to `loss`.
+  void (*cross_entropy_forward_reduced)(const CrossEntropyParams&, const double* divisor,
+                                        void* loss, c10::Device);
   void (*cross_entropy_backward)(const CrossEntropyParams&, c10::Device);
   void (*log_softmax_forward)(const LogSoftmaxParams&, c10::Device);
   void (*log_softmax_backward)(const LogSoftmaxParams&, c10::Device);

@@ -104,16 +104,25 @@ void run_blocks_in_parallel(const Kernel<Params>& kernel, const Params& p) {
   }
 }
 
+const KernelTable& table_of(DataType dtype) {
+  return *active_instruction_set().tables[static_cast<int>(dtype)];
+}
+
+// Whether rows are shared among threads by their blocks: a few long ones.
+template <class Params>
+bool splits_rows(const Params& p) {
+  return p.logits_strides.classes == 1 && block_count(p.shape) >= 2 * kBlockGrain &&
+         p.shape.rows() < at::get_num_threads();
+}
+
 template <class Params, Kernel<Params> KernelTable::* kernel>
 void run(const Params& p, c10::Device) {
   if (p.shape.rows() == 0 || p.shape.classes == 0) return;
-  const KernelTable& table = *active_instruction_set().tables[static_cast<int>(p.dtype)];
-  const bool contiguous_rows = p.logits_strides.classes == 1;
-  const bool long_rows = block_count(p.shape) >= 2 * kBlockGrain;
-  if (contiguous_rows && long_rows && p.shape.rows() < at::get_num_threads()) {
-    run_blocks_in_parallel(table.*kernel, p);
+  const Kernel<Params>& chosen = table_of(p.dtype).*kernel;
+  if (splits_rows(p)) {
+    run_blocks_in_parallel(chosen, p);
   } else {
-    run_rows_in_parallel(table.*kernel, p);
+    run_rows_in_parallel(chosen, p);
   }
 }
 
@@ -202,27 +211,87 @@ void check_targets(const CrossEntropyParams& p, c10::Device device) {
 }
 
 template <class Scalar>
-void reduce_losses_of(const CrossEntropyParams& p, const double* divisor, void* loss) {
+double sum_of(const Scalar* losses, int64_t count) {
+  // Several sums, as each addition waits for the one before.
+  constexpr int kSums = 8;
+  double sums[kSums] = {};
+  int64_t row = 0;
+  for (; row + kSums <= count; row += kSums) {
+    for (int i = 0; i < kSums; ++i) sums[i] += losses[row + i];
+  }
+  for (; row < count; ++row) sums[0] += losses[row];
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+template <class Scalar>
+double sum_of_losses(const CrossEntropyParams& p) {
   const auto* losses = static_cast<const Scalar*>(p.losses);
-  const double sum = parallel_sum(p.shape.rows(), [losses](int64_t begin, int64_t end) {
-    // Several sums, as each addition waits for the one before.
-    constexpr int kSums = 8;
-    double sums[kSums] = {};
-    int64_t row = begin;
-    for (; row + kSums <= end; row += kSums) {
-      for (int i = 0; i < kSums; ++i) sums[i] += losses[row + i];
-    }
-    for (; row < end; ++row) sums[0] += losses[row];
-    double total = 0.0;
-    for (const double sum : sums) total += sum;
-    return total;
+  return parallel_sum(p.shape.rows(), [losses](int64_t begin, int64_t end) {
+    return sum_of(losses + begin, end - begin);
   });
-  *static_cast<Scalar*>(loss) = static_cast<Scalar>(divisor != nullptr ? sum / *divisor : sum);
+}
+
+void reduce(double sum, const double* divisor, DataType dtype, void* loss) {
+  if (divisor != nullptr) sum /= *divisor;
+  if (is_double(dtype)) {
+    *static_cast<double*>(loss) = sum;
+  } else {
+    *static_cast<float*>(loss) = static_cast<float>(sum);
+  }
 }
 
 void reduce_losses(const CrossEntropyParams& p, const double* divisor, void* loss, c10::Device) {
-  const auto reduce = is_double(p.dtype) ? reduce_losses_of<double> : reduce_losses_of<float>;
-  reduce(p, divisor, loss);
+  const double sum = is_double(p.dtype) ? sum_of_losses<double>(p) : sum_of_losses<float>(p);
+  reduce(sum, divisor, p.dtype, loss);
+}
+
+// How many rows are worked on before their losses are summed: these stay in the L1 cache, which for
+// masks saves a fourth of what a step reads and writes. Whole tiles or vectors of rows, and about
+// as many in every block.
+constexpr int64_t kMostSummedRows = 4096;
+int64_t summed_rows(const CrossEntropyParams& p) {
+  constexpr int64_t kLanes = 16;
+  const int64_t most = std::clamp<int64_t>(kGrain / p.shape.classes, 1, kMostSummedRows);
+  const int64_t blocks = (p.shape.rows() + most - 1) / most;
+  const int64_t rows = (p.shape.rows() + blocks - 1) / blocks;
+  const int64_t step = p.logits_strides.classes == 1 ? std::min(rows, kLanes) : kTileRows;
+  return (rows + step - 1) / step * step;
+}
+
+template <class Scalar>
+double forward_sum_of(const CrossEntropyParams& p) {
+  const int64_t rows = p.shape.rows();
+  if (rows == 0 || p.shape.classes == 0) return 0.0;
+  const Kernel<CrossEntropyParams>& kernel = table_of(p.dtype).cross_entropy_forward;
+  if (splits_rows(p)) {
+    std::vector<Scalar> losses(rows);
+    CrossEntropyParams whole = p;
+    whole.losses = losses.data();
+    run_blocks_in_parallel(kernel, whole);
+    return sum_of(losses.data(), rows);
+  }
+  const int64_t size = summed_rows(p);
+  return parallel_sum_of_blocks(
+      (rows + size - 1) / size, [&](int64_t first, int64_t last, double* sums) {
+        alignas(64) Scalar losses[kMostSummedRows];
+        CrossEntropyParams part = p;
+        part.losses = losses;
+        OwnedWorkspace workspace = workspace_for(part);
+        for (int64_t block = first; block < last; ++block) {
+          const int64_t begin = block * size;
+          const int64_t end = std::min(rows, begin + size);
+          part.losses = losses - begin;  // which a kernel adds the number of each row to
+          kernel.rows(part, begin, end, workspace);
+          sums[block] = sum_of(losses, end - begin);
+        }
+      });
+}
+
+void forward_reduced(const CrossEntropyParams& p, const double* divisor, void* loss, c10::Device) {
+  const double sum = is_double(p.dtype) ? forward_sum_of<double>(p) : forward_sum_of<float>(p);
+  reduce(sum, divisor, p.dtype, loss);
 }
 
 template <class Scalar>
@@ -247,6 +316,7 @@ void merge_shards(const MergeParams& p, c10::Device) {
 const DeviceFunctions& cpu_functions() {
   static constexpr DeviceFunctions functions{
       run<CrossEntropyParams, &KernelTable::cross_entropy_forward>,
+      forward_reduced,
       run<CrossEntropyParams, &KernelTable::cross_entropy_backward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_forward>,
       run<LogSoftmaxParams, &KernelTable::log_softmax_backward>,

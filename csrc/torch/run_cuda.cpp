@@ -42,6 +42,16 @@ void reduce_losses(const CrossEntropyParams& params, const double* divisor, void
                                           partials.mutable_data_ptr<double>(), on.stream()));
 }
 
+void forward_reduced(const CrossEntropyParams& params, const double* divisor, void* loss,
+                     c10::Device device) {
+  const auto type = params.dtype == DataType::float64 ? at::kDouble : at::kFloat;
+  const at::Tensor losses = at::empty({params.shape.rows()}, at::TensorOptions(device).dtype(type));
+  CrossEntropyParams with_losses = params;
+  with_losses.losses = losses.mutable_data_ptr();
+  run<CrossEntropyParams, &CudaLibrary::cross_entropy_forward>(with_losses, device);
+  reduce_losses(with_losses, divisor, loss, device);
+}
+
 void merge_shards(const MergeParams& params, c10::Device device) {
   const OnCudaDevice on(device);
   check_cuda(cuda_library().merge_shards(params, on.stream()));
@@ -53,6 +63,7 @@ const DeviceFunctions& cuda_functions() {
   cuda_library();  // which may not be there
   static constexpr DeviceFunctions functions{
       run<CrossEntropyParams, &CudaLibrary::cross_entropy_forward>,
+      forward_reduced,
       run<CrossEntropyParams, &CudaLibrary::cross_entropy_backward>,
       run<LogSoftmaxParams, &CudaLibrary::log_softmax_forward>,
       run<LogSoftmaxParams, &CudaLibrary::log_softmax_backward>,
