@@ -14,7 +14,7 @@ TESTS =
 DIST = dist
 EXTRAS = test
 RUN =
-RESULTS = bench/results/cpu-xeon
+RESULTS = bench/results/cpu-emerald-rapids
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml powergrad_ext/_build/*.py

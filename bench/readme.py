@@ -28,8 +28,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 LAST_LAYER = REPOSITORY / "docs" / "last_layer.md"
 RESULTS = REPOSITORY / "bench" / "results"
-SHOWN = RESULTS / "cpu-xeon"
+SHOWN = RESULTS / "cpu-emerald-rapids"
 """The machine whose figures the README shows."""
+WITH_LAST_LAYER = RESULTS / "cpu-rocket-lake"
+"""The machine that the last layer was measured on."""
 SPEED = ("float32.jsonl", "bfloat16.jsonl")
 KEPT = ("float32-kept.jsonl", "bfloat16-kept.jsonl")
 LINEAR = ("linear-float32.jsonl", "linear-bfloat16.jsonl")
@@ -47,7 +49,7 @@ def main() -> None:
         (folder / "README.md").write_text(page(folder))
     write_between(GPU / "README.md", gpu_text(GPU / "run.jsonl"))
     write_between(README, text(SHOWN))
-    write_between(LAST_LAYER, linear_text(SHOWN))
+    write_between(LAST_LAYER, linear_text(WITH_LAST_LAYER))
 
 
 def cpu_folders() -> list[Path]:

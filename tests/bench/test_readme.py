@@ -18,7 +18,7 @@ def test_figures_of_the_readme() -> None:
 
 
 def test_figures_of_the_last_layer() -> None:
-    assert readme.written(readme.LAST_LAYER) == readme.linear_text(readme.SHOWN), (
+    assert readme.written(readme.LAST_LAYER) == readme.linear_text(readme.WITH_LAST_LAYER), (
         "run python bench/readme.py"
     )
 
