@@ -265,28 +265,32 @@ double forward_sum_of(const CrossEntropyParams& p) {
   const int64_t rows = p.shape.rows();
   if (rows == 0 || p.shape.classes == 0) return 0.0;
   const Kernel<CrossEntropyParams>& kernel = table_of(p.dtype).cross_entropy_forward;
+  const int64_t size = summed_rows(p);
+  const auto end_of = [&](int64_t begin) { return std::min(rows, begin + size); };
   if (splits_rows(p)) {
     std::vector<Scalar> losses(rows);
-    CrossEntropyParams whole = p;
-    whole.losses = losses.data();
-    run_blocks_in_parallel(kernel, whole);
-    return sum_of(losses.data(), rows);
+    CrossEntropyParams part = p;
+    part.losses = losses.data();
+    run_blocks_in_parallel(kernel, part);
+    double sum = 0.0;  // in the order that other numbers of threads have
+    for (int64_t begin = 0; begin < rows; begin += size) {
+      sum += sum_of(&losses[begin], end_of(begin) - begin);
+    }
+    return sum;
   }
-  const int64_t size = summed_rows(p);
-  return parallel_sum_of_blocks(
-      (rows + size - 1) / size, [&](int64_t first, int64_t last, double* sums) {
-        alignas(64) Scalar losses[kMostSummedRows];
-        CrossEntropyParams part = p;
-        part.losses = losses;
-        OwnedWorkspace workspace = workspace_for(part);
-        for (int64_t block = first; block < last; ++block) {
-          const int64_t begin = block * size;
-          const int64_t end = std::min(rows, begin + size);
-          part.losses = losses - begin;  // which a kernel adds the number of each row to
-          kernel.rows(part, begin, end, workspace);
-          sums[block] = sum_of(losses, end - begin);
-        }
-      });
+  const auto sum_blocks = [&](int64_t first, int64_t last, double* sums) {
+    alignas(64) Scalar losses[kMostSummedRows];
+    CrossEntropyParams part = p;
+    part.losses = losses;
+    OwnedWorkspace workspace = workspace_for(part);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * size;
+      part.losses = losses - begin;  // which a kernel adds the number of each row to
+      kernel.rows(part, begin, end_of(begin), workspace);
+      sums[block] = sum_of(losses, end_of(begin) - begin);
+    }
+  };
+  return parallel_sum_of_blocks((rows + size - 1) / size, sum_blocks);
 }
 
 void forward_reduced(const CrossEntropyParams& p, const double* divisor, void* loss, c10::Device) {

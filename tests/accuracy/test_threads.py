@@ -7,12 +7,13 @@ from cases import make_problem
 import powergrad_ext as pg
 
 # More threads than this machine may have: what counts is how the work is cut.
-THREADS = [1, 2, 3, 7]
+THREADS = [1, 2, 3, 7, 13]
 
 SHAPES = {
     "many rows": (3000, 100),
     "one row, split over the threads": (1, 262144),
     "fewer rows than threads": (2, 50257),
+    "a few rows more than are summed at once, split": (11, 33000),
     "segmentation": (2, 21, 64, 33),
 }
 
@@ -31,7 +32,7 @@ def bits_of_log_softmax(problem):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.usefixtures("threads")
 def test_cross_entropy(dtype, reduction, shape, isa):
     plain = make_problem(shape, dtype, reduction=reduction)
