@@ -1,5 +1,5 @@
-// log(1 + r), without a division: one takes as long as two polynomials. Included inside the target
-// region.
+// log(1 + r), without a division, which would take longer than the polynomial. Included inside the
+// target region.
 #pragma once
 
 namespace powergrad {

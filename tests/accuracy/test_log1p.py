@@ -1,4 +1,4 @@
-"""The logarithm of a row's sum: a relative error of 2 epsilon, as exponentials.h has it."""
+"""The logarithm of a row's sum: a relative error of 2 epsilon, as log1p.h has it."""
 
 import numpy as np
 import pytest
